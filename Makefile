@@ -1,0 +1,39 @@
+# Needs Python 3.11+ and make; everything else goes into .venv from requirements.lock.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test test-long check setup bench bench-smoke sim lock clean
+run: setup          ## the service, the demo city and a live view; ends by itself
+	$(BIN)/opportune run
+
+test: setup         ## everything that must hold, under 20 minutes
+	$(BIN)/python -m pytest -q
+
+test-long: setup    ## longer rounds of crashes, seeds and fuzzing
+	$(BIN)/python -m pytest -q -m "long or not long" --long
+
+setup: .venv/.complete
+
+.venv/.complete: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "opportune needs Python 3.11 or later; run make PYTHON=/path/to/python3.11"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing the locked dependencies into .venv ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+check: setup        ## format, lint, types, import contracts, unit tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/unit
+
+bench: setup        ## a table of every benchmark, with its peer
+	$(BIN)/python -m bench
+
+lock:               ## renew requirements.lock from pyproject.toml (needs uv)
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --group dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

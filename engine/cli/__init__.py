@@ -1,0 +1,33 @@
+"""The command `opportune`: one file of this folder per group of commands, each with `register(app)`."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import sys
+
+import typer
+
+from engine.errors import ContentError, OpportuneError
+
+app = typer.Typer(
+    name="opportune",
+    help="Real-time scenario marketing: location pings and app-usage events in, fitting offers out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def main() -> None:
+    """Run the command line; expected errors are told in a line, with exit status 2."""
+    for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
+        importlib.import_module(f"{__name__}.{module.name}").register(app)
+    try:
+        app()
+    except ContentError as error:
+        print(f"The content cannot be used, {len(error.faults)} faults:\n{error}", file=sys.stderr)
+        sys.exit(2)
+    except OpportuneError as error:
+        print(f"opportune: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,275 @@
+"""What ops define, once checked: fences, cells, scenarios, policy. Built by `engine.content`, used by everyone.
+
+Instants are epoch milliseconds, lengths metres, coordinates degrees x 1e7 in WGS-84 (snapped, datum already converted).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from engine.model import Confidence, Mode, Scope
+
+# --- geofences ------------------------------------------------------------------------------------------------------
+
+
+class Shape(StrEnum):
+    POLYGON = "polygon"
+    CIRCLE = "circle"
+    CORRIDOR = "corridor"
+    CELLS = "cells"
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """One geofence (rule L4).
+
+    parts    POLYGON: tuple of polygons, each a tuple of rings, the outer first, each ring int64[V, 2] of
+             (lon_e7, lat_e7), open (no repeated last vertex), unwrapped over the antimeridian (lon may pass 180).
+             CIRCLE: (((centre,),),) with centre int64[1, 2].  CORRIDOR: (((line,),),) with line int64[V, 2].
+             CELLS: ().
+    """
+
+    id: str  # owner/name
+    name: str
+    kind: str
+    shape: Shape
+    parts: tuple[tuple[np.ndarray, ...], ...] = ()
+    radius_m: float = 0.0
+    buffer_m: float = 0.0
+    cells: tuple[str, ...] = ()
+    tags: frozenset[str] = frozenset()
+    opening_hours: str | None = None
+    time_zone: str | None = None
+    valid_from_ms: int | None = None
+    valid_until_ms: int | None = None
+    enter_delay_s: float | None = None  # None: the default of P2 and L8
+    exit_delay_s: float | None = None  # None: two fixes (P3)
+    min_confidence: Confidence = Confidence.MEDIUM
+    tiling: bool = False
+    lon: float = 0.0  # a point to draw it at
+    lat: float = 0.0
+    state_hash: str = ""  # of geometry and settings (L10); text edits keep it
+
+
+@dataclass(frozen=True, slots=True)
+class CellTable:
+    """Where cells are (rule L2): row i of every array is cells[i]."""
+
+    ids: tuple[str, ...]
+    lon_e7: np.ndarray  # int32[N]
+    lat_e7: np.ndarray  # int32[N]
+    radius_m: np.ndarray  # float64[N]
+    indoor: np.ndarray  # bool[N]
+
+
+# --- audience -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class HasTag:
+    tag: str
+
+
+@dataclass(frozen=True, slots=True)
+class Compare:
+    """attribute <op> value; op is one of == != < <= > >= in prefix exists."""
+
+    attribute: str
+    op: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class InOrganisation:
+    """The profile's organisation path starts with this path (province/city/county/township/village)."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Every:
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Some:
+    parts: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Neither:
+    parts: tuple[Expression, ...]
+
+
+Expression = HasTag | Compare | InOrganisation | Every | Some | Neither
+
+
+# --- triggers -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class FieldTest:
+    """field <op> value on an event (rule B1); field is app, category, action or props.<name>."""
+
+    field: str
+    op: str  # == in range prefix
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class UsageTrigger:
+    """A usage event that passes every test."""
+
+    tests: tuple[FieldTest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PresenceTrigger:
+    """A transition of one of `fences` (resolved from ids, kinds and tags at load)."""
+
+    kind: str  # enter | dwell | exit
+    fences: tuple[str, ...]
+    threshold_s: int = 0  # dwell
+    min_confidence: Confidence | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PatternTrigger:
+    """A behavior pattern (rules B2-B5): count, sum, distinct, sequence or absence, joined with presence."""
+
+    kind: str
+    definition: Mapping[str, Any]
+
+
+TriggerDefinition = UsageTrigger | PresenceTrigger | PatternTrigger
+
+
+# --- limits, offers, scenarios --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cap:
+    """At most `most` offers per window (rule C1)."""
+
+    scope: Scope
+    most: int
+    window: str  # rolling | hour | day | week | month
+    span_ms: int = 0  # rolling
+
+
+@dataclass(frozen=True, slots=True)
+class QuietHours:
+    """Half-open local window, minutes after midnight; may pass midnight (rule C5)."""
+
+    start_minute: int = 21 * 60
+    end_minute: int = 8 * 60
+    policy: str | None = None  # discard | hold | switch; None: discard for presence, hold otherwise
+    switch_to: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """A `{name}` of an offer text (rule O1)."""
+
+    name: str
+    source: str  # attribute:<name> | fence:name | benefit:name | constant | code | claim_url
+    type: str = "text"  # text | number | money_fen | date
+    default: str | None = None
+    max_length: int = 40
+
+
+@dataclass(frozen=True, slots=True)
+class OfferDefinition:
+    benefit: str
+    benefit_class: str  # one of the six classes; the category of caps
+    partner: str
+    offer_class: str  # marketing | service
+    channels: tuple[str, ...]  # in order of preference
+    text: str
+    placeholders: tuple[Placeholder, ...] = ()
+    title: str = ""
+    approver: str | None = None  # service offers name theirs
+    value: float = 1.0  # factor of the score (D2)
+    deadline_s: int | None = None  # None: 10 min for presence, 24 h otherwise (D6)
+
+
+@dataclass(frozen=True, slots=True)
+class Reentry:
+    """once | every | cooldown (rule B5)."""
+
+    policy: str = "every"
+    cooldown_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    caps: tuple[Cap, ...] = ()
+    min_gap_ms: int = 0
+    bypass: bool = False  # not bound by caps
+    counts: bool = True  # counts toward caps
+    hourly_limit: int | None = None  # over the deployment (C7)
+    daily_limit: int | None = None
+    send_only_to: str | None = None  # tag
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """When a scenario is valid: instants, and local weekdays and minutes in `time_zone`."""
+
+    from_ms: int | None = None
+    until_ms: int | None = None
+    weekdays: frozenset[int] = frozenset(range(7))  # Monday is 0
+    windows: tuple[tuple[int, int], ...] = ()  # local minutes, half-open; empty: all day
+    time_zone: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    id: str  # owner/name
+    name: str
+    mode: Mode
+    trigger: TriggerDefinition
+    offer: OfferDefinition
+    audience: Expression | None = None
+    limits: Limits = field(default_factory=Limits)
+    reentry: Reentry = field(default_factory=Reentry)
+    quiet_hours: QuietHours | None = None  # None: the policy's
+    schedule: Schedule = field(default_factory=Schedule)
+    priority: float = 1.0
+    holdout_percent: float = 0.0
+    substitute: bool = False  # a withheld winner gives its slot to the next
+    max_event_age_ms: int = 600_000
+    goal: str = ""  # acquire | raise_revenue | retain | touchpoints
+    file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Deployment-wide rules (scenarios/policy.yaml)."""
+
+    time_zone: str = "Asia/Shanghai"
+    caps: tuple[Cap, ...] = ()
+    min_gap_ms: int = 0
+    quiet_hours: QuietHours = field(default_factory=QuietHours)
+    assumed_consent: frozenset[str] = frozenset()  # purposes that apply without a record (A2)
+    universal_holdout_percent: float = 0.0
+    holdout_salt: str = "opportune"
+    claim_domains: tuple[str, ...] = ()
+    signature: str = ""
+    opt_out_text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """One checked content set. `version` is the hash of everything a decision may depend on."""
+
+    version: str
+    fences: tuple[Fence, ...]
+    cells: CellTable
+    scenarios: tuple[Scenario, ...]
+    policy: Policy

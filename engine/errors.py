@@ -1,0 +1,95 @@
+"""The tree of errors.
+
+OpportuneError
+├── ContentError       faults of a content folder, all at once, each with file, path, found, expected and hint
+├── SettingsError      a setting that cannot work; says which and what to do
+├── EventError         one event that cannot be read -> a dead letter with its reason
+├── StoreError         journal, ledger, checkpoint or address book
+│   ├── StoreUnavailable   may come back: wait, do not send
+│   └── StoreCorrupt       will not heal by waiting: stop, name the place
+└── GatewayError       what a gateway answered
+    ├── GatewayRetryable   provably not accepted: may be sent again
+    ├── GatewayPermanent   refused for good
+    └── GatewayUnknown     sent, no answer: never resent
+
+Assertions are for our own bugs, exceptions for the world, values for "no". No message holds an address or a secret.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from engine.model import DeadReason
+
+
+class OpportuneError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fault:
+    """One thing that is wrong in content: where, what stands there, what should, and how to mend it."""
+
+    file: str
+    path: str
+    found: str
+    expected: str
+    hint: str = ""
+    severity: str = "error"  # error | warning
+
+    def __str__(self) -> str:
+        line = f"{self.file}: {self.path}: found {self.found}, expected {self.expected}"
+        return f"{line} ({self.hint})" if self.hint else line
+
+
+class ContentError(OpportuneError):
+    """A content set that cannot be used; `faults` lists everything that is wrong with it."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        self.faults = sorted(faults)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+
+
+class SettingsError(OpportuneError):
+    """A setting that cannot work."""
+
+
+class EventError(OpportuneError):
+    """One event that cannot be read."""
+
+    def __init__(self, reason: DeadReason, detail: str) -> None:
+        self.reason = reason
+        self.detail = detail
+        super().__init__(f"{reason.value}: {detail}")
+
+
+class StoreError(OpportuneError):
+    """A store did not do what it must."""
+
+
+class StoreUnavailable(StoreError):
+    """The store may come back; nothing is sent until it does."""
+
+
+class StoreCorrupt(StoreError):
+    """The store holds something it cannot have written."""
+
+
+class GatewayError(OpportuneError):
+    """What a gateway answered."""
+
+
+class GatewayRetryable(GatewayError):
+    """Provably not accepted; `retry_after_s` where the gateway said so."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        self.retry_after_s = retry_after_s
+        super().__init__(message)
+
+
+class GatewayPermanent(GatewayError):
+    """Refused for good."""
+
+
+class GatewayUnknown(GatewayError):
+    """Sent, but no answer came: the message may have gone out, so it is never sent again."""

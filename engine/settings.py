@@ -1,0 +1,112 @@
+"""Settings of one deployment: environment first (OPPORTUNE_*), then opportune.toml, then these defaults."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+
+from engine.errors import SettingsError
+from engine.model import FEED, Datum
+
+PositiveSeconds = Annotated[float, Field(gt=0)]
+
+
+class FeedSettings(BaseModel):
+    """Where events come from (rule L1)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    datum: Literal["wgs84", "gcj02", "bd09"] = "wgs84"
+    zone: str | None = Field(None, description="IANA zone of stamps without offset; without it they are no_zone (T9)")
+    period_s: PositiveSeconds = Field(60, description="how often the feed normally reports a user")
+    expected_delay_s: Annotated[float, Field(ge=0)] = 2
+    reorder_s: Annotated[float, Field(ge=0, le=30)] = 0
+    allowed_lateness_s: Annotated[float, Field(ge=0)] = 60
+    max_accuracy_m: Annotated[float, Field(gt=0)] | None = None
+    radius_percent: Literal[68, 95] = 68
+    signalling: bool = Field(False, description="a feed of cell fixes: longer gaps and silences are normal")
+
+
+def default_feeds() -> dict[str, FeedSettings]:
+    return {
+        "default": FeedSettings(),
+        "app": FeedSettings(),
+        "dpi": FeedSettings(expected_delay_s=5),
+        "signalling": FeedSettings(period_s=1800, expected_delay_s=30, signalling=True),
+        "owntracks": FeedSettings(period_s=300),
+        "segment": FeedSettings(),
+    }
+
+
+class Settings(BaseSettings):
+    """Everything a deployment may change; content (fences, scenarios, policy) lives in its own folders."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="OPPORTUNE_", env_nested_delimiter="__", toml_file="opportune.toml", extra="ignore"
+    )
+
+    tenant: str = "default"
+    state: Path = Field(Path("var"), description="journal, ledger, checkpoints, address book")
+    geofences: Path = Path("geofences")
+    scenarios: Path = Path("scenarios")
+    host: str = "127.0.0.1"
+    port: int = Field(8080, ge=0, le=65535)
+    api_key: str | None = Field(None, description="asked for as `Authorization: Bearer`; none: open on loopback only")
+    fsync: Literal["always", "interval", "never"] = "interval"
+    fsync_interval_s: PositiveSeconds = 0.05
+    journal_hours: Annotated[float, Field(gt=0, le=72)] = 48
+    checkpoint_interval_s: PositiveSeconds = 60
+    queue_bytes: int = Field(64 << 20, gt=0, description="accepted and not yet processed; beyond it 429")
+    feeds: dict[str, FeedSettings] = Field(default_factory=default_feeds)
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the settings; raise SettingsError naming every setting that cannot work."""
+    try:
+        settings = Settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
+        raise SettingsError("settings (opportune.toml or OPPORTUNE_*):\n  " + "\n  ".join(lines)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"opportune.toml is not valid TOML: {error}") from None
+    settings.feeds = {**default_feeds(), **settings.feeds}
+    return settings
+
+
+class FeedTable:
+    """The declared feeds as an array (FEED) for the kernels, and their names and zones."""
+
+    def __init__(self, feeds: dict[str, FeedSettings]) -> None:
+        if len(feeds) > 255:
+            raise SettingsError(f"{len(feeds)} feeds are declared; at most 255 are possible")
+        self.names = tuple(feeds)
+        self.zones = tuple(feed.zone for feed in feeds.values())
+        self.row = {name: row for row, name in enumerate(self.names)}
+        self.array = np.zeros(len(feeds), FEED)
+        for row, feed in enumerate(feeds.values()):
+            self.array[row] = (
+                int(feed.period_s * 1000),
+                int(feed.expected_delay_s * 1000),
+                int(feed.reorder_s * 1000),
+                int(feed.allowed_lateness_s * 1000),
+                float("inf") if feed.max_accuracy_m is None else feed.max_accuracy_m,
+                1.0 if feed.radius_percent == 68 else 1 / 1.62,
+                Datum[feed.datum.upper()],
+                feed.signalling,
+            )
