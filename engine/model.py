@@ -6,10 +6,11 @@ Decision, Offer). Layouts that are stored or cross a wire are described in docs/
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
 
+import msgspec
 import numpy as np
 
 CONTRACT_VERSION = 1
@@ -308,8 +309,7 @@ class DeadLetter:
     partition: int = 0
 
 
-@dataclass(slots=True)
-class Trigger:
+class Trigger(msgspec.Struct):
     """What started a candidate, in the form that decisions store. `key` is the trigger key of rule D4."""
 
     kind: str  # enter | dwell | exit | usage | pattern | absence
@@ -318,12 +318,14 @@ class Trigger:
     fence: str | None = None
     time_zone: str | None = None  # of the fence, for quiet hours (C5)
     also_fences: tuple[str, ...] = ()
-    values: dict[str, Any] = field(default_factory=dict)  # evidence: gap_s, threshold_s, confidence, app, ...
+    values: dict[str, Any] = {}  # evidence; each instance gets its own: gap_s, threshold_s, confidence, app, ...
 
 
-@dataclass(slots=True)
-class Candidate:
-    """One scenario that might speak to one user now."""
+class Candidate(msgspec.Struct):
+    """One scenario that might speak to one user now.
+
+    Consecutive candidates with equal user, position, item and now_ms come from one event and are arbitrated together.
+    """
 
     scenario: int  # row of the compiled content's scenario list
     user: int  # slot
@@ -331,6 +333,7 @@ class Candidate:
     trigger: Trigger
     now_ms: int
     position: int = -1
+    item: int = -1  # which event of that record, where the maker knows it
 
 
 @dataclass(slots=True)
@@ -364,13 +367,15 @@ class Scope(IntEnum):
     DEPLOYMENT = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Rule:
+class Rule(msgspec.Struct, frozen=True, gc=False):
     """One limit as a question to the subject's grants.
 
     Refuse with `reason` when at least `most` counted grants of this scope have `at_ms > since_ms`. Rolling windows,
     calendar windows, minimum gaps and re-entry are all this one question; whoever builds the rule resolves the zone.
-    `withheld` grants count where `with_withheld` (re-entry, and caps of the holdout's own shadow).
+    Which grants are counted: with `uncounted_too` (re-entry) all of the scope; otherwise those with `counts`, and of
+    these the withheld ones only if the option that asks is itself withheld (the holdout's own shadow, rule D3).
+
+    A msgspec struct, because it is made by the hundred thousand a second: a tenth of the cost of a frozen dataclass.
     """
 
     scope: Scope
@@ -380,8 +385,7 @@ class Rule:
     uncounted_too: bool = False  # re-entry looks at grants that do not count toward caps as well
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
+class Option(msgspec.Struct, frozen=True, gc=False):
     """One way to use the moment, with everything that must hold for it."""
 
     offer_id: str
@@ -396,8 +400,7 @@ class Option:
     code: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ReserveRequest:
+class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
     """Options of one subject in arbitration order; the first that passes all its rules is granted."""
 
     subject: str
@@ -406,8 +409,7 @@ class ReserveRequest:
     options: tuple[Option, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReserveAnswer:
+class ReserveAnswer(msgspec.Struct, frozen=True, gc=False):
     """granted: index of the option, or -1. refusals[i] is the reason of option i, for those tried before it.
 
     `duplicate`: this offer id was granted before; nothing was written, `code` is the stored one.
