@@ -62,7 +62,21 @@ F = TypeVar("F", bound=Callable[..., Any])
 def kernel(function: F) -> F:
     """Compile `function` on first call: cached on disk, without the GIL, without bounds checks, without fastmath."""
     compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    if os.environ.get("OPPORTUNE_NO_COMPILE"):
+        _refuse_to_compile(compiled)
     return compiled
+
+
+def _refuse_to_compile(dispatcher: Any) -> None:
+    """Let the dispatcher load from the cache only: a silent compilation of seconds would pass for a slow start."""
+
+    def refuse(*_args: Any, **_kwargs: Any) -> None:
+        raise RuntimeError(
+            f"{dispatcher.py_func.__module__}.{dispatcher.py_func.__name__} is not in the kernel cache {CACHE} and "
+            "OPPORTUNE_NO_COMPILE is set; run `opportune warm` as the same user first"
+        )
+
+    dispatcher._compiler.compile = refuse
 
 
 @contextmanager

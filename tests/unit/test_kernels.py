@@ -1,0 +1,57 @@
+"""The cache of compiled kernels never answers for code that changed (ARCHITECTURE.md, hot path)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ENGINE = Path(__file__).resolve().parents[2] / "engine"
+
+CALLEE = "from engine.kernels import kernel\n\n\n@kernel\ndef callee(x):\n    return x + {constant}\n"
+CALLER = (
+    "from engine.callee_kernel import callee\nfrom engine.kernels import kernel\n\n\n"
+    "@kernel\ndef caller(x):\n    return callee(x) * 10\n"
+)
+
+
+def run(project: Path, cache: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from engine.caller_kernel import caller; print(caller(1))"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project), "OPPORTUNE_CACHE_DIR": str(cache), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+
+
+def small_project(tmp_path: Path) -> Path:
+    project = tmp_path / "project"
+    (project / "engine").mkdir(parents=True)
+    for name in ("__init__.py", "kernels.py", "model.py"):
+        shutil.copy(ENGINE / name, project / "engine" / name)
+    (project / "engine" / "callee_kernel.py").write_text(CALLEE.format(constant=1))
+    (project / "engine" / "caller_kernel.py").write_text(CALLER)
+    return project
+
+
+def test_editing_a_callee_in_another_file_changes_the_cached_answer(tmp_path):
+    project = small_project(tmp_path)
+    assert run(project, tmp_path / "cache").stdout.strip() == "20"
+    assert run(project, tmp_path / "cache").stdout.strip() == "20"
+    (project / "engine" / "callee_kernel.py").write_text(CALLEE.format(constant=2))
+    assert run(project, tmp_path / "cache").stdout.strip() == "30"
+
+
+def test_no_compile_fails_loudly_where_the_cache_is_cold_and_works_where_it_is_warm(tmp_path):
+    project = small_project(tmp_path)
+    cold = run(project, tmp_path / "cache", OPPORTUNE_NO_COMPILE="1")
+    assert cold.returncode != 0
+    assert "OPPORTUNE_NO_COMPILE" in cold.stderr
+    assert run(project, tmp_path / "cache").stdout.strip() == "20"
+    warm = run(project, tmp_path / "cache", OPPORTUNE_NO_COMPILE="1")
+    assert warm.stdout.strip() == "20", warm.stderr
