@@ -1,0 +1,1 @@
+"""Caps, claims and what was decided: one contract, and its embedded home."""

@@ -1,0 +1,325 @@
+"""Where records come from: one contract, with its homes for the journal and for tests. Files are in `file_source`.
+
+A source hands over blocks (engine.model.Block). A committed position is that of the last record that is done; reading
+starts behind it, -1 stands for nothing done yet.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from engine.errors import StoreCorrupt
+from engine.model import Block, RecordKind
+from engine.runtime.journal import Journal
+from engine.runtime.segment import HEADER, Records, Segment, list_segments, read_records
+
+Assigned = Callable[[Sequence[int]], None]
+
+
+class RecordSource(Protocol):
+    """What a worker reads from (docs/contracts.md, RecordSource).
+
+    `on_assign` and `on_revoke` are called by the source, from within `poll`, with the partitions gained or lost. The
+    worker sets them; a handler of `on_assign` may `seek`. A revoked partition can still be committed from within
+    `on_revoke`, and no longer after it.
+    """
+
+    on_assign: Assigned
+    on_revoke: Assigned
+
+    def poll(self, max_events: int) -> list[Block]:
+        """Return what is there, at most about `max_events` events in all; never waits."""
+
+    def seek(self, partition: int, position: int) -> None:
+        """Go on behind this position of an assigned partition."""
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        """Remember as done everything up to these positions."""
+
+    def pause(self, partitions: Sequence[int]) -> None:
+        """Hand over nothing of these partitions until they are resumed."""
+
+    def resume(self, partitions: Sequence[int]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def ignore_assignment(partitions: Sequence[int]) -> None:
+    """Stand in for a handler that nobody set."""
+
+
+def block_of(data: bytes, records: Records, base: int, partition: int = 0) -> Block:
+    """Make a block of records found in `data`, whose first byte lies at position `base`."""
+    return Block(
+        data=data,
+        start=np.array(records.start, np.int64),
+        end=np.array(records.end, np.int64),
+        position=np.array(records.offset, np.int64) + base,
+        append_ms=np.array(records.append_ms, np.int64),
+        kind=np.array(records.kind, np.uint8),
+        partition=partition,
+    )
+
+
+class JournalSource:
+    """Read a journal from behind `after`: the one that this process writes, or a folder nobody writes.
+
+    Raises StoreCorrupt, naming segment and offset, where a record is damaged.
+    """
+
+    def __init__(self, journal: Journal | Path, *, after: int = -1, chunk_bytes: int = 1 << 20) -> None:
+        self.on_assign: Assigned = ignore_assignment
+        self.on_revoke: Assigned = ignore_assignment
+        self.committed = after
+        self._journal = journal if isinstance(journal, Journal) else None
+        self._folder = journal.folder if isinstance(journal, Journal) else journal
+        self._chunk_bytes = chunk_bytes
+        self._paused = False
+        self._fd = -1
+        self._segment = Segment(0, self._folder)
+        self._next_base: int | None = None
+        self._assigned = False
+        self._next = 0
+        self.seek(0, after)
+
+    @property
+    def next_position(self) -> int:
+        """The position that is read next."""
+        return self._next
+
+    def seek(self, partition: int, position: int) -> None:
+        self._close_segment()
+        if position < 0:
+            segments = list_segments(self._folder)
+            self._next = segments[0].base if segments else 0
+            return
+        self._next = position
+        segment = self._open_segment()
+        head = os.pread(self._fd, HEADER.size, position - segment.base) if segment else b""
+        if segment is None or len(head) < HEADER.size:
+            raise StoreCorrupt(
+                f"journal {self._folder} holds no record at position {position}; it is behind its readers"
+            )
+        self._next = position + HEADER.size + HEADER.unpack(head)[0]
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until there is something to poll; only beside the writing journal."""
+        assert self._journal is not None, "only the writer's own process can wait"
+        return self._journal.wait(self._next, timeout_s)
+
+    def poll(self, max_events: int) -> list[Block]:
+        if not self._assigned:
+            self._assigned = True
+            self.on_assign((0,))
+        if self._paused:
+            return []
+        while True:
+            if self._fd < 0 and self._open_segment() is None:
+                return []
+            end = self._readable_end()
+            if end > self._next:
+                break
+            if not self._leave_segment():
+                return []
+        data = self._read(min(end - self._next, self._chunk_bytes))
+        records = read_records(data, max_events)
+        if not records.offset and not records.broken and len(data) >= HEADER.size:
+            length = HEADER.size + HEADER.unpack_from(data)[0]
+            if length > len(data) and self._next + length <= end:
+                data = self._read(length)
+                records = read_records(data, max_events)
+        if records.broken and not records.offset:
+            # Another process may still be writing its last record; beside the writer nothing is ever half there.
+            if self._journal is None and self._is_last_segment():
+                return []
+            raise StoreCorrupt(
+                f"{self._segment.path}: the record at offset {self._next - self._segment.base} (position {self._next}) "
+                "is damaged; restore the segment from a copy"
+            )
+        if not records.offset:
+            return []
+        block = block_of(data, records, self._next)
+        self._next += records.consumed
+        return [block]
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        self.committed = max(self.committed, positions.get(0, -1))
+
+    def pause(self, partitions: Sequence[int]) -> None:
+        self._paused = self._paused or 0 in partitions
+
+    def resume(self, partitions: Sequence[int]) -> None:
+        self._paused = self._paused and 0 not in partitions
+
+    def close(self) -> None:
+        self._close_segment()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _readable_end(self) -> int:
+        """Where the current segment ends, as far as whole records are known to reach."""
+        end = self._segment.base + os.fstat(self._fd).st_size
+        return min(end, self._journal.end) if self._journal is not None else end
+
+    def _read(self, size: int) -> bytes:
+        return os.pread(self._fd, size, self._next - self._segment.base)
+
+    def _open_segment(self) -> Segment | None:
+        segments = list_segments(self._folder)
+        for row, segment in enumerate(segments):
+            following = segments[row + 1].base if row + 1 < len(segments) else None
+            if segment.base <= self._next and (following is None or self._next < following):
+                self._fd = os.open(segment.path, os.O_RDONLY)
+                self._segment, self._next_base = segment, following
+                return segment
+        if segments and self._next < segments[0].base:
+            raise StoreCorrupt(
+                f"journal {self._folder} begins at position {segments[0].base}, position {self._next} was deleted: "
+                "no checkpoint reaches that far"
+            )
+        return None
+
+    def _leave_segment(self) -> bool:
+        """Move on to the next segment if there is one, over a gap if it declares one."""
+        if self._next_base is None:
+            self._next_base = next(
+                (one.base for one in list_segments(self._folder) if one.base > self._segment.base), None
+            )
+            # What the writer appended to the old segment just before it went on must be read first.
+            if self._next_base is None or self._readable_end() > self._next:
+                return self._next_base is not None
+        self._next = self._next_base
+        self._close_segment()
+        return self._open_segment() is not None
+
+    def _is_last_segment(self) -> bool:
+        return list_segments(self._folder)[-1].base == self._segment.base
+
+    def _close_segment(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FakeRecord:
+    """One record of a FakeSource; its position is its index in the partition unless given."""
+
+    payload: bytes
+    append_ms: int
+    kind: int = RecordKind.EVENTS
+
+
+class FakeSource:
+    """A broker in memory: partitions, committed positions, generations; rebalances and crashes happen when told.
+
+    Deterministic: partitions are handed over in turn, lowest first, and nothing depends on time.
+    """
+
+    def __init__(self, partitions: Mapping[int, Iterable[FakeRecord]], *, max_blocks: int = 4) -> None:
+        self.on_assign: Assigned = ignore_assignment
+        self.on_revoke: Assigned = ignore_assignment
+        self.committed: dict[int, int] = {}
+        self.generation = 0
+        self.refused_commits = 0
+        self._records = {partition: list(records) for partition, records in partitions.items()}
+        self._max_blocks = max_blocks
+        self._next: dict[int, int] = {}
+        self._paused: set[int] = set()
+        self._wanted: set[int] = set(self._records)
+        self._member = True
+
+    def append(self, partition: int, record: FakeRecord) -> int:
+        """Add a record and return its position."""
+        self._records[partition].append(record)
+        return len(self._records[partition]) - 1
+
+    def rebalance(self, partitions: Iterable[int]) -> None:
+        """Assign exactly these partitions at the next poll, in a new generation."""
+        self._wanted = set(partitions)
+
+    def lose_membership(self) -> None:
+        """Let the group go on without this member: its commits are refused, the next poll joins again."""
+        self._member = False
+
+    def crash(self) -> None:
+        """Forget everything but what was committed; handlers are not called, as in a kill."""
+        self._next.clear()
+        self._paused.clear()
+        self._member = True
+
+    def poll(self, max_events: int) -> list[Block]:
+        self._settle_assignment()
+        blocks: list[Block] = []
+        left = max_events
+        for partition in sorted(self._next):
+            if partition in self._paused or left <= 0 or len(blocks) == self._max_blocks:
+                continue
+            first = self._next[partition]
+            taken = self._records[partition][first : first + left]
+            if taken:
+                blocks.append(_fake_block(taken, first, partition))
+                self._next[partition] = first + len(taken)
+                left -= len(taken)
+        return blocks
+
+    def seek(self, partition: int, position: int) -> None:
+        if partition not in self._next:
+            raise ValueError(f"partition {partition} is not assigned")
+        self._next[partition] = position + 1
+
+    def commit(self, positions: Mapping[int, int]) -> None:
+        for partition, position in positions.items():
+            if not self._member or partition not in self._next:
+                self.refused_commits += 1
+                continue
+            self.committed[partition] = max(position, self.committed.get(partition, -1))
+
+    def pause(self, partitions: Sequence[int]) -> None:
+        self._paused.update(partitions)
+
+    def resume(self, partitions: Sequence[int]) -> None:
+        self._paused.difference_update(partitions)
+
+    def close(self) -> None:
+        self._next.clear()
+
+    def _settle_assignment(self) -> None:
+        if not self._member:
+            self.on_revoke(sorted(self._next))
+            self._next.clear()
+            self._member = True
+        revoked = sorted(set(self._next) - self._wanted)
+        gained = sorted(self._wanted - set(self._next))
+        if not revoked and not gained:
+            return
+        self.generation += 1
+        if revoked:
+            self.on_revoke(revoked)
+            for partition in revoked:
+                del self._next[partition]
+                self._paused.discard(partition)
+        if gained:
+            for partition in gained:
+                self._next[partition] = self.committed.get(partition, -1) + 1
+            self.on_assign(gained)
+
+
+def _fake_block(records: Sequence[FakeRecord], first: int, partition: int) -> Block:
+    lengths = np.array([len(record.payload) for record in records], np.int64)
+    end = np.cumsum(lengths)
+    return Block(
+        data=b"".join(record.payload for record in records),
+        start=end - lengths,
+        end=end,
+        position=np.arange(first, first + len(records), dtype=np.int64),
+        append_ms=np.array([record.append_ms for record in records], np.int64),
+        kind=np.array([record.kind for record in records], np.uint8),
+        partition=partition,
+    )
