@@ -1,0 +1,1 @@
+"""The web side: events in over HTTP, and what operators read back."""

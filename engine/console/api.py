@@ -1,0 +1,263 @@
+"""The HTTP API (docs/api.md). `POST /v1/events` is plain ASGI, because it takes thousands of requests a second."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import orjson
+import structlog
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from engine import metrics
+from engine.console.access import Access, basic_credentials
+from engine.console.contract import Engine
+from engine.console.envelopes import owntracks_payload, segment_payloads
+from engine.console.intake import BODY_LIMIT, Intake, Refused, decompress, payloads_of
+from engine.errors import OpportuneError, StoreUnavailable
+
+log = structlog.get_logger("opportune.console")
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+
+EVENTS = "/v1/events"
+SMALL_COUNT = 10
+_JSON = (b"content-type", b"application/json")
+
+
+class Api:
+    """ASGI application over a running engine.
+
+    now_ms   the wall clock, for `receivedAt` of Segment calls
+    """
+
+    def __init__(self, engine: Engine, *, api_key: str | None, queue_bytes: int, now_ms: Callable[[], int]) -> None:
+        self._engine = engine
+        self._access = Access(api_key)
+        self._intake = Intake(engine, queue_bytes)
+        self._now_ms = now_ms
+        self._counts: dict[tuple[str, int], Any] = {}
+        open_routes = [
+            Route("/healthz", self._healthz, methods=["GET"]),
+            Route("/readyz", self._readyz, methods=["GET"]),
+            Route("/metrics", self._metrics, methods=["GET"]),
+        ]
+        guarded = [
+            ("/v1/owntracks", self._owntracks, "POST"),
+            ("/v1/track", self._track, "POST"),
+            ("/v1/batch", self._track, "POST"),
+            ("/v1/occupancy", self._occupancy, "GET"),
+            ("/v1/explain", self._explain, "GET"),
+            ("/v1/pause", self._pause, "POST"),
+            ("/v1/sandbox/messages", self._sandbox, "GET"),
+        ]
+        routes = [Route(path, self._guard(path, handler), methods=[method]) for path, handler, method in guarded]
+        self._rest = Starlette(routes=open_routes + routes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == EVENTS:
+            await self._events(scope, receive, send)
+        else:
+            await self._rest(scope, receive, send)
+
+    # --- POST /v1/events --------------------------------------------------------------------------------------------
+
+    async def _events(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            if scope["method"] != "POST":
+                raise Refused(405, "method_not_allowed", "events are sent with POST")
+            authorization, encoding, declared = None, b"", b""
+            for name, value in scope["headers"]:
+                if name == b"authorization":
+                    authorization = value
+                elif name == b"content-encoding":
+                    encoding = value.strip().lower()
+                elif name == b"content-length":
+                    declared = value
+            if not self._access.allows(authorization):
+                raise _unauthorized()
+            if declared.isdigit() and int(declared) > BODY_LIMIT:
+                raise _too_large()
+            body = _unpacked(await _read(receive), encoding)
+            payloads, count = payloads_of(body)
+            accepted = await self._intake.take(payloads, count, EVENTS)
+            answer = b'{"accepted":%d,"position":%d}' % (accepted.events, accepted.position)
+            await self._answer(send, 202, answer, EVENTS)
+        except Refused as refused:
+            await self._answer(send, refused.status, _fault(refused), EVENTS, _retry_after(refused))
+        except OpportuneError as error:
+            fault = _unavailable(error)
+            await self._answer(send, fault.status, _fault(fault), EVENTS, _retry_after(fault))
+
+    async def _answer(self, send: Send, status: int, body: bytes, route: str, extra: Headers | None = None) -> None:
+        headers: Headers = [_JSON, (b"content-length", b"%d" % len(body)), *(extra or ())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+        self._count(route, status)
+
+    def _count(self, route: str, status: int) -> None:
+        counter = self._counts.get((route, status))
+        if counter is None:
+            counter = self._counts[route, status] = metrics.HTTP_REQUESTS.labels(route, str(status))
+        counter.inc()
+
+    # --- everything else --------------------------------------------------------------------------------------------
+
+    def _guard(
+        self, route: str, handler: Callable[[Request], Awaitable[Response]]
+    ) -> Callable[[Request], Awaitable[Response]]:
+        """Wrap a handler: key, cross-site browsers, faults as JSON, counting."""
+
+        async def guarded(request: Request) -> Response:
+            try:
+                authorization = request.headers.get("authorization")
+                if not self._access.allows(authorization.encode() if authorization is not None else None):
+                    raise _unauthorized()
+                if request.headers.get("sec-fetch-site") == "cross-site":
+                    raise Refused(403, "cross_site", "requests from other sites' pages are not taken")
+                response = await handler(request)
+            except Refused as refused:
+                response = _json(_fault(refused), refused.status, _retry_after(refused))
+            except OpportuneError as error:
+                fault = _unavailable(error)
+                response = _json(_fault(fault), fault.status, _retry_after(fault))
+            self._count(route, response.status_code)
+            return response
+
+        return guarded
+
+    async def _healthz(self, _: Request) -> Response:
+        return _json(b'{"ok":true}')
+
+    async def _readyz(self, _: Request) -> Response:
+        components = self._engine.ready()
+        ok = all(one.ok for one in components.values() if one.critical)
+        rows = {name: {"ok": one.ok, "detail": one.detail} for name, one in components.items()}
+        return _json(orjson.dumps({"ok": ok, "components": rows}), 200 if ok else 503)
+
+    async def _metrics(self, _: Request) -> Response:
+        metrics.BACKLOG_BYTES.set(self._engine.backlog_bytes)
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def _owntracks(self, request: Request) -> Response:
+        credentials = basic_credentials(request.headers.get("authorization", "").encode())
+        user = request.headers.get("x-limit-u") or (credentials[0].decode("utf-8", "replace") if credentials else None)
+        payload = owntracks_payload(await self._body(request), user)
+        if payload is not None:
+            await self._intake.take([payload], 1, request.url.path)
+        return _json(b"[]")
+
+    async def _track(self, request: Request) -> Response:
+        payloads = segment_payloads(await self._body(request), self._now_ms())
+        if payloads:
+            await self._intake.take(payloads, len(payloads), request.url.path)
+        return _json(b'{"success":true}')
+
+    async def _occupancy(self, _: Request) -> Response:
+        rows = [
+            {"fence": one.fence, "name": one.name, "kind": one.kind, "users": shown(one.users)}
+            for one in self._engine.occupancy()
+        ]
+        return _json(orjson.dumps({"occupancy": rows}))
+
+    async def _explain(self, request: Request) -> Response:
+        user, at = request.query_params.get("user"), request.query_params.get("at_ms")
+        if not user:
+            raise Refused(400, "missing_user", "say whom: ?user=...&at_ms=...")
+        if at is not None and not at.isdigit():
+            raise Refused(400, "bad_time", "at_ms is an instant in epoch milliseconds")
+        return _json(orjson.dumps(await self._engine.explain(user, int(at) if at is not None else None)))
+
+    async def _pause(self, request: Request) -> Response:
+        try:
+            asked = orjson.loads(await self._body(request))
+        except orjson.JSONDecodeError:
+            asked = None
+        if not (isinstance(asked, dict) and isinstance(asked.get("scenario"), str)):
+            raise Refused(400, "bad_request", 'expected {"scenario": "owner/name" or "*", "paused": true or false}')
+        if not isinstance(asked.get("paused"), bool):
+            raise Refused(400, "bad_request", "paused is true or false")
+        await self._engine.pause(asked["scenario"], asked["paused"])
+        return _json(orjson.dumps({"scenario": asked["scenario"], "paused": asked["paused"]}))
+
+    async def _sandbox(self, request: Request) -> Response:
+        limit = request.query_params.get("limit", "100")
+        if not limit.isdigit():
+            raise Refused(400, "bad_limit", "limit is a number")
+        return _json(orjson.dumps({"messages": list(self._engine.sandbox_messages(min(int(limit), 1000)))}))
+
+    async def _body(self, request: Request) -> bytes:
+        body = await _read(request.receive)
+        return _unpacked(body, request.headers.get("content-encoding", "").strip().lower().encode())
+
+
+def shown(users: int) -> int | str:
+    """Hide small counts (P9): few people in one place are somebody."""
+    return users if users == 0 or users >= SMALL_COUNT else f"<{SMALL_COUNT}"
+
+
+async def _read(receive: Receive) -> bytes:
+    """Read a whole body, at most BODY_LIMIT bytes."""
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if message["type"] == "http.disconnect":
+            raise Refused(400, "gone", "the client went away")
+        if len(body) > BODY_LIMIT:
+            raise _too_large()
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body"):
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > BODY_LIMIT:
+            raise _too_large()
+        parts.append(part)
+    if message["type"] == "http.disconnect":
+        raise Refused(400, "gone", "the client went away")
+    return b"".join(parts)
+
+
+def _unpacked(body: bytes, encoding: bytes) -> bytes:
+    if encoding in (b"", b"identity"):
+        return body
+    if encoding in (b"gzip", b"x-gzip"):
+        return decompress(body)
+    raise Refused(415, "bad_encoding", "content-encoding may be gzip or none")
+
+
+def _json(body: bytes, status: int = 200, extra: Headers | None = None) -> Response:
+    response = Response(body, status, media_type="application/json")
+    response.raw_headers.extend(extra or ())
+    return response
+
+
+def _fault(refused: Refused) -> bytes:
+    return orjson.dumps({"error": refused.code, "detail": refused.detail})
+
+
+def _retry_after(refused: Refused) -> Headers:
+    if refused.status == 401:
+        return [(b"www-authenticate", b"Bearer")]
+    return [(b"retry-after", b"%d" % refused.retry_after_s)] if refused.retry_after_s is not None else []
+
+
+def _unauthorized() -> Refused:
+    return Refused(401, "unauthorized", "the key is missing or wrong; send Authorization: Bearer KEY")
+
+
+def _too_large() -> Refused:
+    return Refused(413, "too_large", f"a body holds at most {BODY_LIMIT} bytes; send several")
+
+
+def _unavailable(error: OpportuneError) -> Refused:
+    if not isinstance(error, StoreUnavailable):
+        log.error("request failed", error=type(error).__name__)
+    return Refused(503, "unavailable", "the engine cannot take this now; send it again later", 1)

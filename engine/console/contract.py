@@ -1,0 +1,62 @@
+"""What the HTTP side asks of the running engine; `engine.runtime.service` answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from engine.model import RecordKind
+
+
+@dataclass(frozen=True, slots=True)
+class Component:
+    """One row of /readyz; a critical one that is not ok makes the whole not ready."""
+
+    ok: bool
+    detail: str = ""
+    critical: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class FenceOccupancy:
+    fence: str
+    name: str
+    kind: str
+    users: int
+
+
+class Engine(Protocol):
+    """The service as the API sees it. Every call runs in the API's event loop."""
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes journaled and not yet processed."""
+        ...
+
+    async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
+        """Journal payloads as one record each, in one write; return their positions once they are durable.
+
+        Raises StoreUnavailable where the journal cannot take them.
+        """
+        ...
+
+    def occupancy(self) -> Sequence[FenceOccupancy]:
+        """Count users inside each fence now (P9), fences without users included."""
+        ...
+
+    def ready(self) -> dict[str, Component]:
+        """Say of each component whether it works: journal, ledger, content, pipeline, gateways, ..."""
+        ...
+
+    async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
+        """Say why this user did or did not get something, newest decisions first."""
+        ...
+
+    async def pause(self, scenario: str, paused: bool) -> None:
+        """Pause or resume one scenario, or all with "*"; returns once no new submit can start (D8)."""
+        ...
+
+    def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
+        """List the newest sandbox messages, newest first, addresses masked."""
+        ...

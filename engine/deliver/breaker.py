@@ -1,0 +1,88 @@
+"""When to leave a gateway alone: a circuit breaker and a token bucket, both fed with a monotonic `t` (rule G4)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class Breaker:
+    """Open when a quarter of the newest 20 answers failed, 5 at the least; probe with one submit after a pause.
+
+    A failure is an answer that says the gateway is unwell (retryable or unknown), not a refusal of one message.
+    The pause is 5 s and doubles with every failed probe, up to 60 s. A gateway that fails 30 % of its submits is
+    held back after at most 20 answers.
+    """
+
+    WINDOW = 20
+    LEAST = 5
+    SHARE = 0.25
+    PAUSE_S = 5.0
+    LONGEST_PAUSE_S = 60.0
+
+    def __init__(self) -> None:
+        self._answers: deque[bool] = deque(maxlen=self.WINDOW)
+        self._open_until: float | None = None
+        self._pause_s = self.PAUSE_S
+        self._probing = False
+
+    @property
+    def is_open(self) -> bool:
+        return self._open_until is not None
+
+    def wait_s(self, t: float) -> float:
+        """Return 0 where a submit may go now, else the seconds until it is worth asking again."""
+        if self._open_until is None:
+            return 0.0
+        if self._probing:
+            return 0.1
+        return max(0.0, self._open_until - t)
+
+    def probe(self) -> None:
+        """Note that the one probe of a half-open breaker is on its way; no effect while closed."""
+        if self._open_until is not None:
+            self._probing = True
+
+    def unused(self) -> None:
+        """Note that a probe was not sent after all."""
+        self._probing = False
+
+    def answer(self, succeeded: bool, t: float) -> None:
+        if self._open_until is not None:
+            if not self._probing:
+                return  # an answer to something sent before it opened
+            self._probing = False
+            if succeeded:
+                self._open_until = None
+                self._pause_s = self.PAUSE_S
+                self._answers.clear()
+            else:
+                self._pause_s = min(2 * self._pause_s, self.LONGEST_PAUSE_S)
+                self._open_until = t + self._pause_s
+            return
+        self._answers.append(succeeded)
+        failures = self._answers.count(False)
+        if failures >= self.LEAST and failures >= self.SHARE * len(self._answers):
+            self._open_until = t + self._pause_s
+
+
+class Bucket:
+    """At most `per_s` messages a second, with a burst of a tenth of a second's worth (at least one)."""
+
+    def __init__(self, per_s: float) -> None:
+        self._per_s = per_s
+        self._burst = max(1.0, per_s / 10)
+        self._tokens = self._burst
+        self._filled_at: float | None = None
+
+    def available(self, t: float) -> int:
+        if self._filled_at is not None:
+            self._tokens = min(self._burst, self._tokens + (t - self._filled_at) * self._per_s)
+        self._filled_at = t
+        return int(self._tokens)
+
+    def take(self, count: int) -> None:
+        self._tokens -= count
+
+    def wait_s(self) -> float:
+        """Seconds until one more message may go."""
+        return max(0.0, (1.0 - self._tokens) / self._per_s)

@@ -1,0 +1,259 @@
+"""Hand committed offers to gateways, each at most once (rules D6-D8, G2, G4).
+
+The ledger's outbox is the truth; the queues here are a cache of it. `enqueue` takes what a batch has just committed,
+`start` takes what was left behind by the last process. Only a claimed offer is submitted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
+from typing import Any
+
+import structlog
+
+from engine import metrics
+from engine.clock import monotonic_s
+from engine.deliver.contract import (
+    Addresses,
+    Capabilities,
+    ClaimAnswer,
+    Dispatch,
+    DispatchLedger,
+    DispatchRecord,
+    Gateway,
+    Submitted,
+)
+from engine.deliver.lane import Lane, dispatch_id
+from engine.deliver.settler import Settled, Settler
+from engine.errors import GatewayPermanent, SettingsError, StoreError
+from engine.model import DispatchState, Offer
+
+log = structlog.get_logger("opportune.deliver")
+
+ALL = "*"
+MOST_QUEUED = 20_000
+"""Offers kept in memory; more stay in the outbox and are fetched when there is room."""
+
+
+class Dispatcher:
+    """Everything between a committed offer and its gateway. Lives in one event loop.
+
+    now_ms    wall clock for deadlines; under `--clock events` the log's now
+    emit      journals receipt events, returns once durable
+    executor  where the ledger's calls run; None: in the loop itself
+    why_not_again  asked before a submit is repeated: a reason not to (consent gone, ...), or None
+    """
+
+    def __init__(
+        self,
+        ledger: DispatchLedger,
+        addresses: Addresses,
+        gateways: Sequence[Gateway],
+        *,
+        now_ms: Callable[[], int],
+        emit: Callable[[Sequence[bytes]], Awaitable[Any]],
+        tenant: str = "default",
+        signature: str = "",
+        opt_out_text: str = "",
+        executor: Executor | None = None,
+        why_not_again: Callable[[Offer], str | None] | None = None,
+        monotonic_s: Callable[[], float] = monotonic_s,
+        submit_timeout_s: float = 10.0,
+        most_tries: int = 5,
+        store_pause_s: float = 0.2,
+    ) -> None:
+        self.addresses = addresses
+        self.now_ms = now_ms
+        self.monotonic_s = monotonic_s
+        self.signature = signature
+        self.opt_out_text = opt_out_text
+        self.submit_timeout_s = submit_timeout_s
+        self.most_tries = most_tries
+        self.store_pause_s = store_pause_s
+        self.is_stopping = False
+        self._ledger = ledger
+        self._executor = executor
+        self._why_not_again = why_not_again
+        self._settler = Settler(ledger, emit, self._call, tenant)
+        self._lanes: dict[str, Lane] = {}
+        for gateway in gateways:
+            if gateway.channel in self._lanes:
+                raise SettingsError(f"two gateways serve channel {gateway.channel}; a channel has one")
+            self._lanes[gateway.channel] = Lane(self, gateway)
+        self._no_lane = Lane(self, _NoGateway())
+        self._paused: set[str] = set()
+        self._parked: dict[str, Offer] = {}
+        self._known: set[str] = set()
+        self._overflowed = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lane_tasks: list[asyncio.Task[None]] = []
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Begin handing over, first what the outbox still holds."""
+        lanes = [*self._lanes.values(), self._no_lane]
+        self._tasks = [asyncio.create_task(work) for work in (self._settler.run(), self._refill())]
+        self._lane_tasks = [asyncio.create_task(lane.run()) for lane in lanes]
+        self._overflowed = True
+        await self._fetch()
+
+    async def stop(self, timeout_s: float = 20.0) -> None:
+        """Claim nothing more, wait for answers, write outcomes; what is unclaimed stays in the outbox."""
+        self.is_stopping = True
+        lanes = [*self._lanes.values(), self._no_lane]
+        for lane in lanes:
+            lane.wake()
+        if self._lane_tasks:
+            await asyncio.wait(self._lane_tasks, timeout=timeout_s)
+        await asyncio.gather(*(lane.finish(timeout_s) for lane in lanes))
+        try:
+            async with asyncio.timeout(5.0):
+                await self._settler.flushed()
+        except TimeoutError:
+            log.error("some dispatch outcomes could not be written; their claims will read as unknown")
+        tasks = [*self._tasks, *self._lane_tasks]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for lane in lanes:
+            await lane.gateway.close()
+
+    async def idle(self) -> None:
+        """Return once nothing waits and every outcome is written (parked offers do not count)."""
+        while not all(lane.is_idle for lane in (*self._lanes.values(), self._no_lane)):
+            await asyncio.sleep(0.005)
+        await self._settler.flushed()
+
+    # --- what comes in ----------------------------------------------------------------------------------------------
+
+    def enqueue(self, offers: Iterable[Offer]) -> None:
+        """Take offers that have just been committed to the outbox. Call it in the dispatcher's loop."""
+        for offer in offers:
+            if offer.offer_id in self._known:
+                continue
+            if len(self._known) >= MOST_QUEUED:
+                self._overflowed = True
+                return
+            self._known.add(offer.offer_id)
+            self._queue(offer)
+
+    def pause(self, scenario: str, paused: bool) -> None:
+        """Stop or resume one scenario, or all with "*". From now on nothing of it is claimed here (D8)."""
+        if paused:
+            self._paused.add(scenario)
+        else:
+            self._paused.discard(scenario)
+            self._unpark()
+
+    # --- what lanes ask ---------------------------------------------------------------------------------------------
+
+    @property
+    def may_claim(self) -> bool:
+        return self._settler.is_healthy
+
+    def park_if_paused(self, offer: Offer) -> bool:
+        if not self._is_paused(offer):
+            return False
+        self._parked[offer.offer_id] = offer
+        return True
+
+    async def claim(self, offers: Sequence[Offer]) -> Sequence[str]:
+        """Ask the claim store; a store that cannot answer is UNAVAILABLE, so nothing is sent (C4)."""
+        claims = [(offer.offer_id, dispatch_id(offer)) for offer in offers]
+        try:
+            answers: Sequence[str] = await self._call(self._ledger.claim, claims, self.now_ms())
+        except (StoreError, OSError) as error:
+            log.error("claim store cannot answer; nothing is sent", error=type(error).__name__)
+            answers = [ClaimAnswer.UNAVAILABLE] * len(offers)
+        for answer in answers:
+            metrics.CLAIMS.labels(str(answer)).inc()
+        return answers
+
+    def not_claimed(self, offer: Offer, answer: str) -> None:
+        """Act on a claim that was refused."""
+        past = self.now_ms() >= offer.deadline_ms
+        if answer == ClaimAnswer.PAUSED and not past:
+            self._parked[offer.offer_id] = offer
+        elif answer in (ClaimAnswer.EXPIRED, ClaimAnswer.PAUSED):
+            self._drop(offer, DispatchState.EXPIRED, "deadline")
+        elif answer == ClaimAnswer.NO_CONSENT:
+            self._drop(offer, DispatchState.FAILED, "no_consent")
+        else:
+            # Somebody else has it, or it is not ours any more: nothing to write, nothing to send.
+            self._known.discard(offer.offer_id)
+            if answer != ClaimAnswer.ALREADY:
+                log.warning("offer not claimed", offer_id=offer.offer_id, answer=str(answer))
+
+    def why_not_again(self, offer: Offer) -> str | None:
+        if self._is_paused(offer):
+            return "paused"
+        return self._why_not_again(offer) if self._why_not_again is not None else None
+
+    def settle(self, settled: Settled) -> None:
+        self._known.discard(settled.record.offer_id)
+        self._settler.settle(settled)
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _queue(self, offer: Offer) -> None:
+        lane = self._lanes.get(offer.channel, self._no_lane)
+        lane.queue.append(offer)
+        lane.wake()
+
+    def _is_paused(self, offer: Offer) -> bool:
+        return bool(self._paused) and (ALL in self._paused or offer.scenario in self._paused)
+
+    def _unpark(self) -> None:
+        """Queue again what may go, and what is past its deadline, so that it ends."""
+        now_ms = self.now_ms()
+        for offer in list(self._parked.values()):
+            if now_ms >= offer.deadline_ms:
+                del self._parked[offer.offer_id]
+                self._drop(offer, DispatchState.EXPIRED, "deadline")
+            elif not self._is_paused(offer):
+                del self._parked[offer.offer_id]
+                self._queue(offer)
+
+    def _drop(self, offer: Offer, state: DispatchState, code: str) -> None:
+        record = DispatchRecord(dispatch_id(offer), offer.offer_id, state, self.now_ms(), None, code)
+        self.settle(Settled(offer.user_id, "none", record))
+
+    async def _fetch(self) -> None:
+        """Read from the outbox what memory had no room for."""
+        if not self._overflowed or len(self._known) > MOST_QUEUED // 2 or self.is_stopping:
+            return
+        try:
+            offers = await self._call(self._ledger.outbox, MOST_QUEUED)
+        except (StoreError, OSError) as error:
+            log.error("outbox cannot be read", error=type(error).__name__)
+            return
+        self._overflowed = False
+        self.enqueue(offers)
+
+    async def _refill(self) -> None:
+        while True:
+            await asyncio.sleep(1.0)
+            self._unpark()
+            await self._fetch()
+
+    async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._executor is None:
+            return function(*arguments)
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+class _NoGateway:
+    """Where offers of a channel that nobody serves end: a definite failure, said once per offer."""
+
+    name = "none"
+    channel = "none"
+    capabilities = Capabilities()
+
+    async def submit(self, dispatch: Dispatch) -> Submitted:
+        raise GatewayPermanent("no_gateway")
+
+    async def close(self) -> None:
+        return None
