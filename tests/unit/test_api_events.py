@@ -1,0 +1,306 @@
+"""The HTTP API: what is taken, what is refused, and that nothing is acknowledged before it is journaled."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import gzip
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from engine.console.access import check_binding
+from engine.console.api import Api
+from engine.console.contract import Component, FenceOccupancy
+from engine.console.intake import BODY_LIMIT
+from engine.errors import SettingsError, StoreUnavailable
+from engine.model import RecordKind
+
+NOW_MS = 1_800_000_000_000
+
+
+class ListEngine:
+    """An engine whose journal is a list."""
+
+    def __init__(self) -> None:
+        self.backlog_bytes = 0
+        self.payloads: list[bytes] = []
+        self.writes = 0
+        self.gate: asyncio.Event | None = None
+        self.fails = False
+        self.paused: list[tuple[str, bool]] = []
+        self.components = {"journal": Component(True), "gateway sms": Component(True, critical=False)}
+
+    async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
+        assert kind is RecordKind.EVENTS
+        if self.fails:
+            raise StoreUnavailable("disk full")
+        if self.gate is not None:
+            await self.gate.wait()
+        self.writes += 1
+        first = len(self.payloads)
+        self.payloads.extend(payloads)
+        return range(first, len(self.payloads))
+
+    def occupancy(self) -> Sequence[FenceOccupancy]:
+        return [FenceOccupancy("national/a", "甲", "cinema", n) for n in (0, 1, 9, 10, 250)]
+
+    def ready(self) -> dict[str, Component]:
+        return self.components
+
+    async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
+        return {"user": user, "at_ms": at_ms, "decisions": []}
+
+    async def pause(self, scenario: str, paused: bool) -> None:
+        self.paused.append((scenario, paused))
+
+    def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
+        return [{"number": n} for n in range(limit)]
+
+
+class Caller:
+    """One application over one ListEngine."""
+
+    def __init__(self, api_key: str | None = None, queue_bytes: int = 1 << 20) -> None:
+        self.engine = ListEngine()
+        self.api = Api(self.engine, api_key=api_key, queue_bytes=queue_bytes, now_ms=lambda: NOW_MS)
+
+    def client(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=httpx.ASGITransport(self.api), base_url="http://engine")
+
+    def ask(self, method: str, path: str, **arguments: Any) -> httpx.Response:
+        async def once() -> httpx.Response:
+            async with self.client() as client:
+                return await client.request(method, path, **arguments)
+
+        return asyncio.run(once())
+
+    def post(self, body: bytes, headers: dict[str, str] | None = None) -> httpx.Response:
+        return self.ask("POST", "/v1/events", content=body, headers=headers or {})
+
+
+def test_one_event_is_journaled_as_it_came_and_acknowledged_with_count_and_position() -> None:
+    caller = Caller()
+    answer = caller.post(b'{"type":"ping","user":"u"}\n')
+    assert answer.status_code == 202
+    assert answer.json() == {"accepted": 1, "position": 0}
+    assert caller.engine.payloads == [b'{"type":"ping","user":"u"}']
+
+
+@pytest.mark.parametrize(
+    ("body", "events", "payloads"),
+    [
+        (b'{"a":1}\n{"a":2}\n', 2, [b'{"a":1}\n{"a":2}']),
+        (b'\xef\xbb\xbf{"a":1}\r\n\r\n{"a":2}', 2, [b'{"a":1}\r\n\r\n{"a":2}']),
+        (b'[{"a":1},{"a":2},{"a":3}]', 3, [b'[{"a":1},{"a":2},{"a":3}]']),
+        (b'[\n {"a":1},\n {"a":2}\n]', 2, [b'[  {"a":1},  {"a":2} ]']),
+        (b'{\n "a": 1\n}', 1, [b'{  "a": 1 }']),
+        (b"not json at all", 1, [b"not json at all"]),
+        (b'{"a":1}\nbroken\n{"a":2}', 3, [b'{"a":1}\nbroken\n{"a":2}']),
+        (b'{"a":\n{"b":1}\n', 2, [b'{"a":\n{"b":1}']),
+    ],
+)
+def test_lines_arrays_and_spread_out_documents_are_taken(body: bytes, events: int, payloads: list[bytes]) -> None:
+    caller = Caller()
+    assert caller.post(body).json()["accepted"] == events
+    assert caller.engine.payloads == payloads
+
+
+def test_depth_bombs_and_huge_numbers_reach_dead_letters_and_never_break_a_request() -> None:
+    caller = Caller()  # FAULTS A4
+    for body in (b"[" * 100_000, b"9" * 100_000, b"[NaN]", b'{"a":' * 2_000):
+        assert caller.post(body).status_code == 202
+    assert len(caller.engine.payloads) == 4
+
+
+def test_a_large_body_of_lines_becomes_several_records_and_loses_none() -> None:
+    caller = Caller(queue_bytes=64 << 20)
+    lines = [b'{"n":%d,"pad":"%s"}' % (n, b"x" * 300) for n in range(5_000)]
+    answer = caller.post(b"\n".join(lines))
+    assert answer.json() == {"accepted": 5_000, "position": len(caller.engine.payloads) - 1}
+    assert len(caller.engine.payloads) > 3
+    assert b"\n".join(caller.engine.payloads).split(b"\n") == lines
+
+
+@pytest.mark.parametrize("body", [b"", b" \n\t ", b"[]"])
+def test_a_body_without_events_is_400(body: bytes) -> None:
+    assert Caller().post(body).status_code == 400
+
+
+def test_gzip_is_unpacked_and_a_bomb_is_refused() -> None:
+    caller = Caller()
+    gzipped = {"content-encoding": "gzip"}
+    assert caller.post(gzip.compress(b'{"a":1}') + gzip.compress(b'\n{"a":2}'), gzipped).json()["accepted"] == 2
+    bomb = gzip.compress(b" " * (BODY_LIMIT + 1))
+    assert len(bomb) < 100_000
+    assert caller.post(bomb, gzipped).status_code == 413
+    assert caller.post(b"no gzip", gzipped).status_code == 400
+    assert caller.post(gzip.compress(b'{"a":1}')[:-4], gzipped).status_code == 400
+    assert caller.post(b"{}", {"content-encoding": "br"}).status_code == 415
+
+
+def test_a_body_beyond_the_limit_is_413_whether_or_not_it_says_so() -> None:
+    caller = Caller()
+    assert caller.post(b"x" * (BODY_LIMIT + 1)).status_code == 413
+
+    async def chunked() -> int:
+        async def parts() -> Any:
+            for _ in range(9):
+                yield b" " * (1 << 20)
+
+        async with caller.client() as client:
+            return (await client.post("/v1/events", content=parts())).status_code
+
+    assert asyncio.run(chunked()) == 413
+    assert caller.engine.payloads == []
+
+
+def test_a_full_queue_is_429_with_retry_after() -> None:
+    caller = Caller(queue_bytes=100)
+    caller.engine.backlog_bytes = 95
+    answer = caller.post(b'{"type":"ping"}')
+    assert answer.status_code == 429
+    assert int(answer.headers["retry-after"]) >= 1
+    caller.engine.backlog_bytes = 0
+    assert caller.post(b'{"type":"ping"}').status_code == 202
+
+
+def test_nothing_is_acknowledged_before_it_is_journaled_and_waiting_requests_share_a_write() -> None:
+    caller = Caller()
+
+    async def main() -> list[int]:
+        caller.engine.gate = asyncio.Event()
+        async with caller.client() as client:
+            asked = [asyncio.create_task(client.post("/v1/events", content=b'{"n":%d}' % n)) for n in range(50)]
+            await asyncio.sleep(0.05)
+            assert not any(task.done() for task in asked)
+            caller.engine.gate.set()
+            return [(await task).json()["position"] for task in asked]
+
+    positions = asyncio.run(main())
+    assert sorted(positions) == list(range(50))
+    assert caller.engine.writes <= 3
+    assert [caller.engine.payloads[at] for at in positions] == [b'{"n":%d}' % n for n in range(50)]
+
+
+def test_a_journal_that_cannot_write_is_503_and_no_acknowledgement() -> None:
+    caller = Caller()
+    caller.engine.fails = True
+    answer = caller.post(b"{}")
+    assert answer.status_code == 503
+    assert "retry-after" in answer.headers
+    caller.engine.fails = False
+    assert caller.post(b"{}").status_code == 202
+
+
+def test_the_key_is_asked_for_everywhere_but_at_probes_and_metrics() -> None:
+    caller = Caller(api_key="s3cret")
+    guarded = [
+        ("POST", "/v1/events"),
+        ("POST", "/v1/owntracks"),
+        ("POST", "/v1/track"),
+        ("POST", "/v1/pause"),
+        ("GET", "/v1/occupancy"),
+        ("GET", "/v1/explain?user=u"),
+        ("GET", "/v1/sandbox/messages"),
+    ]
+    for method, path in guarded:
+        for header in (None, "Bearer wrong", "Bearer", "Basic !!!", "Basic " + base64.b64encode(b"u:no").decode()):
+            headers = {"authorization": header} if header else {}
+            assert caller.ask(method, path, headers=headers).status_code == 401, (path, header)
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert caller.ask("GET", path).status_code == 200
+    assert caller.post(b"{}", {"authorization": "Bearer s3cret"}).status_code == 202
+    basic = "Basic " + base64.b64encode(b"phone:s3cret").decode()
+    assert caller.post(b"{}", {"authorization": basic}).status_code == 202
+
+
+def test_without_a_key_only_loopback_is_served() -> None:
+    for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
+        check_binding(host, None)
+    check_binding("0.0.0.0", "key")
+    for host in ("0.0.0.0", "::", "10.0.0.8", "engine.example"):
+        with pytest.raises(SettingsError, match="api_key"):
+            check_binding(host, None)
+
+
+def test_owntracks_locations_become_pings_and_the_answer_is_an_empty_array() -> None:
+    caller = Caller()
+    body = b'{"_type":"location","lat":39.9,"lon":116.4,"tst":1700000000,"acc":12,"tid":"ab","_id":"x1"}'
+    answer = caller.ask("POST", "/v1/owntracks", content=body, headers={"X-Limit-U": "u7"})
+    assert (answer.status_code, answer.json()) == (200, [])
+    assert orjson.loads(caller.engine.payloads[0]) == {
+        "v": 1,
+        "type": "ping",
+        "feed": "owntracks",
+        "user": "u7",
+        "at": 1_700_000_000_000,
+        "lon": 116.4,
+        "lat": 39.9,
+        "accuracy_m": 12,
+        "id": "x1",
+    }
+    basic = {"authorization": "Basic " + base64.b64encode(b"u8:pw").decode()}
+    caller.ask("POST", "/v1/owntracks", content=body, headers=basic)
+    assert orjson.loads(caller.engine.payloads[1])["user"] == "u8"
+    assert caller.ask("POST", "/v1/owntracks", content=b'{"_type":"lwt"}').json() == []
+    assert len(caller.engine.payloads) == 2
+    assert caller.ask("POST", "/v1/owntracks", content=b"{").status_code == 400
+
+
+def test_segment_calls_are_stamped_with_the_time_of_receipt() -> None:
+    caller = Caller()
+    call = {"type": "track", "userId": "u", "event": "Opened", "messageId": "m"}
+    assert caller.ask("POST", "/v1/track", json=call).json() == {"success": True}
+    batch = {"sentAt": "2027-01-15T08:00:00Z", "batch": [call, {"type": "identify", "userId": "u"}]}
+    assert caller.ask("POST", "/v1/batch", json=batch).status_code == 200
+    stored = [orjson.loads(payload) for payload in caller.engine.payloads]
+    assert [one["receivedAt"] for one in stored] == ["2027-01-15T08:00:00.000+00:00"] * 2
+    assert stored[1]["sentAt"] == "2027-01-15T08:00:00Z"
+
+
+def test_occupancy_hides_small_counts() -> None:
+    rows = Caller().ask("GET", "/v1/occupancy").json()["occupancy"]  # P9, FAULTS A13
+    assert [row["users"] for row in rows] == [0, "<10", "<10", 10, 250]
+
+
+def test_readiness_names_each_component_and_health_none() -> None:
+    caller = Caller()
+    assert caller.ask("GET", "/readyz").status_code == 200
+    caller.engine.components["gateway sms"] = Component(False, "breaker open", critical=False)
+    assert caller.ask("GET", "/readyz").status_code == 200
+    caller.engine.components["journal"] = Component(False, "disk full")
+    answer = caller.ask("GET", "/readyz")
+    assert answer.status_code == 503
+    assert answer.json()["components"]["journal"] == {"ok": False, "detail": "disk full"}
+    assert caller.ask("GET", "/healthz").status_code == 200
+
+
+def test_pause_reaches_the_engine_and_nonsense_does_not() -> None:
+    caller = Caller()
+    assert caller.ask("POST", "/v1/pause", json={"scenario": "*", "paused": True}).status_code == 200
+    for body in ({"scenario": "*"}, {"scenario": 1, "paused": True}, [], {"scenario": "*", "paused": "yes"}):
+        assert caller.ask("POST", "/v1/pause", json=body).status_code == 400
+    cross_site = {"sec-fetch-site": "cross-site"}  # FAULTS A9
+    answer = caller.ask("POST", "/v1/pause", json={"scenario": "*", "paused": False}, headers=cross_site)
+    assert answer.status_code == 403
+    assert caller.engine.paused == [("*", True)]
+
+
+def test_metrics_count_requests_and_name_no_user() -> None:
+    caller = Caller()
+    caller.post(b'{"type":"ping","user":"user-nobody-may-see"}')
+    text = caller.ask("GET", "/metrics").text
+    assert 'opportune_http_requests_total{route="/v1/events",status="202"}' in text
+    assert "user-nobody-may-see" not in text
+
+
+def test_unknown_paths_and_methods_are_refused() -> None:
+    caller = Caller()
+    assert caller.ask("GET", "/v1/events").status_code == 405
+    assert caller.ask("GET", "/v1/nothing").status_code == 404
+    assert caller.ask("GET", "/v1/explain").status_code == 400
+    assert caller.ask("GET", "/v1/explain?user=u&at_ms=x").status_code == 400
