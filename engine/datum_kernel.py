@@ -33,7 +33,7 @@ _OUTLINE = """
     110.90 18.20, 109.50 17.80, 108.30 18.40, 108.20 19.40, 108.50 20.60, 108.30 21.30, 108.02 21.47, 107.965 21.535,
     107.35 21.60, 106.98 21.93, 106.75 22.00, 106.68 22.30, 106.58 22.60, 106.83 22.82, 106.15 22.98, 105.55 23.08,
     105.32 23.36, 104.80 22.95, 104.60 22.83, 104.25 22.75, 103.965 22.505, 103.90 22.57, 103.65 22.78, 103.30 22.68,
-    102.88 22.53, 102.42 22.77, 102.14 22.40, 101.60 22.20, 101.80 21.50, 101.74 21.15, 101.60 21.20, 101.20 21.40, 101.15 21.57,
+    102.88 22.53, 102.42 22.77, 102.14 22.40, 101.60 22.20, 101.80 21.50, 101.74 21.15, 101.60 21.20, 101.15 21.57,
     100.55 21.45, 100.10 21.55, 99.95 22.05, 99.18 22.13, 99.50 22.92, 98.90 23.15, 98.90 23.98, 98.55 24.10,
     97.85 23.94, 97.55 23.94, 97.55 24.43, 97.70 24.83, 98.18 25.55, 98.72 26.15, 98.75 27.45, 98.20 28.20,
     97.60 28.50, 97.35 28.25, 96.60 28.45, 96.10 29.00, 95.30 29.10, 94.40 28.65, 93.30 28.10, 92.00 27.65,
@@ -83,7 +83,7 @@ CHINA = region_of(_ring(_OUTLINE), _ring(_HONG_KONG), _ring(_MACAU))
 
 
 @kernel
-def region_holds(region, lon, lat):  # type: ignore[no-untyped-def]
+def region_holds(region: np.ndarray, lon: float, lat: float) -> bool:
     """Count crossings; which side a point exactly on the outline falls is not defined."""
     odd = False
     for i in range(len(region)):
@@ -95,13 +95,13 @@ def region_holds(region, lon, lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def in_china(lon, lat):  # type: ignore[no-untyped-def]
+def in_china(lon: float, lat: float) -> bool:
     """Say whether this WGS-84 point lies in mainland China: not Hong Kong, Macau or Taiwan."""
     return region_holds(CHINA, lon, lat)
 
 
 @kernel
-def china_offset(lon, lat):  # type: ignore[no-untyped-def]
+def china_offset(lon: float, lat: float) -> tuple[float, float]:
     """The closed form: degrees to add to a WGS-84 point, as if it lay in China."""
     x = lon - 105.0
     y = lat - 35.0
@@ -121,7 +121,7 @@ def china_offset(lon, lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def wgs84_to_gcj02(lon, lat):  # type: ignore[no-untyped-def]
+def wgs84_to_gcj02(lon: float, lat: float) -> tuple[float, float]:
     """Shift a WGS-84 point; outside China nothing moves."""
     if not in_china(lon, lat):
         return lon, lat
@@ -130,7 +130,7 @@ def wgs84_to_gcj02(lon, lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def gcj02_to_wgs84(lon, lat, region):  # type: ignore[no-untyped-def]
+def gcj02_to_wgs84(lon: float, lat: float, region: np.ndarray) -> tuple[float, float]:
     """Invert by fixed-point iteration (the offset changes by under 1 % over its own length): exact to 1e-9 degree."""
     true_lon = lon
     true_lat = lat
@@ -147,7 +147,7 @@ def gcj02_to_wgs84(lon, lat, region):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def gcj02_to_bd09(lon, lat):  # type: ignore[no-untyped-def]
+def gcj02_to_bd09(lon: float, lat: float) -> tuple[float, float]:
     """Baidu's second shift, which holds everywhere."""
     length = math.sqrt(lon * lon + lat * lat) + 0.00002 * math.sin(lat * BAIDU_TURN)
     angle = math.atan2(lat, lon) + 0.000003 * math.cos(lon * BAIDU_TURN)
@@ -155,7 +155,7 @@ def gcj02_to_bd09(lon, lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def bd09_to_gcj02(lon, lat):  # type: ignore[no-untyped-def]
+def bd09_to_gcj02(lon: float, lat: float) -> tuple[float, float]:
     """Invert by iteration to 1e-9 degree; the closed form commonly used is off by up to 1e-5."""
     true_lon = lon - 0.0065
     true_lat = lat - 0.006
@@ -169,13 +169,13 @@ def bd09_to_gcj02(lon, lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def to_wgs84(lon, lat, datum):  # type: ignore[no-untyped-def]
+def to_wgs84(lon: float, lat: float, datum: int) -> tuple[float, float]:
     """Convert a point of `datum` (a value of model.Datum) to WGS-84 degrees."""
     return to_wgs84_within(lon, lat, datum, CHINA)
 
 
 @kernel
-def to_wgs84_within(lon, lat, datum, region):  # type: ignore[no-untyped-def]
+def to_wgs84_within(lon: float, lat: float, datum: int, region: np.ndarray) -> tuple[float, float]:
     """As `to_wgs84`, with the offset applied inside `region` (`region_of`) instead of CHINA."""
     if datum == WGS84:
         return lon, lat
@@ -185,7 +185,7 @@ def to_wgs84_within(lon, lat, datum, region):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def convert_to_wgs84(lon, lat, datum):  # type: ignore[no-untyped-def]
+def convert_to_wgs84(lon: np.ndarray, lat: np.ndarray, datum: int) -> None:
     """Convert float64[N] arrays in place: the twin for files of fences and cells."""
     for i in range(len(lon)):
         lon[i], lat[i] = to_wgs84(lon[i], lat[i], datum)

@@ -20,7 +20,7 @@ METRES_PER_E7_LAT_MIN = 0.011054
 
 
 @kernel
-def scales(lat):  # type: ignore[no-untyped-def]
+def scales(lat: float) -> tuple[float, float]:
     """Metres per e7 of longitude and of latitude at a latitude in radians."""
     cosine = math.cos(lat)
     square = 1.0 - SQUARED_ECCENTRICITY * (1.0 - cosine * cosine)
@@ -30,7 +30,7 @@ def scales(lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def point_distance_m(lon_e7, lat_e7, other_lon_e7, other_lat_e7):  # type: ignore[no-untyped-def]
+def point_distance_m(lon_e7: float, lat_e7: float, other_lon_e7: float, other_lat_e7: float) -> float:
     """Metres between two points in degrees x 1e7, integers or floats, any longitudes.
 
     Precision against the geodesic: 1 mm below 10 km, 5e-7 of the distance up to 100 km, 1e-5 beyond, except within
@@ -46,7 +46,7 @@ def point_distance_m(lon_e7, lat_e7, other_lon_e7, other_lat_e7):  # type: ignor
 
 
 @kernel
-def near_m(turn, rise, middle):  # type: ignore[no-untyped-def]
+def near_m(turn: float, rise: float, middle: float) -> float:
     """Mid-latitude formula: differences in radians at the middle latitude."""
     kx, ky = scales(middle)
     # Chord on the sphere: sin^2(s/2) = sin^2(rise/2) cos^2(turn/2) + cos^2(middle) sin^2(turn/2).
@@ -57,7 +57,7 @@ def near_m(turn, rise, middle):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def far_m(turn, lat, other_lat):  # type: ignore[no-untyped-def]
+def far_m(turn: float, lat: float, other_lat: float) -> float:
     """Lambert's formula on reduced latitudes, radians; right at the poles too."""
     beta = math.atan2((1.0 - FLATTENING) * math.sin(lat), math.cos(lat))
     other = math.atan2((1.0 - FLATTENING) * math.sin(other_lat), math.cos(other_lat))
@@ -76,7 +76,7 @@ def far_m(turn, lat, other_lat):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def line_m(ax, ay, bx, by, lat_e7):  # type: ignore[no-untyped-def]
+def line_m(ax: float, ay: float, bx: float, by: float, lat_e7: float) -> float:
     """Metres from a point at `lat_e7` to the line a-b, whose ends are relative to it in degrees x 1e7.
 
     The line is straight in degrees.  The nearest point is found in the metric half-way to it, in three rounds.
@@ -98,7 +98,7 @@ def line_m(ax, ay, bx, by, lat_e7):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def bent_line_m(ax, ay, bx, by, lat_e7):  # type: ignore[no-untyped-def]
+def bent_line_m(ax: float, ay: float, bx: float, by: float, lat_e7: float) -> float:
     """As `line_m`, near a pole: the line is followed in 64 steps and the best of them refined."""
     best = math.inf
     at = 0

@@ -7,7 +7,7 @@ Built by `engine.locate.shapes.compile_fences`; docs/locate.md states and proves
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class FenceArrays(NamedTuple):
 
 
 @kernel
-def covers(fences, fence, lon_e7, lat_e7):  # type: ignore[no-untyped-def]
+def covers(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int) -> bool:
     """Say whether the fence covers the point (L5): boundaries and hole edges are inside, `distance <= radius` is.
 
     Precision: polygons exact (int64 products are compared, never subtracted); circle and corridor to the precision
@@ -90,7 +90,7 @@ def covers(fences, fence, lon_e7, lat_e7):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def signed_distance_m(fences, fence, lon_e7, lat_e7):  # type: ignore[no-untyped-def]
+def signed_distance_m(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int) -> float:
     """Metres from the point to the fence's boundary, positive inside, never negative for a covered point.
 
     Precision: within max(0.1 m, 0.1 %) of the geodesic up to 100 km; beyond that still the right order.
@@ -107,7 +107,7 @@ def signed_distance_m(fences, fence, lon_e7, lat_e7):  # type: ignore[no-untyped
 
 
 @kernel
-def relative_lon(row, lon_e7):  # type: ignore[no-untyped-def]
+def relative_lon(row: Any, lon_e7: int) -> Any:
     """Longitude relative to the fence's origin, within half a turn, as int64."""
     x = np.int64(lon_e7) - np.int64(row.origin_lon_e7)
     if x * 2 > EARTH_TURN_E7:
@@ -118,23 +118,23 @@ def relative_lon(row, lon_e7):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def extent_distance_m(fences, row, x, lon_e7, lat_e7):  # type: ignore[no-untyped-def]
+def extent_distance_m(fences: FenceArrays, row: Any, x: int, lon_e7: int, lat_e7: int) -> float:
     """Signed distance to the edge of a circle or corridor."""
     if row.shape == CIRCLE:
-        return row.extent_m - point_distance_m(lon_e7, lat_e7, row.origin_lon_e7, row.origin_lat_e7)
-    return row.extent_m - nearest_edge_m(fences, row, x, lat_e7)
+        return float(row.extent_m) - point_distance_m(lon_e7, lat_e7, row.origin_lon_e7, row.origin_lat_e7)
+    return float(row.extent_m) - nearest_edge_m(fences, row, x, lat_e7)
 
 
 @kernel
-def is_farther(row, x, y, limit_m):  # type: ignore[no-untyped-def]
+def is_farther(row: Any, x: int, y: int, limit_m: float) -> bool:
     """Say for certain that the point lies more than `limit_m` outside the bounding box; False proves nothing."""
     if (row.min_y - y) * METRES_PER_E7_LAT_MIN > limit_m or (y - row.max_y) * METRES_PER_E7_LAT_MIN > limit_m:
         return True
-    return (row.min_x - x) * row.lon_metres > limit_m or (x - row.max_x) * row.lon_metres > limit_m
+    return bool(max(row.min_x - x, x - row.max_x) * row.lon_metres > limit_m)
 
 
 @kernel
-def polygon_covers(fences, row, x, y):  # type: ignore[no-untyped-def]
+def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
     """Count crossings of the ray to the east over all rings; a point on any edge is covered.
 
     |differences| are at most 3.6e9 in x and 1.8e9 in y, so every product fits an int64; their difference would not.
@@ -164,15 +164,13 @@ def polygon_covers(fences, row, x, y):  # type: ignore[no-untyped-def]
                 if run_east == point_east:
                     return True
                 odd ^= (run_east > point_east) == (by > ay)
-            elif ay == y and (ax == x or (by == y and (ax <= x) != (bx < x))):
-                return True
-            elif by == y and bx == x:
+            elif (by == y and bx == x) or (ay == y and (ax == x or (by == y and (ax <= x) != (bx < x)))):
                 return True
     return odd
 
 
 @kernel
-def nearest_edge_m(fences, row, x, lat_e7):  # type: ignore[no-untyped-def]
+def nearest_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     """Metres to the nearest edge of a polygon or corridor line; `x` relative to the origin."""
     if abs(lat_e7) > POLAR_LAT_E7:
         return nearest_bent_edge_m(fences, row, x, lat_e7)
@@ -185,26 +183,26 @@ def nearest_edge_m(fences, row, x, lat_e7):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def nearest_flat_edge_m(fences, row, x, lat_e7):  # type: ignore[no-untyped-def]
+def nearest_flat_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     """Find the nearest edge in the metric at the point, then measure that edge in the metric half-way to it."""
     vertex = fences.vertex
     y = np.float64(np.int64(lat_e7) - row.origin_lat_e7)
-    x = np.float64(x)
+    east = np.float64(x)
     kx, ky = scales(math.radians(lat_e7 * 1e-7))
     best = np.inf
     nearest = -1
     for c in range(row.chunk_start, row.chunk_end):
         run = fences.chunk[c]
-        off_x = max(run.min_x - x, x - run.max_x, 0.0) * kx
+        off_x = max(run.min_x - east, east - run.max_x, 0.0) * kx
         off_y = max(run.min_y - y, y - run.max_y, 0.0) * ky
         if off_x * off_x + off_y * off_y >= best:
             continue
-        bx = (vertex[run.first, 0] - x) * kx
+        bx = (vertex[run.first, 0] - east) * kx
         by = (vertex[run.first, 1] - y) * ky
         for i in range(run.first, run.last):
             ax = bx
             ay = by
-            bx = (vertex[i + 1, 0] - x) * kx
+            bx = (vertex[i + 1, 0] - east) * kx
             by = (vertex[i + 1, 1] - y) * ky
             ux = bx - ax
             uy = by - ay
@@ -223,12 +221,16 @@ def nearest_flat_edge_m(fences, row, x, lat_e7):  # type: ignore[no-untyped-def]
     if best < 1e6 and abs(lat_e7) < 700_000_000:
         return math.sqrt(best)
     return line_m(
-        vertex[nearest, 0] - x, vertex[nearest, 1] - y, vertex[nearest + 1, 0] - x, vertex[nearest + 1, 1] - y, lat_e7
+        vertex[nearest, 0] - east,
+        vertex[nearest, 1] - y,
+        vertex[nearest + 1, 0] - east,
+        vertex[nearest + 1, 1] - y,
+        lat_e7,
     )
 
 
 @kernel
-def nearest_bent_edge_m(fences, row, x, lat_e7):  # type: ignore[no-untyped-def]
+def nearest_bent_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     """The same near a pole, where every edge is followed in steps: microseconds an edge."""
     vertex = fences.vertex
     y = np.int64(lat_e7) - row.origin_lat_e7
