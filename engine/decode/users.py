@@ -1,0 +1,168 @@
+"""Texts interned to slots: the user table, and the plain table it grows from (cells, feeds).
+
+Memory beside the bytes of the ids: 5 B header, 8 B offset, 2 B generation and 10 to 20 B of table a user.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from engine.decode.table_kernel import (
+    COUNT,
+    FREE_COUNT,
+    FREE_HEAD,
+    HEADER,
+    LONGEST,
+    SPARE,
+    USED,
+    Texts,
+    has_room,
+    intern_text,
+    look_up_text,
+    remove_slot,
+    repack,
+)
+
+LONGEST_USER = 128
+"""Bytes of the longest user id (docs/contracts.md, Event)."""
+
+
+class TextTable:
+    """Give every distinct text a small number, in order of first sight."""
+
+    def __init__(self, slots: int = 1024, arena_bytes: int = 0) -> None:
+        self.texts = _empty(slots, arena_bytes or slots * 24)
+
+    @property
+    def count(self) -> int:
+        """How many slots were ever handed out: every slot is below this."""
+        return int(self.texts.state[COUNT])
+
+    def slot_of(self, text: str, intern: bool = True) -> int:
+        """Return the slot of a text; add it if it is new and `intern`, else -1."""
+        raw = np.frombuffer(text.encode(), np.uint8)
+        return self.slot_of_bytes(raw, 0, len(raw), intern)
+
+    def slot_of_bytes(self, buffer: np.ndarray, start: int, end: int, intern: bool = True) -> int:
+        """As `slot_of`, for buffer[start:end]."""
+        if not 1 <= end - start <= LONGEST:
+            if intern:
+                raise ValueError(f"a text of {end - start} bytes cannot be interned; 1 to {LONGEST} are possible")
+            return -1
+        if not intern:
+            return int(look_up_text(self.texts, buffer, start, end))
+        self.make_room(1)
+        return int(intern_text(self.texts, buffer, start, end))
+
+    def id_of(self, slot: int) -> str:
+        """Return the text of a used slot."""
+        at = int(self.texts.offset[slot])
+        if not 0 <= slot < self.count or at < 0:
+            raise KeyError(f"slot {slot} is not in use")
+        start = at + HEADER
+        return bytes(self.texts.arena[start : start + int(self.texts.arena[at + 4])]).decode()
+
+    def make_room(self, wanted: int) -> bool:
+        """Make sure that `wanted` texts of any length can be added; say whether the arrays were replaced."""
+        if has_room(self.texts, wanted, LONGEST):
+            return False
+        old = self.texts
+        used = int(old.state[COUNT] - old.state[FREE_COUNT])
+        slots = len(old.offset)
+        if int(old.state[COUNT] - old.state[FREE_COUNT]) + wanted > slots:
+            slots = max(slots * 2, used + wanted)
+        kept_bytes = self._kept_bytes()
+        arena_bytes = max(kept_bytes * 3 // 2, kept_bytes + wanted * (HEADER + LONGEST)) + SPARE
+        new = _empty(slots, arena_bytes, entries_for=used + wanted)
+        repack(old, new)
+        self._replace(new)
+        return True
+
+    def _kept_bytes(self) -> int:
+        return int(self.texts.state[USED])
+
+    def _replace(self, texts: Texts) -> None:
+        self.texts = texts
+
+
+class UserTable(TextTable):
+    """User ids as slots; a slot given back is used again under the next generation number."""
+
+    def __init__(self, slots: int = 1024) -> None:
+        super().__init__(slots)
+        self.generation = np.zeros(slots, np.uint16)
+        """uint16[S], of every slot: rises when its user is evicted."""
+        self._freed_bytes = 0
+
+    @property
+    def live(self) -> int:
+        """How many slots hold a user now."""
+        return int(self.texts.state[COUNT] - self.texts.state[FREE_COUNT])
+
+    def evict(self, slots: Iterable[int]) -> None:
+        """Forget these users; their slots are handed out again, newest first, under a new generation."""
+        for slot in slots:
+            at = int(self.texts.offset[slot])
+            if not 0 <= slot < self.count or at < 0:
+                raise KeyError(f"slot {slot} is not in use")
+            self._freed_bytes += HEADER + int(self.texts.arena[at + 4])
+            remove_slot(self.texts, slot)
+            self.generation[slot] += 1
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Return what a checkpoint holds: copies of the ids, their places, generations and the chain of free slots."""
+        state = self.texts.state
+        count = int(state[COUNT])
+        return {
+            "arena": self.texts.arena[: int(state[USED])].copy(),
+            "offset": self.texts.offset[:count].copy(),
+            "generation": self.generation[:count].copy(),
+            "free": np.array([state[FREE_HEAD], state[FREE_COUNT]], np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray]) -> UserTable:
+        """Build the table that `arrays` describe: the same users in the same slots."""
+        offset, arena = arrays["offset"], arrays["arena"]
+        count = len(offset)
+        table = cls(max(1024, count))
+        old = Texts(
+            np.zeros(1, np.uint64),
+            arena,
+            offset,
+            np.array([count, len(arena), arrays["free"][0], arrays["free"][1], 0], np.int64),
+        )
+        new = _empty(max(1024, count + count // 8), len(arena) * 9 // 8, entries_for=count)
+        repack(_writable(old), new)
+        table._replace(new)
+        table.generation[:count] = arrays["generation"]
+        return table
+
+    def _kept_bytes(self) -> int:
+        return int(self.texts.state[USED]) - self._freed_bytes
+
+    def _replace(self, texts: Texts) -> None:
+        super()._replace(texts)
+        self._freed_bytes = 0
+        generation = np.zeros(len(texts.offset), np.uint16)
+        generation[: len(self.generation)] = self.generation[: len(generation)]
+        self.generation = generation
+
+
+def _empty(slots: int, arena_bytes: int, entries_for: int = 0) -> Texts:
+    entries = 16
+    while entries * 4 < (entries_for + 1) * 5 * 3 // 2:
+        entries *= 2
+    return Texts(
+        np.zeros(entries, np.uint64),
+        np.zeros(max(64, arena_bytes + SPARE), np.uint8),
+        np.full(slots, -1, np.int64),
+        np.array([0, 0, -1, 0, 0], np.int64),
+    )
+
+
+def _writable(texts: Texts) -> Texts:
+    """Checkpoints may hand over read-only views; the kernels are compiled for writable arrays only."""
+    return Texts(*(np.require(one, requirements=["C", "W"]) for one in texts))
