@@ -68,18 +68,6 @@ def mix(value: np.uint64) -> np.uint64:
 
 
 @kernel
-def drop_without_consent(events: np.ndarray, location_allowed: np.ndarray, usage_allowed: np.ndarray) -> None:
-    """Mark pings and usage events of users who did not agree to them (A2); uint8[U] each, 1 is allowed."""
-    for row in range(events.shape[0]):
-        if events[row].drop != 0:
-            continue
-        if events[row].type == 1 and location_allowed[events[row].user] == 0:
-            events[row].drop = 7
-        elif events[row].type == 2 and usage_allowed[events[row].user] == 0:
-            events[row].drop = 8
-
-
-@kernel
 def admit_usage(events: np.ndarray, lateness_ms: np.ndarray, keep_ms: int, seen: SeenIds) -> None:
     """Mark repeated and late usage events, remember the rest.
 
