@@ -247,6 +247,7 @@ TRANSITION = np.dtype(
         ("method", "u1"),
         ("initial", "u1"),
         ("by_timer", "u1"),
+        ("wide_gap", "u1"),  # ENTER: gap_ms above max_gap of its feed (P2); it leads to dwell only
     ],
     align=True,
 )
