@@ -65,6 +65,8 @@ class CellTable:
     lat_e7: np.ndarray  # int32[N]
     radius_m: np.ndarray  # float64[N]
     indoor: np.ndarray  # bool[N]
+    azimuth_deg: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64[N], nan where omnidirectional
+    beam_deg: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64[N]
 
 
 # --- audience -------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class FieldTest:
 
     field: str
     op: str  # == in range prefix
-    value: Any
+    value: Any  # range: (low, high), both inclusive, None where open; in: a tuple
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +198,7 @@ class OfferDefinition:
     approver: str | None = None  # service offers name theirs
     value: float = 1.0  # factor of the score (D2)
     deadline_s: int | None = None  # None: 10 min for presence, 24 h otherwise (D6)
+    benefit_name: str = ""  # what people call the benefit
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,22 @@
+"""What the format can say and the engine does not do yet: `check` answers "not supported yet", nothing is ignored.
+
+Remove a line when the thing is built; nothing else has to change here.
+"""
+
+from __future__ import annotations
+
+NOT_SUPPORTED_YET = frozenset(
+    {
+        "trigger.count",
+        "trigger.sum",
+        "trigger.distinct",
+        "trigger.sequence",
+        "trigger.absence",
+        "while",
+        "offer.benefit.stock",
+        "offer.on_grant",
+        "offer.fallback",
+        "quiet_hours.switch",
+        "policy.arbitration_window",
+    }
+)

@@ -1,0 +1,72 @@
+"""Load a content set whole, or say everything that is wrong with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.content.cells import load_cells
+from engine.content.faults import Faults, Shown
+from engine.content.fences import load_fences
+from engine.content.files import ReadLimits
+from engine.content.scenarios import load_policy, load_scenarios
+from engine.content.versions import content_version
+from engine.definitions import Content
+from engine.errors import ContentError, Fault
+
+# What may lie beside content without being content.
+_BESIDE = frozenset({".md", ".txt", ".license"})
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What `check` found: the content where it is usable, and every fault, warnings too."""
+
+    content: Content | None
+    faults: tuple[Fault, ...]
+
+    @property
+    def errors(self) -> list[Fault]:
+        return [fault for fault in self.faults if fault.severity == "error"]
+
+
+def load_content(geofences: Path, scenarios: Path, limits: ReadLimits | None = None) -> Content:
+    """Load fences, cells, scenarios and policy; raise ContentError with all faults where any stands in the way."""
+    inspection = inspect_content(geofences, scenarios, limits)
+    if inspection.content is None:
+        raise ContentError(inspection.errors)
+    return inspection.content
+
+
+def inspect_content(geofences: Path, scenarios: Path, limits: ReadLimits | None = None) -> Inspection:
+    """Load as `load_content` does, and return what was found instead of raising."""
+    limits = limits or ReadLimits()
+    faults = Faults()
+    for folder, suffixes in ((geofences, (".geojson",)), (scenarios, (".yaml",))):
+        _check_folder(folder, suffixes, faults)
+    policy = load_policy(scenarios, limits, faults)
+    cells = load_cells(geofences, limits, faults)
+    fences = load_fences(geofences, policy.time_zone, cells, limits, faults)
+    loaded = load_scenarios(scenarios, fences, policy, limits, faults)
+    if faults.error_count:
+        return Inspection(None, tuple(faults.all()))
+    version = content_version(fences, cells, loaded, policy)
+    content = Content(version, tuple(fences), cells, tuple(loaded), policy)
+    return Inspection(content, tuple(faults.all()))
+
+
+def _check_folder(folder: Path, suffixes: tuple[str, ...], faults: Faults) -> None:
+    """Note a missing folder, and every file in it that would be passed over."""
+    if not folder.is_dir():
+        faults.add(folder.name, "$", Shown("no such folder"), "a folder of content", f"looked for {folder}")
+        return
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder)
+        if path.is_dir() or any(part.startswith(".") for part in inside.parts) or path.suffix in _BESIDE:
+            continue
+        is_cells = inside.parts[0] == "cells" and len(inside.parts) == 2 and ".geojson" in suffixes
+        if path.suffix in (".csv",) if is_cells else path.suffix in suffixes:
+            continue
+        hint = "`opportune fences import` reads other formats" if ".geojson" in suffixes else ""
+        expected = f"files ending in {' or '.join(suffixes)}" + (" and cells/*.csv" if ".geojson" in suffixes else "")
+        faults.add(f"{folder.name}/{inside.as_posix()}", "$", Shown("a file that would be ignored"), expected, hint)
