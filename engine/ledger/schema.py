@@ -1,6 +1,7 @@
 """The tables of ledger.db.
 
-Ids are the 16 bytes of an offer id, so that keys rise with time and inserts stay at one end of a table. No table has a second index: looked up by user means read by time.
+Ids are the 16 bytes of an offer id, so that keys rise with time and inserts stay at one end of a table. No table has a
+second index: looked up by user means read by time.
 """
 
 from __future__ import annotations
