@@ -222,7 +222,7 @@ def _write_all(fd: int, view: memoryview) -> None:
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(b"")
+    return array.reshape(-1).view(np.uint8).data if array.nbytes else memoryview(bytearray())
 
 
 def _crc(view: memoryview) -> int:

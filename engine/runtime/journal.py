@@ -161,14 +161,15 @@ class Journal:
     def drop_before(self, position: int, *, now_ms: int, hours: float) -> int:
         """Delete segments that lie wholly below `position` (of a durable checkpoint) and are older than `hours`.
 
-        Returns how many were deleted. A segment's age is that of its newest record.
+        Returns how many were deleted. A segment's age is that of the first record after it, so that one may stay
+        for the span of a segment longer.
         """
         oldest_ms = now_ms - int(hours * 3_600_000)
         dropped = 0
         with self._lock:
             while len(self._segments) > 1:
                 after = self._segments[1]
-                newest_ms = after.first_append_ms() if len(self._segments) > 2 else self._first_append_ms
+                newest_ms = after.first_append_ms()
                 if after.base > position or newest_ms is None or newest_ms >= oldest_ms:
                     break
                 self._segments[0].path.unlink()
