@@ -1,0 +1,145 @@
+"""Offer texts: fixed {name} placeholders, no template language (rule O1)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from engine.definitions import OfferDefinition, Placeholder
+from engine.model import Reason
+
+_FORBIDDEN = re.compile(r"[【】\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
+_LINK = re.compile(
+    r"(?i)://|www\.|(?<![\w@])[a-z0-9-]+\.(?:com|cn|net|org|io|cc|top|info|me|co|app|link|xyz|vip|shop)\b"
+)
+_PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why a text cannot be written; `detail` names the placeholder, never its value."""
+
+    reason: Reason
+    detail: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """Where values come from: `attribute` reads the profile, the rest is of this candidate."""
+
+    attribute: Callable[[str], float | str | None]
+    fence_name: str | None = None
+    benefit_name: str | None = None
+    code: str | None = None
+    claim_url: str | None = None
+
+
+def compose(offer: OfferDefinition, sources: Sources) -> str | Refusal:
+    """Return the text with every placeholder filled, or why not."""
+    return compile_text(offer)(sources)
+
+
+def compile_text(offer: OfferDefinition) -> Callable[[Sources], str | Refusal]:
+    """Cut the text at its placeholders once; the function returned fills them."""
+    known = {one.name: one for one in offer.placeholders}
+    pieces: list[str | Placeholder] = []
+    at = 0
+    for match in _PLACE.finditer(offer.text):
+        place = known.get(match[1])
+        if place is None:
+            continue
+        pieces += [offer.text[at : match.start()], place]
+        at = match.end()
+    pieces.append(offer.text[at:])
+
+    def fill(sources: Sources) -> str | Refusal:
+        written = []
+        for piece in pieces:
+            if isinstance(piece, Placeholder):
+                value = place_value(piece, sources)
+                if isinstance(value, Refusal):
+                    return value
+                written.append(value)
+            else:
+                written.append(piece)
+        return "".join(written)
+
+    return fill
+
+
+def is_fixed(offer: OfferDefinition) -> bool:
+    """Say whether the text is the same for everybody."""
+    return not any(f"{{{one.name}}}" in offer.text for one in offer.placeholders)
+
+
+def place_value(place: Placeholder, sources: Sources) -> str | Refusal:
+    """Return one placeholder's text: typed, checked, at most `max_length` long."""
+    raw = _read(place, sources)
+    if raw is None or raw == "":
+        if place.default is None:
+            return Refusal(Reason.MISSING_VALUE, {"placeholder": place.name, "source": place.source})
+        raw = place.default
+    if place.source == "claim_url":
+        return str(raw)
+    text = _write(place.type, raw)
+    if text is None:
+        return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": place.type})
+    if _FORBIDDEN.search(text) or _LINK.search(text):
+        return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": "no 【】, line break or link"})
+    if len(text) > place.max_length:
+        return Refusal(
+            Reason.BAD_VALUE, {"placeholder": place.name, "max_length": place.max_length, "length": len(text)}
+        )
+    return text
+
+
+def _read(place: Placeholder, sources: Sources) -> float | str | None:
+    kind, _, rest = place.source.partition(":")
+    if kind == "attribute":
+        return sources.attribute(rest)
+    if kind == "fence":
+        return sources.fence_name
+    if kind == "benefit":
+        return sources.benefit_name
+    if kind == "code":
+        return sources.code
+    if kind == "claim_url":
+        return sources.claim_url
+    # A constant is its own default, or stands after the colon.
+    return rest or None
+
+
+def _write(kind: str, raw: float | str) -> str | None:
+    if kind == "text":
+        return raw if isinstance(raw, str) else _number_text(raw)
+    if kind == "date":
+        return _date_text(raw)
+    try:
+        number = float(raw)
+    except ValueError:
+        return None
+    if number != number or number in (float("inf"), float("-inf")):
+        return None
+    if kind == "money_fen":
+        if number != int(number):
+            return None
+        yuan, fen = divmod(abs(int(number)), 100)
+        return f"{'-' if number < 0 else ''}{yuan}.{fen:02d}".removesuffix(".00")
+    return _number_text(number)
+
+
+def _number_text(number: float) -> str:
+    return str(int(number)) if number == int(number) else f"{number:.2f}".rstrip("0").rstrip(".")
+
+
+def _date_text(raw: float | str) -> str | None:
+    if not isinstance(raw, str):
+        return None
+    try:
+        day = datetime.fromisoformat(raw)
+    except ValueError:
+        return None
+    return f"{day.year}年{day.month}月{day.day}日"

@@ -1,0 +1,450 @@
+"""Candidates in, decisions out: gates, arbitration, arms, one reservation, one outcome each (rules D1-D5).
+
+Deterministic and without I/O: time comes with the candidates, counting is the ledger's. However candidates are cut into
+calls, the decisions are the same, as long as the candidates of one event come in one call (T4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from engine.decide.explain import Trace, explain_case
+from engine.decide.gates import Case
+from engine.decide.held import Held, HeldQueue
+from engine.decide.local_time import LocalTime
+from engine.decide.plan import FACTORS, Plan, compile_plan
+from engine.decide.profiles import ProfileTable
+from engine.decide.records import Decision, DecisionTrigger
+from engine.decide.runs import Runs
+from engine.decide.wave import Alarm, Group, build_group, settle_group
+from engine.definitions import Content
+from engine.errors import StoreUnavailable
+from engine.model import Candidate, Outcome, Reason, ReserveAnswer, ReserveRequest, Trigger
+
+Reserve = Callable[[Sequence[ReserveRequest]], list[ReserveAnswer]]
+
+MOST_IN_A_WAVE = 256
+_MOST_REMEMBERED = 262_144
+_DEADLINE, _REFUSED = Reason.DEADLINE.value, Outcome.REFUSED.value
+
+
+class Decider:
+    """Decides for one partition.
+
+    id_key   keys the offer ids, 16-64 bytes
+    reserve  decides requests in order, each against what the earlier ones wrote; may raise StoreUnavailable
+    factors  those of the score that are switched on
+    """
+
+    def __init__(
+        self,
+        content: Content,
+        profiles: ProfileTable,
+        tenant: str,
+        id_key: bytes,
+        reserve: Reserve,
+        *,
+        factors: frozenset[str] = frozenset(FACTORS),
+    ) -> None:
+        self.content = content
+        self.profiles = profiles
+        self.tenant = tenant
+        self.reserve = reserve
+        self.factors = factors
+        self._id_key = id_key
+        self.pauses: set[str] = set()
+        self.alarms: list[Alarm] = []
+        self.runs = Runs()
+        self.held = HeldQueue()
+        self._reserved: dict[int, tuple[int, str]] = {}
+        self._out: list[Decision] = []
+        self._wave: list[Group] = []
+        self._requests: list[ReserveRequest] = []
+        self._busy: set[int] = set()
+        self._blast_since: tuple[int, int] | None = None
+        self._hold_due_ms = 1 << 62
+        self._compile()
+
+    # --- content, pauses, users -------------------------------------------------------------------------------------
+
+    def _compile(self) -> None:
+        content = self.content
+        self.profiles.assumed = content.policy.assumed_consent
+        self.clock = LocalTime(content.policy.time_zone)
+        self._fence_names = {fence.id: fence.name for fence in content.fences}
+        self.plans = [self._compile_row(row) for row in range(len(content.scenarios))]
+        self._row = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
+
+    def _compile_row(self, row: int) -> Plan:
+        return compile_plan(
+            row,
+            self.content.scenarios[row],
+            self.content,
+            self.profiles,
+            self.clock,
+            tenant=self.tenant,
+            id_key=self._id_key,
+            pauses=frozenset(self.pauses),
+            reserved=self._reserved,
+            fence_names=self._fence_names,
+            factors=self.factors,
+        )
+
+    def activate(self, content: Content) -> list[Decision]:
+        """Take new content from the next candidate on; held candidates and runs follow their scenarios by id."""
+        old = [scenario.id for scenario in self.content.scenarios]
+        self.content = content
+        row_of_id = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
+        row_of = {row: row_of_id[name] for row, name in enumerate(old) if name in row_of_id}
+        closed: list[Decision] = []
+        self.runs.rename_rows(row_of, closed)
+        moved = {
+            key >> 20 << 20 | row_of[key & 0xFFFFF]: last
+            for key, last in self._reserved.items()
+            if key & 0xFFFFF in row_of
+        }
+        self._reserved.clear()
+        self._reserved.update(moved)
+        self._compile()
+        return closed
+
+    def pause(self, scenario: str, paused: bool) -> None:
+        """Pause or resume a scenario, or all with `*` (D8). Resuming ends an automatic pause too."""
+        if paused:
+            self.pauses.add(scenario)
+        elif scenario == "*":
+            self.pauses.clear()
+        else:
+            self.pauses.discard(scenario)
+        rows = range(len(self.plans)) if scenario == "*" else [self._row[scenario]] if scenario in self._row else []
+        for row in rows:
+            self.plans[row] = self._compile_row(row)
+
+    def close(self, slot: int, now_ms: int) -> list[Decision]:
+        """Start a new user in the slot (A4): void consent, cancel what is held, forget what was remembered."""
+        out: list[Decision] = []
+        for held in self.held.take_user(slot):
+            row = self._row.get(held.scenario)
+            if row is not None:
+                case = self._case(self.plans[row], held, now_ms)
+                out.append(self.record(case, _REFUSED, Reason.OPTED_OUT.value, {"closed": True}))
+        for row in range(len(self.plans)):
+            self.runs.end(slot << 20 | row, out)
+            self._reserved.pop(slot << 20 | row, None)
+        self.profiles.close(slot, now_ms)
+        return out
+
+    def released(self, slot: int, offer_id: str) -> None:
+        """Forget a reservation that was given back: it no longer stands in the way of re-entry (C2)."""
+        for row in range(len(self.plans)):
+            if self._reserved.get(slot << 20 | row, (0, ""))[1] == offer_id:
+                del self._reserved[slot << 20 | row]
+
+    # --- deciding ---------------------------------------------------------------------------------------------------
+
+    def decide(self, candidates: Sequence[Candidate]) -> list[Decision]:
+        """Decide candidates in log order; what is due before them comes out before them.
+
+        Consecutive candidates with the same user, position, item and now_ms arbitrate with each other.
+        """
+        plans, start, end = self.plans, 0, len(candidates)
+        while start < end:
+            first = candidates[start]
+            user, now_ms, position, item = first.user, first.now_ms, first.position, first.item
+            stop = start + 1
+            while stop < end:
+                other = candidates[stop]
+                if other.user != user or other.position != position or other.now_ms != now_ms or other.item != item:
+                    break
+                stop += 1
+            if now_ms >= self.held.due_ms or now_ms >= self._hold_due_ms:
+                self._release(now_ms)
+            cases = [
+                Case(plans[one.scenario], user, one.user_id, one.trigger, now_ms, now_ms)
+                for one in candidates[start:stop]
+            ]
+            self._enter(cases)
+            start = stop
+        self._flush()
+        out, self._out = self._out, []
+        return out
+
+    def release_due(self, now_ms: int) -> list[Decision]:
+        """Release what was held until now or earlier, each at its own instant, and close runs that are an hour old.
+
+        Call it before anything of a later instant is applied.
+        """
+        self._release(now_ms)
+        self._flush()
+        if now_ms >= self.runs.due_ms:
+            self.runs.close_due(now_ms, self._out)
+        out, self._out = self._out, []
+        return out
+
+    def finish(self) -> list[Decision]:
+        """Close every run, at the end of a recording."""
+        out: list[Decision] = []
+        self.runs.close_all(out)
+        return out
+
+    def _release(self, now_ms: int) -> None:
+        self._flush()
+        while (due := self.held.pop_due(now_ms)) is not None:
+            release_ms, ready = due
+            if release_ms >= self.runs.due_ms:
+                self.runs.close_due(release_ms, self._out)
+            cases = []
+            for held in ready:
+                row = self._row.get(held.scenario)
+                if row is not None:
+                    cases.append(self._case(self.plans[row], held, release_ms))
+                else:
+                    self._out.append(self._gone(held, release_ms))
+            if cases:
+                self._enter(cases)
+            self._flush()
+
+    @staticmethod
+    def _case(plan: Plan, held: Held, now_ms: int) -> Case:
+        case = Case(plan, held.slot, held.user_id, held.trigger, now_ms, held.arrived_ms)
+        case.offer_id = held.offer_id
+        return case
+
+    def _enter(self, cases: list[Case]) -> None:
+        """Send the candidates of one user and instant through the gates, and into the wave or straight to their end."""
+        case = cases[0]
+        if case.slot in self._busy:
+            self._flush()
+        survivors = 0
+        for case in cases:
+            if case.plan.is_limited:
+                self._flush_at_new_window(case.now_ms)
+            for gate in case.plan.gates:
+                reason = gate(case, None)
+                if reason is not None:
+                    case.reason = reason
+                    case.gate = gate
+                    break
+            else:
+                survivors += 1
+        if not survivors and not self._wave:
+            now_ms = case.now_ms
+            if now_ms >= self.runs.due_ms:
+                self.runs.close_due(now_ms, self._out)
+            for case in cases:
+                self.refuse_by_gate(case)
+            return
+        group = build_group(cases, survivors, self.profiles, self.content.policy.time_zone)
+        if survivors:
+            if group.remembers:
+                self._busy.add(case.slot)
+            group.first_request = len(self._requests)
+            self._requests += group.requests
+        self._wave.append(group)
+        for case in cases:
+            if case.release_ms and case.release_ms < self._hold_due_ms:
+                self._hold_due_ms = case.release_ms
+        if group.may_substitute or len(self._requests) >= MOST_IN_A_WAVE:
+            self._flush()
+
+    def _flush_at_new_window(self, now_ms: int) -> None:
+        """Let no wave span two windows of a deployment limit: a pause that the first brings must bind the second."""
+        home = self.content.policy.time_zone
+        since = (self.clock.window_start("hour", home, now_ms), self.clock.window_start("day", home, now_ms))
+        if since != self._blast_since:
+            if self._blast_since is not None:
+                self._flush()
+            self._blast_since = since
+
+    def _flush(self) -> None:
+        """Ask the ledger once for all groups of the wave, and emit their decisions in order."""
+        if not self._wave:
+            return
+        wave, requests = self._wave, self._requests
+        self._wave, self._requests = [], []
+        self._busy.clear()
+        answers = self.ask(requests)
+        for group in wave:
+            if group.now_ms >= self.runs.due_ms:
+                self.runs.close_due(group.now_ms, self._out)
+            last = group.first_request + len(group.requests)
+            settle_group(self, group, None if answers is None else answers[group.first_request : last])
+        self._hold_due_ms = 1 << 62
+
+    def ask(self, requests: list[ReserveRequest]) -> list[ReserveAnswer] | None:
+        """Return the answers, or None where the ledger has none: then nothing is sent (C4)."""
+        if not requests:
+            return []
+        try:
+            return self.reserve(requests)
+        except StoreUnavailable:
+            return None
+
+    # --- outcomes ---------------------------------------------------------------------------------------------------
+
+    def refuse_by_gate(self, case: Case) -> None:
+        """Emit what a gate refused: held, expired, or one of a run of equal refusals."""
+        if case.release_ms:
+            self._hold(case)
+            return
+        reason = case.reason
+        assert reason is not None
+        run = self.runs.open.get(case.slot << 20 | case.plan.row)
+        if run is not None and run.reason == reason and case.now_ms == case.arrived_ms:
+            run.count += 1
+            run.last_ms = case.now_ms
+            return
+        values: dict[str, Any] = {}
+        if case.gate is not None:
+            case.gate(case, values)
+        self.refuse_with(case, reason, values)
+
+    def refuse_with(self, case: Case, reason: str, values: dict[str, Any]) -> None:
+        """Emit a refusal, or count it where it continues a run of equal ones."""
+        if reason == _DEADLINE:
+            self.emit(case, Outcome.EXPIRED.value, reason, values)
+        elif case.now_ms != case.arrived_ms:
+            # The second record of a held candidate is never swallowed by a run (C6).
+            self.emit(case, _REFUSED, reason, values)
+        else:
+            key = case.slot << 20 | case.plan.row
+            run = self.runs.open.get(key)
+            if run is not None and run.reason == reason:
+                run.count += 1
+                run.last_ms = case.now_ms
+                return
+            self.runs.end(key, self._out)
+            decision = self.record(case, _REFUSED, reason, values)
+            self.runs.start(key, decision, self._out)
+            self._out.append(decision)
+
+    def _hold(self, case: Case) -> None:
+        scenario = case.plan.scenario.id
+        other = self.held.find(case.slot, scenario)
+        if other is not None:
+            # The one that waits already is the earlier trigger, and wins.
+            self.emit(case, Outcome.LOST.value, Reason.OUTSCORED.value, {"held": other.offer_id})
+            return
+        values: dict[str, Any] = {}
+        assert case.gate is not None
+        case.gate(case, values)
+        self.held.push(
+            Held(
+                offer_id=case.id(),
+                scenario=scenario,
+                slot=case.slot,
+                user_id=case.user_id,
+                trigger=case.trigger,
+                arrived_ms=case.arrived_ms,
+                release_ms=case.release_ms,
+                quiet_ends_ms=values["ends"],
+            )
+        )
+        self.emit(case, Outcome.HELD.value, Reason.QUIET_HOURS.value, values)
+
+    def emit(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
+        """Emit an outcome that is no refusal; it ends a run of refusals."""
+        self.runs.end(case.slot << 20 | case.plan.row, self._out)
+        decision = self.record(case, outcome, reason, values)
+        self._out.append(decision)
+        return decision
+
+    def record(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
+        trigger, now_ms = case.trigger, case.now_ms
+        return self._record(case.id(), case.plan.scenario.id, case.user_id, trigger, now_ms, outcome, reason, values)
+
+    def _gone(self, held: Held, now_ms: int) -> Decision:
+        """Decide a held candidate whose scenario is no longer in the content."""
+        not_live, user, trigger = Reason.NOT_LIVE.value, held.user_id, held.trigger
+        return self._record(held.offer_id, held.scenario, user, trigger, now_ms, _REFUSED, not_live, {"removed": True})
+
+    def _record(
+        self,
+        offer_id: str,
+        scenario: str,
+        user_id: str,
+        trigger: Trigger,
+        now_ms: int,
+        outcome: str,
+        reason: str,
+        values: dict[str, Any],
+    ) -> Decision:
+        return Decision(
+            1,
+            self.tenant,
+            offer_id,
+            outcome,
+            reason,
+            user_id,
+            scenario,
+            DecisionTrigger(trigger.kind, trigger.key, trigger.at_ms, trigger.fence, trigger.values),
+            now_ms,
+            self.content.version,
+            values,
+            1,
+            now_ms,
+            now_ms,
+        )
+
+    def remember_reservation(self, case: Case) -> None:
+        """Let the re-entry gate know at once; the oldest half is forgotten when there are too many."""
+        if not case.plan.has_reentry:
+            return
+        remembered = self._reserved
+        remembered[case.slot << 20 | case.plan.row] = (case.now_ms, case.id())
+        if len(remembered) > _MOST_REMEMBERED:
+            for key in list(remembered)[: _MOST_REMEMBERED // 2]:
+                del remembered[key]
+
+    def pause_by_limit(self, case: Case, values: dict[str, Any]) -> None:
+        """Pause a scenario that reached its hourly or daily limit, and raise the alarm once (C7)."""
+        scenario = case.plan.scenario.id
+        if scenario not in self.pauses:
+            self.alarms.append(Alarm(scenario, case.now_ms, values))
+            self.pause(scenario, True)
+
+    def take_alarms(self) -> list[Alarm]:
+        """Return and forget the alarms raised since the last call."""
+        alarms, self.alarms = self.alarms, []
+        return alarms
+
+    # --- explaining -------------------------------------------------------------------------------------------------
+
+    def explain(self, candidate: Candidate) -> Trace:
+        """Tell gate by gate what would happen to a candidate, and change nothing."""
+        plan = self.plans[candidate.scenario]
+        now_ms = candidate.now_ms
+        case = Case(plan, candidate.user, candidate.user_id, candidate.trigger, now_ms, now_ms)
+        return explain_case(case, self.profiles, self.content.policy.time_zone, self.reserve)
+
+    def explain_user(self, slot: int, user_id: str, now_ms: int) -> list[Trace]:
+        """Tell for every scenario what would happen if its trigger came now."""
+        traces = []
+        for row, plan in enumerate(self.plans):
+            kind = getattr(plan.scenario.trigger, "kind", "usage")
+            trigger = Trigger(kind=kind, key="explain", at_ms=now_ms)
+            traces.append(self.explain(Candidate(row, slot, user_id, trigger, now_ms)))
+        return traces
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Return what must survive a restart, as plain objects fit for JSON."""
+        return {
+            "scenarios": [scenario.id for scenario in self.content.scenarios],
+            "pauses": sorted(self.pauses),
+            "held": self.held.state(),
+            "runs": self.runs.state(),
+            "reserved": [[key, *last] for key, last in self._reserved.items()],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over a state; call it after the profile table was restored, and with the content it was saved under."""
+        assert state["scenarios"] == [scenario.id for scenario in self.content.scenarios], "another content"
+        self.pauses = set(state["pauses"])
+        self.held.restore(state["held"])
+        self.runs.restore(state["runs"])
+        self._reserved.clear()
+        self._reserved.update({key: (at_ms, offer_id) for key, at_ms, offer_id in state["reserved"]})
+        self._compile()

@@ -1,0 +1,256 @@
+"""Arbitration of one user's surviving candidates, and what the ledger's answer makes of them (rules D1-D3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from engine.decide.gates import Case
+from engine.decide.profiles import ProfileTable
+from engine.model import Offer, Option, Outcome, Reason, ReserveAnswer, ReserveRequest, Rule
+
+if TYPE_CHECKING:
+    from engine.decide.decider import Decider
+
+_GRANTED, _OFFER, _REFUSED = Reason.GRANTED.value, Outcome.OFFER.value, Outcome.REFUSED.value
+_LOST, _OUTSCORED, _PAUSED = Outcome.LOST.value, Reason.OUTSCORED.value, Reason.PAUSED.value
+_WITHHELD, _HOLDOUT, _DUPLICATE = Outcome.WITHHELD.value, Reason.HOLDOUT.value, Reason.DUPLICATE.value
+_STORE_UNAVAILABLE = Reason.STORE_UNAVAILABLE.value
+
+
+class Alarm(msgspec.Struct):
+    """A scenario was paused because it reached its limit over the deployment (rule C7)."""
+
+    scenario: str
+    at_ms: int
+    values: dict[str, Any]
+
+
+class Group:
+    """The candidates of one user and instant.
+
+    cases      in log order, refused ones included
+    ranked     the survivors of each request, in arbitration order; shadow scenarios compete among themselves
+    owners     for each request the case of each option
+    remembers  the outcome may bear on the re-entry gate of this user's next candidate
+    """
+
+    __slots__ = (
+        "cases",
+        "first_request",
+        "may_substitute",
+        "now_ms",
+        "owners",
+        "ranked",
+        "remembers",
+        "requests",
+        "subject",
+    )
+
+    def __init__(self, cases: list[Case]) -> None:
+        self.cases = cases
+        self.now_ms = cases[0].now_ms
+        self.subject = ""
+        self.requests: list[ReserveRequest] = []
+        self.ranked: list[list[Case]] = []
+        self.owners: list[list[Case]] = []
+        self.first_request = 0
+        self.may_substitute = False
+        self.remembers = False
+
+
+def rank(cases: Iterable[Case]) -> list[Case]:
+    """Order candidates by score; ties by earliest trigger, then scenario id (D2)."""
+    return sorted(cases, key=lambda case: (-case.score, case.trigger.at_ms, case.plan.scenario.id))
+
+
+def build_group(cases: list[Case], survivors: int, profiles: ProfileTable, default_zone: str) -> Group:
+    """Score and rank the survivors, and write the request to the ledger."""
+    group = Group(cases)
+    if not survivors:
+        return group
+    first = cases[0]
+    slot = first.slot
+    known = slot < profiles.count
+    group.subject = profiles.subject(slot, first.user_id) if known else first.user_id
+    zone = (profiles.zone.get(slot) if known else None) or default_zone
+    shadow: list[Case] = []
+    live: list[Case] = []
+    for case in cases:
+        if case.reason is None:
+            case.factors = case.plan.score(case)
+            (shadow if case.plan.is_shadow else live).append(case)
+            if case.plan.has_reentry:
+                group.remembers = True
+    # A shadow request writes nothing, so it may go first: it sees the user as the live ones do.
+    for competitors in (shadow, live):
+        if competitors:
+            if len(competitors) > 1:
+                competitors = rank(competitors)
+            request, owners = build_request(group.subject, competitors, zone, first.user_id, group.now_ms)
+            group.requests.append(request)
+            group.owners.append(owners)
+            group.ranked.append(competitors)
+    if len(live) > 1:
+        group.may_substitute = any(case.is_withheld and case.plan.scenario.substitute for case in live)
+    return group
+
+
+def build_request(
+    subject: str, ranked: list[Case], zone: str, user_id: str, now_ms: int
+) -> tuple[ReserveRequest, list[Case]]:
+    """Return the request, and for each of its options the case it belongs to.
+
+    A case has an option per allowed channel where a cap looks at channels, else one for the channel it prefers.
+    """
+    options: list[Option] = []
+    owners: list[Case] = []
+    for case in ranked:
+        plan = case.plan
+        is_withheld = False
+        for _, arm in plan.arms:
+            if arm(user_id):
+                is_withheld = True
+                break
+        case.is_withheld = is_withheld
+        rules = plan.rules(zone, now_ms)
+        offer = plan.scenario.offer
+        for channel in case.channels if plan.has_channel_cap else case.channels[:1]:
+            options.append(
+                Option(
+                    case.id(),
+                    plan.scenario.id,
+                    channel,
+                    offer.benefit_class,
+                    offer.partner,
+                    rules,
+                    plan.counts,
+                    is_withheld,
+                    plan.is_shadow,
+                )
+            )
+            owners.append(case)
+    return ReserveRequest(subject, user_id, now_ms, tuple(options)), owners
+
+
+def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | None) -> None:
+    """Emit one outcome for every case of a group, in log order.
+
+    answers  to the group's requests; None: the ledger has none, so nothing is sent (C4)
+    """
+    results: dict[int, Result] = {}
+    if answers is None:
+        for case in group.cases:
+            if case.reason is None:
+                results[id(case)] = (case, _REFUSED, _STORE_UNAVAILABLE, {}, "")
+    else:
+        for number, answer in enumerate(answers):
+            _judge(decider, group.requests[number], group.ranked[number], group.owners[number], answer, results)
+    for case in group.cases:
+        scenario = case.plan.scenario
+        if case.plan.is_limited and scenario.id in decider.pauses:
+            # Paused by its limit since the gates were asked: as if the mode gate had said so.
+            case.release_ms = 0
+            decider.refuse_with(case, _PAUSED, {"mode": scenario.mode.value, "paused": [scenario.id]})
+        elif case.reason is not None:
+            decider.refuse_by_gate(case)
+        else:
+            _emit(decider, results[id(case)])
+
+
+Result = tuple[Case, str, str, dict[str, Any], str]
+"""case, outcome, reason, values, channel"""
+
+
+def _judge(
+    decider: Decider,
+    request: ReserveRequest,
+    ranked: list[Case],
+    owners: list[Case],
+    answer: ReserveAnswer,
+    results: dict[int, Result],
+) -> None:
+    granted = answer.granted
+    winner = owners[granted] if granted >= 0 else None
+    tried = len(owners) if winner is None else granted
+    for number in range(tried):
+        case = owners[number]
+        reason = answer.refusals[number]
+        # A case with several channels keeps the reason of the one it prefers.
+        if case is not winner and id(case) not in results:
+            results[id(case)] = (case, _REFUSED, reason, _rule_values(request.options[number].rules, reason), "")
+    if winner is None:
+        return
+    channel = request.options[granted].channel
+    if answer.duplicate:
+        results[id(winner)] = (winner, _REFUSED, _DUPLICATE, {"code": answer.code}, channel)
+    elif winner.is_withheld:
+        arms = [name for name, arm in winner.plan.arms if arm(winner.user_id)]
+        results[id(winner)] = (winner, _WITHHELD, _HOLDOUT, {"arm": arms[0], **_score_values(winner)}, channel)
+    else:
+        results[id(winner)] = (winner, _OFFER, _GRANTED, _score_values(winner), channel)
+    rest = ranked[ranked.index(winner) + 1 :]
+    if not rest:
+        return
+    if winner.is_withheld and winner.plan.scenario.substitute and not answer.duplicate:
+        # The slot goes to the next: a second question with those that are left.
+        first = next(number for number, case in enumerate(owners) if case is rest[0])
+        again = ReserveRequest(request.subject, request.user_id, request.now_ms, request.options[first:])
+        replies = decider.ask([again])
+        if replies is None:
+            for case in rest:
+                results[id(case)] = (case, _REFUSED, _STORE_UNAVAILABLE, {}, "")
+        else:
+            _judge(decider, again, rest, owners[first:], replies[0], results)
+        return
+    for case in rest:
+        values = {**_score_values(case), "winner": winner.plan.scenario.id, "winner_score": winner.score}
+        results[id(case)] = (case, _LOST, _OUTSCORED, values, "")
+
+
+def _score_values(case: Case) -> dict[str, Any]:
+    return {"score": case.score, "factors": case.factors}
+
+
+def _rule_values(rules: tuple[Rule, ...], reason: str) -> dict[str, Any]:
+    return {"rules": [{"most": rule.most, "since": rule.since_ms} for rule in rules if rule.reason == reason]}
+
+
+def _emit(decider: Decider, result: Result) -> None:
+    case, outcome, reason, values, channel = result
+    if outcome is _REFUSED and reason is not _DUPLICATE:
+        if reason == _PAUSED:
+            decider.pause_by_limit(case, values)
+        decider.refuse_with(case, reason, values)
+        return
+    if case.plan.is_shadow:
+        values["shadow"] = True
+    if channel:
+        values["channel"] = channel
+    decision = decider.emit(case, outcome, reason, values)
+    if case.plan.is_shadow or reason is _DUPLICATE:
+        return
+    if outcome is _OFFER:
+        decision.grant(make_offer(case, channel))
+    if outcome is not _LOST:
+        decider.remember_reservation(case)
+
+
+def make_offer(case: Case, channel: str) -> Offer:
+    """Return the offer of a granted case, ready to be handed over until its deadline (D6)."""
+    plan = case.plan
+    offer = plan.scenario.offer
+    return Offer(
+        offer_id=case.id(),
+        scenario=plan.scenario.id,
+        user_id=case.user_id,
+        channel=channel,
+        text=case.text if case.text is not None else plan.fixed_text or "",
+        benefit=offer.benefit,
+        offer_class=offer.offer_class,
+        deadline_ms=case.trigger.at_ms + plan.deadline_ms,
+        created_ms=case.now_ms,
+        priority=case.score,
+    )
