@@ -9,8 +9,10 @@ records (T2), the ledger is handed in. Same records, same effects, however they 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,6 +99,8 @@ class Effects:
     receipts: list[Any] = field(default_factory=list)
     pauses: list[tuple[str, bool]] = field(default_factory=list)
     candidates: int = 0
+    types: dict[int, int] = field(default_factory=dict)  # EventType -> events
+    alarms: list[Any] = field(default_factory=list)
 
 
 class Pipeline:
@@ -123,14 +127,16 @@ class Pipeline:
 
     # --- content ----------------------------------------------------------------------------------------------------
 
-    def activate(self, content: Content) -> None:
+    def activate(self, content: Content) -> Effects:
         """Take new content from the next record on (L10); presence keeps the state of unchanged fences."""
+        effects = Effects(self.now_ms)
         self._set_content(content)
         self.decoder.set_cells(content.cells)
-        self.decider.activate(content)
-        self.presence.activate(
+        self._note(self.decider.activate(content), effects)
+        removed = self.presence.activate(
             content.fences, self.index.arrays, self._thresholds, open_intervals=self._hours(self.now_ms)
         )
+        return effects
 
     def _set_content(self, content: Content) -> None:
         self.content = content
@@ -191,6 +197,9 @@ class Pipeline:
         if row < len(decoded.events):
             self._run(block, decoded, row, len(decoded.events), effects)
         effects.drops += np.bincount(decoded.events["drop"], minlength=len(Drop))
+        for kind, number in enumerate(np.bincount(decoded.events["type"]).tolist()):
+            if number:
+                effects.types[kind] = effects.types.get(kind, 0) + number
 
     def _ensure(self) -> None:
         users = self.users.count
@@ -375,11 +384,13 @@ class Pipeline:
 
     def _note(self, decisions: Sequence[Decision], effects: Effects) -> None:
         effects.decisions.extend(decisions)
+        if self.decider.alarms:
+            effects.alarms.extend(self.decider.take_alarms())
         effects.offers.extend(offer for decision in decisions if (offer := decision.offer) is not None)
 
     def _release_held(self, now_ms: int, effects: Effects) -> None:
-        if self.decider.next_release_ms <= now_ms:
-            self._note(self.decider.release_due(now_ms), effects)
+        if decisions := self.decider.release_due(now_ms):
+            self._note(decisions, effects)
 
     # --- what is neither ping nor usage -----------------------------------------------------------------------------
 
@@ -399,7 +410,7 @@ class Pipeline:
                 if purpose is not None:
                     effects.consents.append(ConsentChange(user_id, purpose, False, at_ms, "inbound-message"))
             case EventType.USER_CLOSED | EventType.ADDRESS_CHANGED:
-                self.profiles.close(slot, at_ms)
+                self._note(self.decider.close(slot, self.now_ms), effects)
                 self.presence.reset_user(slot)
                 self.behavior.reset_user(slot)
                 effects.closed_users.append(user_id)
@@ -412,6 +423,37 @@ class Pipeline:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))
         self.decider.pause(control["pause"], control["paused"])
         effects.pauses.append((control["pause"], control["paused"]))
+
+    def finish(self) -> list[Decision]:
+        """Close what is still open at the end of a recording: runs of equal refusals (D5)."""
+        return self.decider.finish()
+
+    def transition_lines(self, transitions: np.ndarray) -> Iterator[bytes]:
+        """Yield transitions as the contract's JSON, one line each."""
+        tenant = self.settings.tenant
+        for row in transitions:
+            distance_m, accuracy_m = float(row["distance_m"]), float(row["accuracy_m"])
+            yield orjson.dumps(
+                {
+                    "v": 1,
+                    "tenant": tenant,
+                    "user": self.users.id_of(int(row["user"])),
+                    "fence": self.content.fences[row["fence"]].id,
+                    "kind": _KIND_NAMES[row["kind"]],
+                    "crossed_at": rfc3339(int(row["crossed_ms"])),
+                    "confirmed_at": rfc3339(int(row["confirmed_ms"])),
+                    "initial": bool(row["initial"]),
+                    "gap_s": int(row["gap_ms"]) / 1000 if row["gap_ms"] >= 0 else None,
+                    "threshold_s": int(row["threshold_s"]) if row["threshold_s"] >= 0 else None,
+                    "duration_s": int(row["duration_ms"]) / 1000 if row["duration_ms"] >= 0 else None,
+                    "reason": TransitionReason(int(row["reason"])).name.lower(),
+                    "confidence": _CONFIDENCE_NAMES[row["confidence"]],
+                    "method": _METHOD_NAMES[row["method"]],
+                    "distance_m": round(distance_m, 2) if math.isfinite(distance_m) else None,
+                    "accuracy_m": round(accuracy_m, 2) if math.isfinite(accuracy_m) else None,
+                },
+                option=orjson.OPT_APPEND_NEWLINE,
+            )
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -446,6 +488,11 @@ class Pipeline:
         self._ensure()
         if self.now_ms > self._hours_end_ms:
             self.presence.set_open_intervals(self._hours(self.now_ms))
+
+
+def rfc3339(instant_ms: int) -> str:
+    """Write an instant as RFC 3339 in UTC with milliseconds."""
+    return datetime.fromtimestamp(instant_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 _KIND_NAMES = {kind: kind.name.lower() for kind in TransitionKind}

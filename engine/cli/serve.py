@@ -1,0 +1,86 @@
+"""`opportune serve`: the embedded service until SIGTERM; `opportune pause` and `opportune explain` talk to it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import httpx
+import orjson
+import typer
+import uvloop
+
+from engine.errors import OpportuneError
+from engine.settings import Settings, load_settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+    app.command()(pause)
+
+
+def serve(
+    geofences: Annotated[Path | None, typer.Option(help="folder of fences")] = None,
+    scenarios: Annotated[Path | None, typer.Option(help="folder of scenarios")] = None,
+    state: Annotated[Path | None, typer.Option(help="journal, ledger, checkpoints, addresses")] = None,
+    host: Annotated[str | None, typer.Option()] = None,
+    port: Annotated[int | None, typer.Option(help="0: any free port")] = None,
+    clock: Annotated[
+        str, typer.Option(help="log: time of arrival; events: time of the events (recorded feeds)")
+    ] = "log",
+) -> None:
+    """Take events over HTTP, decide, hand offers to gateways, until SIGTERM or Ctrl-C."""
+    settings = load_settings(geofences=geofences, scenarios=scenarios, state=state, host=host, port=port)
+    if clock not in ("log", "events"):
+        raise typer.BadParameter("log or events", param_hint="--clock")
+    uvloop.run(_serve(settings, clock))
+
+
+async def _serve(settings: Settings, clock: str) -> None:
+    from engine.console.host import Host
+    from engine.deliver.addressbook import open_address_book
+    from engine.runtime.warm import warm_aloud
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    warm_aloud()
+    host = Host(settings, open_address_book(settings), clock=clock)
+    await host.start()
+    print(f"opportune listens on http://{settings.host}:{host.port}, state in {settings.state}", flush=True)
+    await stop.wait()
+    print("draining ...", flush=True)
+    await host.stop()
+
+
+def pause(
+    scenario: Annotated[str | None, typer.Argument(help="id of the scenario to pause")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="pause all scenarios")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="let it go on")] = False,
+    url: Annotated[str | None, typer.Option(help="of the service; default from the settings")] = None,
+) -> None:
+    """Stop new messages of one scenario or of all within a second (or resume them)."""
+    if (scenario is None) == (not everything):
+        raise typer.BadParameter("name one scenario, or give --all")
+    body = {"scenario": "*" if everything else scenario, "paused": not resume}
+    call_service("POST", "/v1/pause", url=url, json=body)
+    print(f"{'resumed' if resume else 'paused'}: {'all scenarios' if everything else scenario}")
+
+
+def call_service(method: str, path: str, *, url: str | None = None, **more: object) -> dict:
+    """Call the running service and return its JSON; raise OpportuneError saying what to do."""
+    settings = load_settings()
+    base = url or f"http://{settings.host}:{settings.port}"
+    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    try:
+        answer = httpx.request(method, f"{base}{path}", headers=headers, timeout=10.0, trust_env=False, **more)
+    except httpx.HTTPError as error:
+        raise OpportuneError(
+            f"no service answers at {base} ({type(error).__name__}); start it: opportune serve"
+        ) from None
+    if answer.is_error:
+        raise OpportuneError(f"{base}{path} answered {answer.status_code}: {answer.text[:300]}")
+    return orjson.loads(answer.content) if answer.content else {}

@@ -1,0 +1,145 @@
+"""Everything of the embedded deployment in one process: engine, HTTP API, dispatcher, gateways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from typing import Any
+
+import structlog
+
+from engine.clock import wall_ms
+from engine.console.access import check_binding
+from engine.console.api import Api
+from engine.console.contract import Component, FenceOccupancy
+from engine.console.server import HttpServer
+from engine.deliver.contract import Addresses, Gateway
+from engine.deliver.dispatcher import Dispatcher
+from engine.deliver.sandbox import SandboxGateway, SandboxMessage
+from engine.model import Offer, RecordKind
+from engine.pipeline import Effects
+from engine.runtime.service import Service
+from engine.settings import Settings
+
+log = structlog.get_logger("opportune.host")
+
+
+class Host:
+    """Start and stop the parts in an order that loses nothing; answer what the API asks.
+
+    gateways    one per channel; None: a sandbox for sms and push
+    on_message  told each sandbox message; on_batch each batch's effects, in the engine thread
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        addresses: Addresses,
+        *,
+        clock: str = "log",
+        gateways: Sequence[Gateway] | None = None,
+        on_batch: Callable[[Effects], None] | None = None,
+        on_message: Callable[[SandboxMessage], None] | None = None,
+    ) -> None:
+        check_binding(settings.host, settings.api_key)
+        self.settings = settings
+        self._messages: deque[SandboxMessage] = deque(maxlen=1000)
+        self._is_stopping = False
+        self.server = HttpServer(
+            Api(self, api_key=settings.api_key, queue_bytes=settings.queue_bytes, now_ms=wall_ms),
+            settings.host,
+            settings.port,
+        )
+        self.service = Service(settings, clock=clock, on_batch=on_batch)
+        now_ms = wall_ms if clock == "log" else self._log_now_ms
+        if gateways is None:
+            gateways = [
+                SandboxGateway(channel, now_ms, store=self._messages, on_message=on_message)
+                for channel in ("sms", "push")
+            ]
+        self._claims = ThreadPoolExecutor(1, "opportune-claims")
+        policy = self.service.pipeline.content.policy
+        self.dispatcher = Dispatcher(
+            self.service.ledger,
+            addresses,
+            gateways,
+            now_ms=now_ms,
+            emit=self.service.append,
+            tenant=settings.tenant,
+            signature=policy.signature,
+            opt_out_text=policy.opt_out_text,
+            executor=self._claims,
+        )
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    async def start(self) -> None:
+        """Return once events are taken and offers handed over."""
+        loop = asyncio.get_running_loop()
+
+        def on_offers(offers: list[Offer]) -> None:
+            loop.call_soon_threadsafe(self.dispatcher.enqueue, offers)
+
+        for scenario in self.service.ledger.paused():
+            self.dispatcher.pause(scenario, True)
+        await self.dispatcher.start()
+        self.service.start(on_offers)
+        await self.server.start()
+        log.info("ready", host=self.settings.host, port=self.port)
+
+    async def stop(self) -> None:
+        """Refuse new events, finish the old ones, hand over what can be within 20 s, write a checkpoint."""
+        self._is_stopping = True
+        await self.server.stop()
+        if self.service.failure is None:
+            await self.service.drained()
+        await self.dispatcher.stop()
+        await asyncio.to_thread(self.service.stop)
+        self._claims.shutdown()
+
+    # --- what the API asks (engine.console.contract.Engine) -----------------------------------------------------------
+
+    @property
+    def backlog_bytes(self) -> int:
+        return self.service.backlog_bytes
+
+    async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
+        return await self.service.append(payloads, kind)
+
+    def occupancy(self) -> Sequence[FenceOccupancy]:
+        counts = self.service.occupancy_counts()
+        fences = self.service.pipeline.content.fences
+        return [FenceOccupancy(fence.id, fence.name, fence.kind, counts.get(fence.id, 0)) for fence in fences]
+
+    def ready(self) -> dict[str, Component]:
+        """Say of each part whether it works."""
+        journal, engine = self.service.journal.failure, self.service.failure
+        return {
+            "accepting": Component(not self._is_stopping, "shutting down" if self._is_stopping else ""),
+            "journal": Component(journal is None, journal or ""),
+            "engine": Component(engine is None, engine or ""),
+            "content": Component(True, self.service.pipeline.content.version),
+            "hand-off": Component(self.dispatcher.may_claim, "" if self.dispatcher.may_claim else "ledger unavailable"),
+        }
+
+    async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self.service.explain, user, at_ms)
+
+    async def pause(self, scenario: str, paused: bool) -> None:
+        """Stop claims here at once, then in the claim store; on resuming the other way round (D8)."""
+        if paused:
+            self.dispatcher.pause(scenario, True)
+        await self.service.pause(scenario, paused)
+        if not paused:
+            self.dispatcher.pause(scenario, False)
+
+    def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
+        return [asdict(message) for message in list(self._messages)[-limit:][::-1]]
+
+    def _log_now_ms(self) -> int:
+        return self.service.pipeline.now_ms

@@ -1,0 +1,381 @@
+"""The embedded service: journal -> pipeline -> ledger -> dispatcher, in one process (docs/storage.md, ARCHITECTURE.md).
+
+Three threads. The event loop takes requests, appends to the journal and hands over offers; the engine thread reads the
+journal, runs the pipeline and commits its effects with the journal position; housekeeping flushes, watches the content
+folders and tidies. What a crash leaves behind is rebuilt: newest checkpoint, then replay, then go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import orjson
+import structlog
+
+from engine import __version__, metrics
+from engine.clock import monotonic_s, wall_ms
+from engine.decide.records import encode
+from engine.definitions import Content
+from engine.errors import ContentError, StoreError, StoreUnavailable
+from engine.ledger.embedded import EmbeddedLedger
+from engine.model import Block, Drop, EventType, Offer, RecordKind, TransitionKind
+from engine.pipeline import Effects, Pipeline
+from engine.runtime import checkpoint
+from engine.runtime.archive import ContentArchive, FolderWatch, content_record
+from engine.runtime.journal import Journal
+from engine.runtime.source import JournalSource
+from engine.settings import Settings
+
+log = structlog.get_logger("opportune.service")
+
+MOST_EVENTS = 4096
+TICK_MS = 1000
+_WAIT_S = 0.25
+_RETRY_S = 0.2
+
+_EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
+_TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
+
+
+class Service:
+    """One deployment's engine on one machine.
+
+    clock     `log`: time is the append time, a tick record passes it while nothing arrives; `events`: time is the
+              largest event time so far (demo, recorded feeds)
+    on_batch  told every batch's effects, in the engine thread, after they were committed
+    """
+
+    def __init__(
+        self, settings: Settings, *, clock: str = "log", on_batch: Callable[[Effects], None] | None = None
+    ) -> None:
+        self.settings = settings
+        self.clock = clock
+        self.failure: str | None = None
+        self.recovered_records = 0
+        self._on_batch = on_batch
+        self._on_offers: Callable[[list[Offer]], None] = lambda offers: None
+        state = settings.state
+        state.mkdir(parents=True, exist_ok=True)
+        self.archive = ContentArchive(state / "content")
+        wanted = self.archive.keep(settings.geofences, settings.scenarios)
+        self.ledger = EmbeddedLedger(
+            state / "ledger.db", assumed_consent=wanted.policy.assumed_consent, fsync=settings.fsync
+        )
+        self.journal = Journal(
+            state / "journal",
+            fsync=settings.fsync,
+            fsync_interval_s=settings.fsync_interval_s,
+            not_before=self.ledger.position() + 1,
+        )
+        self._checkpoints = state / "checkpoints"
+        self._pending: checkpoint.Pending | None = None
+        self._stopping = threading.Event()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()  # held while the pipeline changes; explain takes it to look
+        self._done = -1
+        self._waiters: list[tuple[int, Callable[[], None]]] = []
+        self._waiters_lock = threading.Lock()
+        self._checkpoint_due_s = 0.0
+        self._last_activity_ms = wall_ms()
+        self.pipeline = self._recover(wanted)
+        self._watch = FolderWatch(settings.geofences, settings.scenarios)
+        if self.pipeline.content.version != wanted.version:
+            self.journal.append(content_record(wanted), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    def start(self, on_offers: Callable[[list[Offer]], None]) -> None:
+        """Begin processing; `on_offers` gets what a batch has committed, in the engine thread."""
+        self._on_offers = on_offers
+        for name, work in (("engine", self._run), ("housekeeping", self._keep_house)):
+            thread = threading.Thread(target=work, name=f"opportune-{name}", daemon=True)
+            thread.start()
+            self._threads.append(thread)
+
+    def stop(self) -> None:
+        """Process what is journaled, write a checkpoint, close. Nothing may be appended any more."""
+        self._stopping.set()
+        for thread in self._threads:
+            thread.join()
+        if self._threads and self.failure is None:
+            if self._pending is not None:
+                self._finish_checkpoint(wait=True)
+            checkpoint.write(self._checkpoints, self._checkpoint())
+        self.journal.close()
+        self.ledger.close()
+
+    # --- recovery ---------------------------------------------------------------------------------------------------
+
+    def _recover(self, wanted: Content) -> Pipeline:
+        """Rebuild the state as of the last journaled record: checkpoint, then replay (T3)."""
+        found = checkpoint.read_newest(self._checkpoints)
+        for refused in found.refused:
+            log.warning("checkpoint not used", reason=refused)
+        newest = found.checkpoint
+        id_key = load_id_key(self.settings.state / "offer-id.key")
+        if newest is not None:
+            try:
+                content = self.archive.load(newest.content_version)
+            except StoreError as error:
+                log.warning("checkpoint not used", reason=str(error))
+                newest = None
+        pipeline = Pipeline(wanted if newest is None else content, self.settings, self.ledger, id_key=id_key)
+        after = -1
+        if newest is not None:
+            arrays = {name: array for name, array in newest.arrays.items() if not name.startswith("ledger.")}
+            pipeline.restore(arrays, newest.objects["pipeline"])
+            ledger_arrays = {
+                name.removeprefix("ledger."): array
+                for name, array in newest.arrays.items()
+                if name.startswith("ledger.")
+            }
+            self.ledger.restore(ledger_arrays, newest.objects["ledger"])
+            after = newest.position
+        elif self.ledger.position() >= 0:
+            # No checkpoint: caps as they were before the oldest record that is still there.
+            first = JournalSource(self.journal).next_position
+            self.ledger.rebuild(first - 1)
+        self._source = JournalSource(self.journal, after=after)
+        self._done = after
+        self.pipeline = pipeline
+        started = monotonic_s()
+        while blocks := self._source.poll(MOST_EVENTS):
+            for block in blocks:
+                self.recovered_records += len(block)
+                self._process(block, replay=True)
+        if self.recovered_records:
+            log.info("replayed", records=self.recovered_records, seconds=round(monotonic_s() - started, 3))
+        return pipeline
+
+    # --- the engine thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while True:
+                blocks = self._source.poll(MOST_EVENTS)
+                for block in blocks:
+                    self._process(block)
+                if blocks:
+                    self._last_activity_ms = wall_ms()
+                    self._checkpoint_if_due()
+                    continue
+                if self._stopping.is_set():
+                    return
+                self._checkpoint_if_due()
+                if self.clock == "log" and wall_ms() - self._last_activity_ms >= TICK_MS:
+                    self.journal.tick(wall_ms())
+                    continue
+                self._source.wait(_WAIT_S)
+        except BaseException as error:
+            # A store that cannot write, or our own bug: stop deciding, say so, and let a restart replay.
+            self.failure = f"{type(error).__name__}: {error}"
+            log.error("the engine stopped", error=self.failure, exc_info=not isinstance(error, StoreError))
+
+    def _process(self, block: Block, *, replay: bool = False) -> None:
+        started = monotonic_s()
+        if self.clock == "events":
+            block.append_ms[:] = -1
+        with self._lock:
+            effects = self.pipeline.process(block, self.archive.load_record)
+        self.ledger.assumed_consent = self.pipeline.content.policy.assumed_consent
+        position = int(block.position[-1])
+        self._commit(position, effects)
+        self._done = position
+        if not replay:
+            if effects.offers:
+                self._on_offers(effects.offers)
+            self._wake_waiters()
+            metrics.BATCH_SECONDS.observe(monotonic_s() - started)
+            metrics.BATCH_EVENTS.observe(effects.events)
+            count(effects)
+            if self._on_batch is not None:
+                self._on_batch(effects)
+
+    def _commit(self, position: int, effects: Effects) -> None:
+        rows = [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
+        while True:
+            try:
+                self.ledger.commit(
+                    position,
+                    effects.now_ms,
+                    decisions=rows,
+                    offers=effects.offers,
+                    consents=effects.consents,
+                    closed_users=effects.closed_users,
+                    pauses=effects.pauses,
+                )
+            except StoreUnavailable as error:
+                # Nothing was stored and nothing is handed over: wait, the disk may come back (F22).
+                self.failure = str(error)
+                log.error("the ledger cannot commit; nothing is sent", error=str(error))
+                if self._stopping.wait(_RETRY_S):
+                    raise
+                continue
+            self.failure = None
+            return
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> checkpoint.Checkpoint:
+        arrays, objects = self.pipeline.snapshot()
+        arrays.update({f"ledger.{name}": array for name, array in self.ledger.arrays().items()})
+        return checkpoint.Checkpoint(
+            position=self._done,
+            now_ms=self.pipeline.now_ms,
+            arrays=arrays,
+            objects={"pipeline": objects, "ledger": self.ledger.objects()},
+            engine=__version__,
+            content_version=self.pipeline.content.version,
+        )
+
+    def _checkpoint_if_due(self) -> None:
+        if self._pending is not None:
+            self._finish_checkpoint(wait=False)
+            return
+        if monotonic_s() < self._checkpoint_due_s or self._done < 0:
+            return
+        if self._checkpoint_due_s:
+            self._pending = checkpoint.write_in_background(self._checkpoints, self._checkpoint())
+        self._checkpoint_due_s = monotonic_s() + self.settings.checkpoint_interval_s
+
+    def _finish_checkpoint(self, *, wait: bool) -> None:
+        assert self._pending is not None
+        try:
+            if not self._pending.done(wait=wait):
+                return
+        except StoreUnavailable as error:
+            log.error("checkpoint failed; the journal is kept", error=str(error))
+        else:
+            metrics.CHECKPOINT_POSITION.set(self._pending.position)
+            self.journal.drop_before(self._pending.position, now_ms=wall_ms(), hours=self.settings.journal_hours)
+        self._pending = None
+
+    # --- housekeeping -----------------------------------------------------------------------------------------------
+
+    def _keep_house(self) -> None:
+        ticks = 0
+        while not self._stopping.wait(self.settings.fsync_interval_s):
+            ticks += 1
+            try:
+                if self.settings.fsync == "interval":
+                    self.journal.sync()
+                if ticks % max(1, round(1.0 / self.settings.fsync_interval_s)) == 0:
+                    self.ledger.tidy()
+                    metrics.BACKLOG_BYTES.set(self.backlog_bytes)
+                    self._activate_if_changed()
+            except StoreError as error:
+                log.error("housekeeping", error=str(error))
+
+    def _activate_if_changed(self) -> None:
+        if not self._watch.has_settled_change(wall_ms()):
+            return
+        try:
+            content = self.archive.keep(self.settings.geofences, self.settings.scenarios)
+        except ContentError as error:
+            log.error("content not activated; the old one stays live", faults=len(error.faults), first=str(error)[:500])
+            return
+        if content.version != self.pipeline.content.version:
+            self.journal.append(content_record(content), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
+            log.info("content activated", version=content.version)
+
+    # --- what the API asks ------------------------------------------------------------------------------------------
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes journaled and not yet processed."""
+        return max(0, self.journal.end - self._source.next_position)
+
+    async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
+        """Journal payloads as one record each, in one write; return their positions once they are durable."""
+        if self.settings.fsync == "always":
+            return await asyncio.to_thread(self.journal.append_many, payloads, wall_ms=wall_ms(), kind=kind)
+        return self.journal.append_many(payloads, wall_ms=wall_ms(), kind=kind)
+
+    async def drained(self) -> None:
+        """Return once everything journaled so far is committed."""
+        if self.journal.last_position >= 0:
+            await self.processed(self.journal.last_position)
+
+    async def processed(self, position: int) -> None:
+        """Return once the record at `position` and all its effects are committed."""
+        loop = asyncio.get_running_loop()
+        reached = asyncio.Event()
+        with self._waiters_lock:
+            self._waiters.append((position, lambda: loop.call_soon_threadsafe(reached.set)))
+        self._wake_waiters()
+        await reached.wait()
+
+    def _wake_waiters(self) -> None:
+        if not self._waiters:
+            return
+        with self._waiters_lock:
+            ready = [wake for position, wake in self._waiters if position <= self._done]
+            self._waiters = [one for one in self._waiters if one[0] > self._done]
+        for wake in ready:
+            wake()
+
+    async def pause(self, scenario: str, paused: bool) -> None:
+        """Pause or resume one scenario, or all with "*"; return once the claim store knows (D8)."""
+        record = orjson.dumps({"pause": scenario, "paused": paused})
+        (position,) = await self.append([record], RecordKind.CONTROL)
+        await self.processed(position)
+
+    def occupancy_counts(self) -> dict[str, int]:
+        """Count users inside each fence now (P9)."""
+        with self._lock:
+            counts = self.pipeline.presence.occupancy()
+            return {fence.id: int(counts[row]) for row, fence in enumerate(self.pipeline.content.fences)}
+
+    def explain(self, user: str, at_ms: int | None = None) -> dict[str, Any]:
+        """Say why this user did or did not get something: stored decisions, then what would happen now."""
+        now_ms = self.pipeline.now_ms
+        until_ms = now_ms if at_ms is None else at_ms
+        stored = self.ledger.decisions(user=user, from_ms=until_ms - 7 * 86_400_000, until_ms=until_ms + 1)
+        answer: dict[str, Any] = {
+            "user": user,
+            "content_version": self.pipeline.content.version,
+            "decisions": [orjson.loads(body) for body in stored],
+        }
+        if at_ms is None:
+            with self._lock:
+                slot = self.pipeline.users.slot_of(user, intern=False)
+                if slot >= 0:
+                    traces = self.pipeline.decider.explain_user(slot, user, now_ms)
+                    answer["now"] = msgspec.to_builtins(traces)
+                else:
+                    answer["now"] = []
+        return answer
+
+
+def count(effects: Effects) -> None:
+    """Add a batch's counts to the metrics."""
+    metrics.add_counts(metrics.EVENTS, {_EVENT_NAMES[kind]: n for kind, n in effects.types.items()})
+    metrics.add_counts(
+        metrics.EVENTS_DROPPED,
+        {drop.name.lower(): int(effects.drops[drop]) for drop in Drop if drop and effects.drops[drop]},
+    )
+    metrics.add_counts(metrics.DEAD_LETTERS, Counter(letter.reason.value for letter in effects.dead))
+    for transitions in effects.transitions:
+        kinds = np.bincount(transitions["kind"], minlength=5)
+        metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
+    metrics.CANDIDATES.inc(effects.candidates)
+    for (outcome, reason), number in Counter((one.outcome, one.reason) for one in effects.decisions).items():
+        metrics.DECISIONS.labels(outcome, reason).inc(number)
+    metrics.add_offers(Counter(offer.scenario for offer in effects.offers))
+
+
+def load_id_key(path: Path) -> bytes:
+    """Read the deployment's key of offer ids, making one at the first start (D4)."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch(mode=0o600)
+        path.write_bytes(secrets.token_bytes(32))
+    return path.read_bytes()

@@ -1,0 +1,129 @@
+"""Compile every kernel once, by running a small made-up day through the whole pipeline."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from engine.clock import monotonic_s
+from engine.definitions import (
+    CellTable,
+    Content,
+    Fence,
+    FieldTest,
+    OfferDefinition,
+    Policy,
+    PresenceTrigger,
+    Scenario,
+    Shape,
+    UsageTrigger,
+)
+from engine.kernels import CACHE, compile_lock, is_warm
+from engine.ledger.embedded import EmbeddedLedger
+from engine.model import Block, Mode, RecordKind
+from engine.pipeline import Pipeline
+from engine.settings import FeedSettings, Settings, default_feeds
+
+_DAY_MS = 1_767_330_000_000
+
+
+def warm_aloud() -> None:
+    """Warm the kernels, saying so where it takes time."""
+    if is_warm():
+        return
+    print("First start: compiling the hot path for this machine, about a minute, once ...", file=sys.stderr, flush=True)
+    seconds = warm()
+    print(f"compiled in {seconds:.0f} s, kept in {CACHE}", file=sys.stderr, flush=True)
+
+
+def warm() -> float:
+    """Compile under the lock that lets one process at a time do so; return the seconds it took."""
+    started = monotonic_s()
+    with compile_lock():
+        if not is_warm():
+            _run_a_day()
+            (CACHE / "warm").touch()
+    return monotonic_s() - started
+
+
+def _run_a_day() -> None:
+    content = _content()
+    feeds = {**default_feeds(), "gcj": FeedSettings(datum="gcj02")}
+    with tempfile.TemporaryDirectory(prefix="opportune-warm-") as folder:
+        ledger = EmbeddedLedger(Path(folder) / "ledger.db", fsync="never")
+        pipeline = Pipeline(content, Settings(feeds=feeds), ledger, id_key=b"warming the kernels")
+        lines = list(_lines())
+        for number, line in enumerate(lines):
+            effects = pipeline.process(_block([line], number))
+            ledger.commit(number, effects.now_ms)
+        pipeline.process(_block([b"\n".join(lines)], len(lines)))
+        pipeline.process(_block([b""], len(lines) + 1, RecordKind.TICK, _DAY_MS + 90_000_000))
+        arrays, objects = pipeline.snapshot()
+        pipeline.restore({name: array.copy() for name, array in arrays.items()}, objects)
+        pipeline.activate(content)
+        ledger.close()
+
+
+def _content() -> Content:
+    square = np.array([[0, 0], [20_000, 0], [20_000, 20_000], [0, 20_000]], np.int64) + [1_164_000_000, 399_000_000]
+    line = square[:2] + 100_000
+    fences = (
+        Fence("warm/a", "a", "mall", Shape.POLYGON, ((square,),), state_hash="a", enter_delay_s=30.0),
+        Fence("warm/b", "b", "mall", Shape.CIRCLE, ((square[:1],),), radius_m=150.0, state_hash="b", exit_delay_s=60.0),
+        Fence("warm/c", "c", "road", Shape.CORRIDOR, ((line,),), buffer_m=50.0, state_hash="c"),
+        Fence("warm/d", "d", "mall", Shape.CELLS, cells=("460-01-1-1",), state_hash="d"),
+        Fence("warm/e", "e", "mall", Shape.POLYGON, ((square,),), state_hash="e", valid_until_ms=_DAY_MS + 400_000),
+    )
+    offer = OfferDefinition("warm/offer", "video", "partner", "marketing", ("sms",), "warm")
+    names = tuple(fence.id for fence in fences)
+    scenarios = (
+        Scenario("warm/enter", "", Mode.LIVE, PresenceTrigger("enter", names), offer),
+        Scenario("warm/dwell", "", Mode.LIVE, PresenceTrigger("dwell", names, 120), offer),
+        Scenario("warm/exit", "", Mode.LIVE, PresenceTrigger("exit", names), offer),
+        Scenario("warm/usage", "", Mode.LIVE, UsageTrigger((FieldTest("app", "==", "x"),)), offer),
+    )
+    cells = CellTable(
+        ("460-01-1-1",),
+        np.array([1_164_000_000], np.int32),
+        np.array([399_000_000], np.int32),
+        np.array([500.0]),
+        np.zeros(1, bool),
+    )
+    assumed = frozenset({"location", "usage", "marketing.sms"})
+    return Content("warm", fences, cells, scenarios, Policy(assumed_consent=assumed))
+
+
+def _lines() -> list[bytes]:
+    """A user who walks in, stays, leaves, is seen by cells and opens an app."""
+    lines = []
+    for step in range(60):
+        inside = 10 <= step < 40
+        where = {"lon": 116.401, "lat": 39.901} if inside else {"lon": 116.43 + step * 1e-4, "lat": 39.93}
+        if step % 7 == 6:
+            where = {"cell": "460-01-1-1"}
+        feed = "gcj" if step % 5 == 4 else "app"
+        ping = {"type": "ping", "feed": feed, "id": f"p{step}", "user": f"w{step % 2}", "at": _DAY_MS + step * 60_000}
+        lines.append(orjson.dumps({**ping, **where, "accuracy_m": 10, "method": "gps"}))
+        usage = {"type": "usage", "feed": "dpi", "user": f"w{step % 2}", "app": "x", "at": _DAY_MS + step * 60_000}
+        lines.append(orjson.dumps({**usage, "props": {"price": 1.5}}))
+        lines.append(orjson.dumps({**ping, **where, "id": "é", "at": "2026-01-02T05:04:05.5+08:00"}))
+    lines.append(b"{broken")
+    return lines
+
+
+def _block(values: list[bytes], position: int, kind: RecordKind = RecordKind.EVENTS, append_ms: int = -1) -> Block:
+    end = np.cumsum([len(value) for value in values]).astype(np.int64)
+    start = end - np.array([len(value) for value in values], np.int64)
+    count = len(values)
+    return Block(
+        b"".join(values),
+        start,
+        end,
+        np.arange(position, position + count, dtype=np.int64),
+        np.full(count, append_ms, np.int64),
+        np.full(count, kind, np.uint8),
+    )
