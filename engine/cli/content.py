@@ -1,9 +1,10 @@
-"""Commands about content: check, schema, fences."""
+"""Commands about content: check and schema."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from engine.content import Inspection, inspect_content
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
+from engine.errors import Fault
 from engine.settings import load_settings
 
 FencesOption = Annotated[
@@ -28,10 +30,6 @@ def register(app: typer.Typer) -> None:
     """Add the commands of this file to the application."""
     app.command("check")(check)
     app.command("schema")(schema)
-    app.add_typer(fences_app, name="fences")
-
-
-fences_app = typer.Typer(help="List geofences, or make them from other formats.", no_args_is_help=True)
 
 
 def check(
@@ -40,18 +38,19 @@ def check(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
 ) -> None:
     """Load all content as the engine would and report everything that is wrong; exit status 1 where anything is."""
-    inspection = _inspect(geofences, scenarios)
+    inspection = inspect_folders(geofences, scenarios)
     if as_json:
         print(json.dumps(_report(inspection), ensure_ascii=False, indent=2))
     else:
-        _print_faults(inspection)
+        print_faults(inspection.faults)
         if inspection.content is not None:
             _print_summary(inspection.content)
     if inspection.content is None:
         raise typer.Exit(1)
 
 
-def _inspect(geofences: Path | None, scenarios: Path | None) -> Inspection:
+def inspect_folders(geofences: Path | None, scenarios: Path | None) -> Inspection:
+    """Inspect the given folders, or those of the settings."""
     settings = load_settings()
     return inspect_content(geofences or settings.geofences, scenarios or settings.scenarios)
 
@@ -78,22 +77,22 @@ def _report(inspection: Inspection) -> dict[str, object]:
     }
 
 
-def _print_faults(inspection: Inspection) -> None:
-    if not inspection.faults:
+def print_faults(faults: Sequence[Fault]) -> None:
+    """Print faults as a table, and one a line into a pipe, where a table would break them at an assumed width."""
+    if not faults:
         return
     console = Console()
-    errors = len(inspection.errors)
-    warnings = len(inspection.faults) - errors
+    errors = sum(fault.severity == "error" for fault in faults)
+    warnings = len(faults) - errors
     console.print(f"{errors} faults, {warnings} warnings", style="bold red" if errors else "bold yellow")
     if not console.is_terminal:
-        # A pipe gets whole lines that can be searched; a table would break them at an assumed width.
-        for fault in inspection.faults:
+        for fault in faults:
             print(f"{fault.severity}: {fault}")
         return
     table = Table(show_lines=True)
     for column in ("file", "where", "found", "expected", "hint"):
         table.add_column(column, overflow="fold")
-    for fault in inspection.faults:
+    for fault in faults:
         style = None if fault.severity == "error" else "yellow"
         cells = (fault.file, fault.path, fault.found, fault.expected, fault.hint)
         table.add_row(*map(Text, cells), style=style)
@@ -117,7 +116,7 @@ def _print_summary(content: Content) -> None:
             )
         count = str(len(trigger.fences)) if isinstance(trigger, PresenceTrigger) else ""
         table.add_row(scenario.id, scenario.name, scenario.mode.value, kind, count, ", ".join(scenario.offer.channels))
-    _print_table(table)
+    print_table(table)
 
 
 def _counts(counter: Counter[str]) -> str:
@@ -137,27 +136,7 @@ def schema(name: Annotated[str | None, typer.Argument(help="which; without it th
     print(json.dumps(schema_of(name), ensure_ascii=False, indent=2))
 
 
-@fences_app.command("list")
-def list_fences(
-    geofences: FencesOption = None,
-    scenarios: ScenariosOption = None,
-    kind: Annotated[str | None, typer.Option(help="only this kind")] = None,
-) -> None:
-    """List every fence with its shape, place and hours."""
-    inspection = _inspect(geofences, scenarios)
-    if inspection.content is None:
-        _print_faults(inspection)
-        raise typer.Exit(1)
-    table = Table("id", "name", "kind", "shape", "lon", "lat", "hours", "tags")
-    for fence in inspection.content.fences:
-        if kind in (None, fence.kind):
-            tags = ", ".join(sorted(fence.tags))
-            spot = (f"{fence.lon:.5f}", f"{fence.lat:.5f}")
-            table.add_row(fence.id, fence.name, fence.kind, fence.shape.value, *spot, fence.opening_hours or "", tags)
-    _print_table(table)
-
-
-def _print_table(table: Table) -> None:
+def print_table(table: Table) -> None:
     """Print a table on a terminal, and tab-separated lines into a pipe, where a table would be cut at some width."""
     console = Console()
     if console.is_terminal:

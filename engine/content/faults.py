@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -75,10 +76,16 @@ class Faults:
             for file, count in self._count.items()
             if count > FAULTS_PER_FILE
         ]
-        return sorted(self._kept) + more
+        return sorted(self._kept, key=_natural) + more
 
     def errors(self) -> list[Fault]:
         return [fault for fault in self.all() if fault.severity == "error"]
+
+
+def _natural(fault: Fault) -> tuple[str, list[tuple[int, str]], Fault]:
+    """Order paths as people count: features[9] before features[10]."""
+    steps = re.split(r"(\d+)", fault.path)
+    return fault.file, [(int(step), "") if step.isdigit() else (0, step) for step in steps], fault
 
 
 class Shown(str):

@@ -61,18 +61,18 @@ def _file(raw: Any, file: str, zone: str, limits: ReadLimits, faults: Faults) ->
     except ValidationError as error:
         faults.add_validation(file, "$", error)
         return []
-    if not _is_geographic(raw.get("crs"), file, faults):
+    if not is_geographic(raw.get("crs"), file, faults):
         return []
     fences = []
     for number, feature in enumerate(collection.features):
         where = f"$.features[{number}]"
-        fence = _feature(feature, collection, file, where, zone, limits, faults)
+        fence = check_feature(feature, collection, file, where, zone, limits, faults)
         if fence is not None:
             fences.append((where, fence))
     return fences
 
 
-def _is_geographic(crs: Any, file: str, faults: Faults) -> bool:
+def is_geographic(crs: Any, file: str, faults: Faults) -> bool:
     if crs is None:
         return True
     name = crs.get("properties", {}).get("name") if isinstance(crs, dict) else crs
@@ -83,9 +83,10 @@ def _is_geographic(crs: Any, file: str, faults: Faults) -> bool:
     return False
 
 
-def _feature(
+def check_feature(
     feature: Any, collection: FenceFile, file: str, where: str, zone: str, limits: ReadLimits, faults: Faults
 ) -> Fence | None:
+    """Turn one feature of a file into a fence; None after a fault."""
     raw = feature.get("properties") if isinstance(feature, dict) and feature.get("type") == "Feature" else None
     if not isinstance(raw, dict):
         faults.add(file, where, feature, "a Feature with properties")

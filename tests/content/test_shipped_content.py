@@ -66,7 +66,7 @@ def test_every_text_is_chinese_and_leaves_signature_and_opt_out_to_the_policy(sh
     assert shipped.policy.signature
     assert shipped.policy.opt_out_text
     for scenario in shipped.scenarios:
-        assert sum("\u4e00" <= letter <= "\u9fff" for letter in scenario.offer.text) > 20, scenario.id
+        assert sum("\u4e00" <= letter <= "\u9fff" for letter in scenario.offer.text) > 15, scenario.id
         assert "回复" not in scenario.offer.text, scenario.id
 
 
