@@ -19,6 +19,7 @@ from prometheus_client import (
     generate_latest,
 )
 from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.parser import text_string_to_metric_families
 
 from engine import __version__
 
@@ -128,6 +129,16 @@ def set_content(version: str, fences: int, scenarios_by_mode: Mapping[str, int])
     SCENARIOS.clear()
     for mode, count in scenarios_by_mode.items():
         SCENARIOS.labels(mode).set(count)
+
+
+def read_exposition(text: str) -> dict[str, dict[tuple[str, ...], float]]:
+    """Read a service's metrics back: {sample name: {label values in order of name: value}}."""
+    samples: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(text):
+        for sample in family.samples:
+            labels = tuple(value for _, value in sorted(sample.labels.items()))
+            samples.setdefault(sample.name, {})[labels] = sample.value
+    return samples
 
 
 def exposition() -> bytes:

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from engine.errors import SettingsError, StoreCorrupt, StoreUnavailable
+from engine.settings import Settings
 
 KEY_BYTES = 32
 _NONCE_BYTES = 12
@@ -182,9 +183,9 @@ def key_path(environment: Mapping[str, str]) -> Path:
     return (Path(configuration) if configuration else Path.home() / ".config") / "opportune" / "address.key"
 
 
-def open_address_book(state: Path, environment: Mapping[str, str]) -> AddressBook:
+def open_address_book(settings: Settings, environment: Mapping[str, str] = os.environ) -> AddressBook:
     """Open the deployment's address book, `addresses.db` in the state folder."""
-    return AddressBook(state / "addresses.db", load_key(state, environment))
+    return AddressBook(settings.state / "addresses.db", load_key(settings.state, environment))
 
 
 def _decoded(text: str, where: str) -> bytes:

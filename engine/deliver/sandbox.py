@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from engine.clock import wall_ms
 from engine.deliver.contract import Capabilities, Dispatch, Submitted
 
 
@@ -14,14 +15,15 @@ from engine.deliver.contract import Capabilities, Dispatch, Submitted
 class SandboxMessage:
     """A message as it would have gone out, its address masked."""
 
-    number: int  # counts from 1
+    number: int  # counts from 1 over all gateways that share a store
     dispatch_id: str
     offer_id: str
     channel: str
     to: str
     text: str
     title: str
-    at_ms: int
+    at_ms: int  # on the engine's clock
+    wall_ms: int
     data: Mapping[str, Any]
 
 
@@ -52,7 +54,7 @@ class SandboxGateway:
     async def submit(self, dispatch: Dispatch) -> Submitted:
         self.accepted += 1
         message = SandboxMessage(
-            number=self.accepted,
+            number=self.messages[-1].number + 1 if self.messages else 1,
             dispatch_id=dispatch.dispatch_id,
             offer_id=dispatch.offer_id,
             channel=self.channel,
@@ -60,6 +62,7 @@ class SandboxGateway:
             text=dispatch.text,
             title=dispatch.title,
             at_ms=self._now_ms(),
+            wall_ms=wall_ms(),
             data=dispatch.data,
         )
         self.messages.append(message)

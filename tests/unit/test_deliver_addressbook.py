@@ -10,6 +10,7 @@ import pytest
 
 from engine.deliver.addressbook import AddressBook, key_path, load_key, open_address_book
 from engine.errors import SettingsError, StoreCorrupt
+from engine.settings import Settings
 
 KEY = bytes(range(32))
 NUMBER = "12012345678"
@@ -94,13 +95,13 @@ def test_a_file_that_is_no_database_is_corrupt(tmp_path: Path) -> None:
 
 def test_the_key_is_made_once_outside_the_state_and_only_its_owner_reads_it(tmp_path: Path) -> None:
     state, environment = tmp_path / "state", {"XDG_CONFIG_HOME": str(tmp_path / "config")}
-    book = open_address_book(state, environment)
+    book = open_address_book(Settings(state=state), environment)
     book.put([("u1", "sms", NUMBER)])
     book.close()
     path = key_path(environment)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert not path.is_relative_to(state)
-    assert open_address_book(state, environment).lookup("u1", "sms") == NUMBER
+    assert open_address_book(Settings(state=state), environment).lookup("u1", "sms") == NUMBER
     path.chmod(0o644)
     with pytest.raises(SettingsError, match="chmod 600"):
         load_key(state, environment)
