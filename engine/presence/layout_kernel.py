@@ -1,0 +1,280 @@
+"""The rows that presence keeps, and the small acts on them: lists of pairs, pools, openness.
+
+One row per user (a cache line) and one per remembered pair of user and fence; a user's pairs are a list in fence
+order, so that they merge with hits. Pools never grow inside a kernel: who calls makes sure of room.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from engine.kernels import kernel
+from engine.wheel_kernel import Wheel
+
+NEVER = -(1 << 62)
+DAY_MS = 86_400_000
+OUTSIDE, ENTERING, INSIDE, EXITING, SUSPENDED = 0, 1, 2, 3, 4
+# What a fix or a timer is to a pair: the columns of the transition table.
+IN_WAITING, IN_ENOUGH, UNSURE, NEAR, BEYOND, BEYOND_ENOUGH = 0, 1, 2, 3, 4, 5
+ENTER_DUE, EXIT_DUE, SUSPEND_DUE, EXPIRE_DUE, CLOSING, REMOVED, HOP_UNDONE, EXIT_TAKEN_BACK = 6, 7, 8, 9, 10, 11, 12, 13
+INPUTS = 14
+DWELLS = 8
+"""Most thresholds of one fence (P4): one bit each."""
+
+# User.flags
+LAGS, CELL_FIX = 1, 2
+# Visit.flags
+LAST_IN, LAST_OUT, COARSE_CELL, CLOSED_INSIDE, TAKEABLE = 1, 2, 4, 8, 16
+
+USER = np.dtype(
+    [
+        ("last_ms", "i8"),  # `at` of the newest fix, NEVER before the first
+        ("last_hash", "u8"),  # its id hash; more of the same instant are in `same`
+        ("lon_e7", "i4"),
+        ("lat_e7", "i4"),
+        ("accuracy_m", "f4"),
+        ("visits", "i4"),  # first pair, -1 for none
+        ("cell", "i4"),  # of the newest fix that had one, -1
+        ("previous_cell", "i4"),
+        ("held", "i4"),  # row of the held fix, -1
+        ("same", "i4"),  # row of the pool of further ids of the newest instant, -1
+        ("fine_age_ms", "i4"),  # from the newest fine fix to the newest fix; DAY_MS: as old or none
+        ("cell_age_ms", "i4"),  # the same for the newest fix with a cell
+        ("left_age_ms", "i4"),  # the same for the fix that left the previous cell
+        ("feed", "u1"),
+        ("method", "u1"),
+        ("flags", "u1"),
+        ("spare", "u1"),
+    ],
+    align=True,
+)
+
+VISIT = np.dtype(
+    [
+        ("crossed_ms", "i8"),  # first fix inside of the run that led, or may lead, to ENTER
+        ("seen_ms", "i8"),  # last evidence
+        ("mark_ms", "i8"),  # OUTSIDE, ENTERING: the witness of outside before; else the last fix inside
+        ("edge_ms", "i8"),  # first fix outside the true edge since the last inside, or NEVER
+        ("run_ms", "i8"),  # EXITING: first fix of the run; OUTSIDE and TAKEABLE: when EXIT was confirmed
+        ("timer_ms", "i8"),  # when the pair's timer in the wheel pops; NEVER without one
+        ("fence", "i4"),
+        ("next", "i4"),
+        ("state", "u1"),
+        ("flags", "u1"),
+        ("dwelt", "u1"),  # thresholds already given
+        ("feed", "u1"),  # feed, method and confidence of the last evidence
+        ("method", "u1"),
+        ("confidence", "u1"),
+    ],
+    align=True,
+)
+
+FIX = np.dtype(
+    [
+        ("at_ms", "i8"),
+        ("now_ms", "i8"),
+        ("id_hash", "u8"),
+        ("lon_e7", "i4"),
+        ("lat_e7", "i4"),
+        ("accuracy_m", "f8"),
+        ("cell", "i4"),
+        ("user", "i4"),
+        ("event", "i4"),  # row of the event that is being processed
+        ("hits", "i4"),  # held: first row of its hits in the pool, -1; free rows are chained by it
+        ("feed", "u1"),
+        ("method", "u1"),
+        ("is_cell", "u1"),  # method cell, or a cell given
+        ("is_fine", "u1"),
+    ],
+    align=True,
+)
+
+HELD_HIT = np.dtype(
+    [("distance_m", "f8"), ("fence", "i4"), ("next", "i4"), ("confidence", "u1"), ("inside", "u1")], align=True
+)
+SAME = np.dtype([("id_hash", "u8"), ("next", "i4")], align=True)
+
+RULE = np.dtype(
+    [
+        ("enter_delay_ms", "i8"),  # -1: the default of L8
+        ("exit_delay_ms", "i8"),  # -1: two fixes
+        ("added_ms", "i8"),  # fixes up to here are no witnesses (L10)
+        ("margin_m", "f8"),  # widening of the edge without the accuracy (P3)
+        ("hours_start", "i4"),  # open intervals: hours[hours_start:hours_end]
+        ("hours_end", "i4"),
+        ("min_confidence", "u1"),
+        ("is_cell_set", "u1"),
+        ("is_tiling", "u1"),
+        ("has_hours", "u1"),
+        ("dwells", "u1"),  # how many thresholds
+    ],
+    align=True,
+)
+
+FEED_RULE = np.dtype(
+    [
+        ("delay_ms", "i8"),  # expected delay (T8)
+        ("ttl_ms", "i8"),  # presence_ttl (P7)
+        ("silence_ms", "i8"),  # max_silence (P4)
+        ("gap_ms", "i8"),  # max_gap (P2)
+        ("max_accuracy_m", "f8"),
+    ],
+    align=True,
+)
+
+
+class Rules(NamedTuple):
+    """What does not change between activations.
+
+    fence    RULE[F]
+    dwell_ms int64[F, DWELLS]    thresholds, rising
+    hours    int64[K, 2]         open intervals [start, end) of all fences, rising within one
+    feed     FEED_RULE[...]
+    table    uint8[5, INPUTS]    the next state of (state, input)
+    """
+
+    fence: np.ndarray
+    dwell_ms: np.ndarray
+    hours: np.ndarray
+    feed: np.ndarray
+    table: np.ndarray
+
+
+# Places in State.control
+FREE_VISIT, UNUSED_VISITS, FREE_HELD, UNUSED_HELD, FREE_HELD_HIT, UNUSED_HELD_HITS, FREE_SAME, UNUSED_SAME = range(8)
+OPEN_VISITS, NEWEST_MS, OUT_ROWS, NOW_MS, LIVE_VISITS, LIVE_HELD, LIVE_HELD_HITS, LIVE_SAME, WANTED = range(8, 17)
+CONTROLS = 17
+
+# Places in State.counts, behind one place per Drop
+RELEASED, RETURNS, STALE_TIMERS, KINDS = 16, 17, 18, 24
+COUNTS = 64
+
+
+class State(NamedTuple):
+    """Everything a checkpoint keeps.
+
+    user      USER[U]        by user slot
+    visit     VISIT[...]     pool
+    held      FIX[...]       pool: fixes that were too fast, until the next one decides
+    held_hit  HELD_HIT[...]  pool: their hits
+    same      SAME[...]      pool: further ids of a user's newest instant
+    occupancy int64[F]       P9
+    control   int64[CONTROLS]
+    counts    int64[COUNTS]
+    wheel     Wheel
+    """
+
+    user: np.ndarray
+    visit: np.ndarray
+    held: np.ndarray
+    held_hit: np.ndarray
+    same: np.ndarray
+    occupancy: np.ndarray
+    control: np.ndarray
+    counts: np.ndarray
+    wheel: Wheel
+
+
+@kernel
+def find_visit(state, user, fence):  # type: ignore[no-untyped-def]
+    """Row of the pair, or -1."""
+    row = state.user[user].visits
+    while row >= 0 and state.visit[row].fence < fence:
+        row = state.visit[row].next
+    return row if row >= 0 and state.visit[row].fence == fence else -1
+
+
+@kernel
+def open_visit(state, user, fence, witness_ms):  # type: ignore[no-untyped-def]
+    """Remember a pair, OUTSIDE with this witness; the pair must be unknown and the pool have room."""
+    control = state.control
+    row = control[FREE_VISIT]
+    if row >= 0:
+        control[FREE_VISIT] = state.visit[row].next
+    else:
+        row = state.visit.shape[0] - control[UNUSED_VISITS]
+        control[UNUSED_VISITS] -= 1
+    control[LIVE_VISITS] += 1
+    visit = state.visit[row]
+    visit.crossed_ms = NEVER
+    visit.seen_ms = NEVER
+    visit.mark_ms = witness_ms
+    visit.edge_ms = NEVER
+    visit.run_ms = NEVER
+    visit.timer_ms = NEVER
+    visit.fence = fence
+    visit.state = OUTSIDE
+    visit.flags = 0
+    visit.dwelt = 0
+    visit.feed = 0
+    visit.method = 0
+    visit.confidence = 0
+    before = -1
+    after = state.user[user].visits
+    while after >= 0 and state.visit[after].fence < fence:
+        before = after
+        after = state.visit[after].next
+    visit.next = after
+    if before < 0:
+        state.user[user].visits = row
+    else:
+        state.visit[before].next = row
+    return row
+
+
+@kernel
+def forget_visit(state, user, row):  # type: ignore[no-untyped-def]
+    """Give the pair's row back; its timer, if any, finds nobody when it pops."""
+    after = state.visit[row].next
+    other = state.user[user].visits
+    if other == row:
+        state.user[user].visits = after
+    else:
+        while state.visit[other].next != row:
+            other = state.visit[other].next
+        state.visit[other].next = after
+    state.visit[row].next = state.control[FREE_VISIT]
+    state.visit[row].fence = -1
+    state.control[FREE_VISIT] = row
+    state.control[LIVE_VISITS] -= 1
+
+
+@kernel
+def closing_ms(rules, fence, at_ms):  # type: ignore[no-untyped-def]
+    """End of the open interval that holds `at_ms`; NEVER where the fence is closed then."""
+    rule = rules.fence[fence]
+    low = rule.hours_start
+    high = rule.hours_end
+    while low < high:
+        middle = (low + high) >> 1
+        if rules.hours[middle, 1] > at_ms:
+            high = middle
+        else:
+            low = middle + 1
+    if low < rule.hours_end and rules.hours[low, 0] <= at_ms:
+        return rules.hours[low, 1]
+    return NEVER
+
+
+@kernel
+def next_row(state, out, user, fence, kind, reason):  # type: ignore[no-untyped-def]
+    """Begin a transition and return its row, with everything at its usual value.  The caller has made sure of room."""
+    row = state.control[OUT_ROWS]
+    state.control[OUT_ROWS] += 1
+    one = out[row]
+    one.gap_ms = -1
+    one.duration_ms = -1
+    one.distance_m = np.nan
+    one.accuracy_m = np.nan
+    one.user = user
+    one.fence = fence
+    one.threshold_s = -1
+    one.kind = kind
+    one.reason = reason
+    one.initial = 0
+    one.by_timer = 0
+    one.wide_gap = 0
+    state.counts[KINDS + kind] += 1
+    return row

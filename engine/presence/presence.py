@@ -1,0 +1,188 @@
+"""Presence of all users of one partition: batches of located pings in, transitions out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from engine.definitions import Fence
+from engine.geometry_kernel import FenceArrays
+from engine.model import EVENT, HIT, TRANSITION, Drop, TransitionKind, TransitionReason
+from engine.presence import kernel, layout_kernel as layout
+from engine.presence.rules import compile_rules, with_hours
+from engine.presence.state import blank_user, new_state, state_arrays, state_of, with_room, with_users
+from engine.presence.table import STATES
+from engine.settings import FeedTable
+
+_OUT_ROWS = 16_384
+_POOL_OF = {
+    kernel.MORE_VISITS: "visit",
+    kernel.MORE_TIMERS: "timer",
+    kernel.MORE_HELD: "held",
+    kernel.MORE_HELD_HITS: "held_hit",
+    kernel.MORE_SAME: "same",
+}
+
+
+class Presence:
+    """Who is in which fence (P1-P9), as a function of the log alone.
+
+    fences            sorted by id; row i everywhere is fences[i]
+    arrays            the same fences compiled (engine.locate)
+    dwell_thresholds  fence row -> seconds, at most 8 of one fence (P4)
+    open_intervals    fence row -> int64[K, 2] of [start, end) in epoch ms; absent: always open (L9)
+
+    docs/presence.md is the exact reading of every rule.
+    """
+
+    def __init__(
+        self,
+        fences: Sequence[Fence],
+        arrays: FenceArrays,
+        feeds: FeedTable,
+        dwell_thresholds: Mapping[int, Sequence[int]] | None = None,
+        open_intervals: Mapping[int, np.ndarray] | None = None,
+    ) -> None:
+        self.fences = tuple(fences)
+        self._feeds = feeds
+        self._arrays = arrays
+        self._rules = compile_rules(self.fences, arrays, feeds, dwell_thresholds or {}, open_intervals or {})
+        self._state = new_state(len(self.fences))
+        self._out = np.zeros(_OUT_ROWS, TRANSITION)
+        self._blank = blank_user()
+
+    # --- the stream -------------------------------------------------------------------------------------------------
+
+    def ensure(self, users: int) -> None:
+        """Make room for user slots below `users`."""
+        self._state = with_users(self._state, users)
+
+    def advance(self, events: np.ndarray, hit_start: np.ndarray, hits: np.ndarray, now_ms: int) -> np.ndarray:
+        """Process a batch and let time pass to `now_ms`; return TRANSITION[K] in the order they happened.
+
+        events     EVENT[N]      in log order; `drop` is set where a ping does not count (T5, T7, L8)
+        hit_start  int64[N + 1]  hits of event i are hits[hit_start[i]:hit_start[i + 1]], by rising fence row
+        now_ms     not below the last event's; without events this is a tick
+
+        A transition's `event` is the row that gave it, or before which its timer fired (N: after the last).
+        Any cut of the same records into batches gives the same transitions (T4).
+        """
+        chunks: list[np.ndarray] = []
+        row = 0
+        while True:
+            row, answer = kernel.advance(
+                self._state, self._rules, self._arrays, events, hit_start, hits, self._out, row, now_ms
+            )
+            written = int(self._state.control[layout.OUT_ROWS])
+            if written:
+                chunks.append(self._out[:written].copy())
+                self._state.control[layout.OUT_ROWS] = 0
+            if answer == kernel.DONE:
+                break
+            self._make_room(answer, written)
+        if not chunks:
+            return np.zeros(0, TRANSITION)
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
+
+    def _make_room(self, lacking: int, written: int) -> None:
+        wanted = int(self._state.control[layout.WANTED])
+        if lacking == kernel.MORE_USERS:
+            self.ensure(wanted)
+        elif lacking == kernel.MORE_OUT:
+            if not written:  # even empty it is too small for one event
+                self._out = np.zeros(max(2 * len(self._out), wanted + 2), TRANSITION)
+        else:
+            self._state = with_room(self._state, _POOL_OF[lacking], wanted)
+
+    def reset_user(self, user: int) -> None:
+        """Forget one user (closed, or its slot reused); gives no transition."""
+        if user < len(self._state.user):
+            kernel.reset(self._state, user, self._blank)
+
+    # --- content ----------------------------------------------------------------------------------------------------
+
+    def set_open_intervals(self, open_intervals: Mapping[int, np.ndarray]) -> None:
+        """Take opening hours compiled for another stretch of time; they must agree where both speak."""
+        self._rules = with_hours(self._rules, self.fences, open_intervals)
+
+    # --- questions --------------------------------------------------------------------------------------------------
+
+    def is_inside(self, user: int, fence: int, now_ms: int) -> bool:
+        """Say whether the user counts as inside at `now_ms`: INSIDE or EXITING, and heard of within the ttl (P7)."""
+        row = layout.find_visit(self._state, user, fence) if 0 <= user < len(self._state.user) else -1
+        if row < 0:
+            return False
+        visit = self._state.visit[row]
+        ttl_ms = int(self._rules.feed["ttl_ms"][visit["feed"]])
+        return visit["state"] in (layout.INSIDE, layout.EXITING) and now_ms - int(visit["seen_ms"]) < ttl_ms
+
+    def open_visits(self, user: int) -> list[dict[str, Any]]:
+        """Describe every remembered pair of the user, for explain: no coordinates, instants in epoch ms or None."""
+        pairs = []
+        row = int(self._state.user[user]["visits"]) if 0 <= user < len(self._state.user) else -1
+        while row >= 0:
+            visit = self._state.visit[row]
+            state = STATES[visit["state"]]
+            is_open = visit["state"] in (layout.INSIDE, layout.EXITING, layout.SUSPENDED)
+            pairs.append(
+                {
+                    "fence": self.fences[visit["fence"]].id,
+                    "state": state,
+                    "crossed_at": _instant(visit["crossed_ms"]) if state != "OUTSIDE" else None,
+                    "last_fix_at": _instant(visit["seen_ms"]),
+                    "last_inside_at": _instant(visit["mark_ms"]) if is_open else None,
+                    "outside_before_at": None if is_open else _instant(visit["mark_ms"]),
+                    "first_outside_at": _instant(visit["edge_ms"]) if is_open else None,
+                    "dwelt_s": [
+                        int(self._rules.dwell_ms[visit["fence"], number]) // 1000
+                        for number in range(layout.DWELLS)
+                        if visit["dwelt"] >> number & 1
+                    ],
+                }
+            )
+            row = int(visit["next"])
+        return pairs
+
+    @property
+    def occupancy(self) -> np.ndarray:
+        """Users in each fence now, int64[F] (P9); a view."""
+        return self._state.occupancy
+
+    def counts(self) -> dict[str, int]:
+        """Totals since the start (or the checkpoint's): drops by reason, transitions by kind, and what else happened."""
+        counts = self._state.counts
+        totals = {f"drop_{drop.name.lower()}": int(counts[drop]) for drop in Drop if drop != Drop.NONE}
+        totals |= {kind.name.lower(): int(counts[layout.KINDS + kind]) for kind in TransitionKind}
+        control = self._state.control
+        return totals | {
+            "released": int(counts[layout.RELEASED]),
+            "returns": int(counts[layout.RETURNS]),
+            "pairs": int(control[layout.LIVE_VISITS]),
+            "held": int(control[layout.LIVE_HELD]),
+        }
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Name every array of the state; views, so copy before the next `advance`."""
+        return state_arrays(self._state) | {"added_ms": self._rules.fence["added_ms"]}
+
+    def restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take the state of `arrays()`, made with the same fences."""
+        assert len(arrays["occupancy"]) == len(self.fences), "a checkpoint of another fence set"
+        self._state = state_of(arrays)
+        self._rules.fence["added_ms"] = arrays["added_ms"]
+
+
+def _instant(value: Any) -> int | None:
+    return None if value == layout.NEVER else int(value)
+
+
+def no_events() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The arguments of `advance` for a tick: no events, no hits."""
+    return np.zeros(0, EVENT), np.zeros(1, np.int64), np.zeros(0, HIT)
+
+
+REMOVED = int(TransitionReason.REMOVED)

@@ -1,0 +1,97 @@
+"""Fences, feeds and thresholds as the arrays that the kernel reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from engine.definitions import Fence, Shape
+from engine.geometry_kernel import FenceArrays
+from engine.presence.layout_kernel import DWELLS, FEED_RULE, NEVER, RULE, Rules
+from engine.presence.table import transition_table
+from engine.settings import FeedTable
+
+TTL_MS, SIGNALLING_TTL_MS = 30 * 60_000, 3 * 3_600_000
+SILENCE_MS = 10 * 60_000
+GAP_MS, SIGNALLING_GAP_MS = 60 * 60_000, 3 * 3_600_000
+_ALWAYS = np.array([[NEVER, -NEVER]], np.int64)
+
+
+def compile_rules(
+    fences: Sequence[Fence],
+    arrays: FenceArrays,
+    feeds: FeedTable,
+    dwell_thresholds: Mapping[int, Sequence[int]],
+    open_intervals: Mapping[int, np.ndarray],
+) -> Rules:
+    """Compile everything that stays the same until the next activation.
+
+    dwell_thresholds  fence row -> seconds (P4); raises ValueError for more than 8 of one fence
+    open_intervals    fence row -> int64[K, 2] of [start, end) in epoch ms; a row that is absent is always open
+    """
+    rule = np.zeros(len(fences), RULE)
+    dwell_ms = np.zeros((len(fences), DWELLS), np.int64)
+    for row, fence in enumerate(fences):
+        one = rule[row]
+        one["enter_delay_ms"] = -1 if fence.enter_delay_s is None else round(fence.enter_delay_s * 1000)
+        one["exit_delay_ms"] = -1 if fence.exit_delay_s is None else round(fence.exit_delay_s * 1000)
+        one["added_ms"] = NEVER
+        one["margin_m"] = min(max(0.1 * float(arrays.row["characteristic_m"][row]), 20.0), 200.0)
+        one["min_confidence"] = fence.min_confidence
+        one["is_cell_set"] = fence.shape is Shape.CELLS
+        one["is_tiling"] = fence.tiling and fence.shape is not Shape.CELLS
+        thresholds = sorted(set(dwell_thresholds.get(row, ())))
+        if len(thresholds) > DWELLS:
+            raise ValueError(f"fence {fence.id} has {len(thresholds)} dwell thresholds; at most {DWELLS} are possible")
+        one["dwells"] = len(thresholds)
+        dwell_ms[row, : len(thresholds)] = np.array(thresholds, np.int64) * 1000
+    rules = Rules(rule, dwell_ms, np.zeros((0, 2), np.int64), feed_rules(feeds), transition_table())
+    return with_hours(rules, fences, open_intervals)
+
+
+def with_hours(rules: Rules, fences: Sequence[Fence], open_intervals: Mapping[int, np.ndarray]) -> Rules:
+    """Take other opening hours, cut to each fence's validity (L9)."""
+    spans: list[np.ndarray] = []
+    place = 0
+    for row, fence in enumerate(fences):
+        given = open_intervals.get(row)
+        bounds = (fence.valid_from_ms, fence.valid_until_ms)
+        one = rules.fence[row]
+        one["has_hours"] = given is not None or bounds != (None, None)
+        if not one["has_hours"]:
+            continue
+        joined = _joined(_ALWAYS if given is None else given, *bounds)
+        one["hours_start"], one["hours_end"] = place, place + len(joined)
+        place += len(joined)
+        spans.append(joined)
+    hours = np.concatenate(spans) if spans else np.zeros((0, 2), np.int64)
+    return rules._replace(hours=np.ascontiguousarray(hours))
+
+
+def _joined(spans: np.ndarray, valid_from_ms: int | None, valid_until_ms: int | None) -> np.ndarray:
+    """Cut spans to the validity, drop empty ones and join those that touch."""
+    kept: list[list[int]] = []
+    for start, end in sorted(spans.tolist()):
+        start = start if valid_from_ms is None else max(start, valid_from_ms)
+        end = end if valid_until_ms is None else min(end, valid_until_ms)
+        if start >= end:
+            continue
+        if kept and start <= kept[-1][1]:
+            kept[-1][1] = max(end, kept[-1][1])
+        else:
+            kept.append([start, end])
+    return np.array(kept, np.int64).reshape(-1, 2)
+
+
+def feed_rules(feeds: FeedTable) -> np.ndarray:
+    """What each feed means for presence: FEED_RULE in feed order (P2, P4, P7, T8)."""
+    feed = np.zeros(len(feeds.array), FEED_RULE)
+    signalling = feeds.array["signalling"] != 0
+    period_ms = feeds.array["period_ms"]
+    feed["delay_ms"] = feeds.array["expected_delay_ms"]
+    feed["ttl_ms"] = np.where(signalling, np.maximum(period_ms * 5 // 2, SIGNALLING_TTL_MS), TTL_MS)
+    feed["silence_ms"] = np.where(signalling, period_ms * 2, SILENCE_MS)
+    feed["gap_ms"] = np.where(signalling, SIGNALLING_GAP_MS, GAP_MS)
+    feed["max_accuracy_m"] = feeds.array["max_accuracy_m"]
+    return feed

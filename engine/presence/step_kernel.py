@@ -1,0 +1,249 @@
+"""One fix and one pair: the transition table at work (P1-P3, P5-P7, L8, L9)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from engine.kernels import kernel
+from engine.model import Confidence, TransitionKind, TransitionReason
+from engine.presence.layout_kernel import (
+    BEYOND,
+    BEYOND_ENOUGH,
+    CLOSED_INSIDE,
+    COARSE_CELL,
+    DAY_MS,
+    ENTERING,
+    EXIT_TAKEN_BACK,
+    EXITING,
+    HOP_UNDONE,
+    IN_ENOUGH,
+    IN_WAITING,
+    INSIDE,
+    LAST_IN,
+    LAST_OUT,
+    NEAR,
+    NEVER,
+    OUTSIDE,
+    SUSPENDED,
+    TAKEABLE,
+    UNSURE,
+    closing_ms,
+    forget_visit,
+    open_visit,
+)
+from engine.presence.timer_kernel import begin_visit, end_visit, enter_delay_ms, occupy, write_dwell
+from engine.presence.zone_kernel import NO_EVIDENCE, is_exact, witness_before
+
+HOP_MS = 300_000
+FAR_M = 1000.0
+LONG_AGO_MS = 600_000
+_FIX, _GAP = int(TransitionReason.FIX), int(TransitionReason.GAP)
+_OPENED, _RETURNED = int(TransitionReason.OPENED), int(TransitionReason.RETURNED)
+_HIGH, _LOW = int(Confidence.HIGH), int(Confidence.LOW)
+
+
+@kernel
+def note_evidence(visit, fix, zone):  # type: ignore[no-untyped-def]
+    """Make this fix the pair's last evidence."""
+    visit.seen_ms = fix.at_ms
+    visit.feed = fix.feed
+    visit.method = fix.method
+    visit.confidence = zone.confidence
+    flags = visit.flags & ~(LAST_IN | LAST_OUT | COARSE_CELL) & 255
+    if zone.zone == IN_ENOUGH:
+        flags |= LAST_IN
+    if zone.is_out:
+        flags |= LAST_OUT
+    if fix.is_cell != 0 and fix.is_fine == 0 and zone.distance_m != np.inf:
+        flags |= COARSE_CELL
+    visit.flags = flags
+
+
+@kernel
+def by_fix(out, at, fix, zone):  # type: ignore[no-untyped-def]
+    """Complete a transition that this fix gave."""
+    one = out[at]
+    one.now_ms = fix.now_ms
+    one.event = fix.event
+    one.distance_m = zone.distance_m
+    one.accuracy_m = fix.accuracy_m
+    one.method = fix.method
+
+
+@kernel
+def exit_by_fix(state, out, user, row, fix, zone, crossed_ms, reason):  # type: ignore[no-untyped-def]
+    """Write the EXIT that this fix gives; the fix is the new witness if it is OUT."""
+    visit = state.visit[row]
+    at = end_visit(state, out, user, row, crossed_ms, fix.at_ms, reason)
+    by_fix(out, at, fix, zone)
+    if zone.is_out:
+        visit.mark_ms = fix.at_ms
+    else:
+        out[at].confidence = _LOW
+    if fix.is_cell != 0:
+        visit.flags |= TAKEABLE
+
+
+@kernel
+def is_run_enough(rule, visit, fix, zone):  # type: ignore[no-untyped-def]
+    """Say whether a fix beyond the widened edge ends the visit (P3)."""
+    if rule.exit_delay_ms >= 0:
+        since_ms = visit.run_ms if visit.state == EXITING else fix.at_ms
+        return fix.at_ms - since_ms >= rule.exit_delay_ms
+    if rule.is_tiling != 0 or visit.state == EXITING:
+        return True
+    if fix.is_cell != 0:
+        return False
+    return -zone.distance_m > max(FAR_M, 3.0 * fix.accuracy_m) or fix.at_ms - visit.mark_ms >= LONG_AGO_MS
+
+
+@kernel
+def step_visit(state, rules, out, user, row, fix, zone):  # type: ignore[no-untyped-def]
+    """Step a pair that is INSIDE, EXITING or SUSPENDED by one fix."""
+    visit = state.visit[row]
+    was = visit.state
+    key = zone.zone
+    if key == BEYOND and was != SUSPENDED and is_run_enough(rules.fence[visit.fence], visit, fix, zone):
+        key = BEYOND_ENOUGH
+    after = rules.table[was, key]
+    note_evidence(visit, fix, zone)
+    if key == IN_ENOUGH or key == UNSURE:
+        visit.mark_ms = fix.at_ms
+        visit.edge_ms = NEVER
+    elif visit.edge_ms == NEVER:
+        visit.edge_ms = fix.at_ms
+    if after == OUTSIDE:
+        if was == SUSPENDED:
+            exit_by_fix(state, out, user, row, fix, zone, visit.mark_ms, _GAP)
+        else:
+            exit_by_fix(state, out, user, row, fix, zone, visit.edge_ms, _FIX)
+        return
+    if after == EXITING:
+        if was != EXITING:
+            visit.run_ms = fix.at_ms
+    else:
+        visit.run_ms = NEVER
+    if was == SUSPENDED and after != SUSPENDED:
+        occupy(state, user, visit.fence, 1)
+    visit.state = after
+
+
+@kernel
+def step_outside(state, rules, out, user, row, fix, zone):  # type: ignore[no-untyped-def]
+    """Step a remembered pair that is OUTSIDE or ENTERING by one fix."""
+    visit = state.visit[row]
+    rule = rules.fence[visit.fence]
+    if zone.is_out:
+        visit.mark_ms = fix.at_ms
+        visit.flags &= ~CLOSED_INSIDE & 255
+    note_evidence(visit, fix, zone)
+    if zone.zone != IN_ENOUGH:
+        visit.state = rules.table[visit.state, zone.zone]
+        return
+    if rule.has_hours != 0 and closing_ms(rules, visit.fence, fix.at_ms) == NEVER:
+        visit.state = OUTSIDE
+        visit.mark_ms = NEVER
+        visit.flags = (visit.flags | CLOSED_INSIDE) & ~TAKEABLE & 255
+        return
+    if visit.state == OUTSIDE:
+        visit.crossed_ms = fix.at_ms
+        visit.flags &= ~TAKEABLE & 255
+    is_opened = visit.flags & CLOSED_INSIDE != 0
+    delay_ms = np.int64(0)
+    if not is_opened and rule.is_tiling == 0:
+        delay_ms = enter_delay_ms(rule, visit.flags)
+    elif not is_opened and rule.enter_delay_ms > 0:
+        delay_ms = rule.enter_delay_ms
+    key = IN_ENOUGH if fix.at_ms - visit.crossed_ms >= delay_ms else IN_WAITING
+    visit.state = rules.table[visit.state, key]
+    if visit.state == INSIDE:
+        visit.dwelt = 0
+        if is_opened:
+            visit.mark_ms = NEVER
+        at = begin_visit(state, rules, out, user, row, fix.at_ms, _OPENED if is_opened else _FIX)
+        by_fix(out, at, fix, zone)
+
+
+@kernel
+def step_by_return(state, rules, out, user, row, fix, zone, hop_ms):  # type: ignore[no-untyped-def]
+    """Step a remembered pair by a return to the cell left at `hop_ms` (L8): what the hop left pending is undone."""
+    visit = state.visit[row]
+    if visit.state == OUTSIDE:
+        if visit.flags & TAKEABLE == 0 or visit.run_ms < hop_ms or fix.at_ms - visit.run_ms >= HOP_MS:
+            return
+        if rules.fence[visit.fence].has_hours != 0 and closing_ms(rules, visit.fence, fix.at_ms) == NEVER:
+            return
+        visit.state = rules.table[OUTSIDE, EXIT_TAKEN_BACK]
+        note_evidence(visit, fix, zone)
+        visit.mark_ms = NEVER
+        at = begin_visit(state, rules, out, user, row, fix.at_ms, _RETURNED)
+        by_fix(out, at, fix, zone)
+    elif visit.state == ENTERING and visit.crossed_ms >= hop_ms:
+        visit.state = rules.table[ENTERING, HOP_UNDONE]
+    elif visit.state == EXITING and visit.run_ms >= hop_ms:
+        visit.state = rules.table[EXITING, HOP_UNDONE]
+        note_evidence(visit, fix, zone)
+        visit.mark_ms = fix.at_ms
+        visit.edge_ms = NEVER
+        visit.run_ms = NEVER
+    elif visit.state == ENTERING:
+        if zone.zone == IN_ENOUGH:
+            step_outside(state, rules, out, user, row, fix, zone)
+        else:
+            note_evidence(visit, fix, zone)
+    elif zone.zone == IN_ENOUGH or zone.zone == UNSURE:
+        step_visit(state, rules, out, user, row, fix, zone)
+    else:
+        note_evidence(visit, fix, zone)
+
+
+@kernel
+def give_dwells(state, rules, out, user, row, fix, zone):  # type: ignore[no-untyped-def]
+    """Write every DWELL that a fix inside shows (P4)."""
+    visit = state.visit[row]
+    for number in range(rules.fence[visit.fence].dwells):
+        if visit.dwelt & (1 << number):
+            continue
+        if fix.at_ms < visit.crossed_ms + rules.dwell_ms[visit.fence, number]:
+            return
+        by_fix(out, write_dwell(state, rules, out, user, row, number, fix.at_ms, _FIX), fix, zone)
+
+
+@kernel
+def step_pair(state, rules, fences, out, fence, row, fix, zone, hop_ms):  # type: ignore[no-untyped-def]
+    """Step one pair by one fix; returns the pair's row afterwards, -1 if it is not remembered.
+
+    row     the pair's row, or -1
+    hop_ms  for a return to a cell the instant at which it was left, else NEVER
+    """
+    user = fix.user
+    rule = rules.fence[fence]
+    if zone.zone == NO_EVIDENCE:
+        return row
+    if row < 0:
+        if hop_ms != NEVER or zone.is_out or not (zone.zone == IN_ENOUGH or is_exact(rule, fix)):
+            return -1
+        row = open_visit(state, user, fence, witness_before(state.user[user], rule, fences, fence))
+    visit = state.visit[row]
+    if hop_ms != NEVER:
+        step_by_return(state, rules, out, user, row, fix, zone, hop_ms)
+    elif visit.state == OUTSIDE or visit.state == ENTERING:
+        step_outside(state, rules, out, user, row, fix, zone)
+    else:
+        step_visit(state, rules, out, user, row, fix, zone)
+    if visit.state == INSIDE and zone.zone == IN_ENOUGH:
+        give_dwells(state, rules, out, user, row, fix, zone)
+    if visit.state == OUTSIDE and zone.is_out and hop_ms == NEVER:
+        is_kept = visit.flags & TAKEABLE != 0 and fix.at_ms - visit.run_ms < HOP_MS
+        if not is_kept and (is_exact(rule, fix) or is_fine_forgotten(state.user[user], fix.at_ms)):
+            forget_visit(state, user, row)
+            return -1
+    return row
+
+
+@kernel
+def is_fine_forgotten(user, at_ms):  # type: ignore[no-untyped-def]
+    """Say whether the user's newest fine fix is missing or a day old, so that it cannot be mistaken for a witness."""
+    if user.last_ms == NEVER or user.fine_age_ms >= DAY_MS:
+        return True
+    return at_ms - (user.last_ms - user.fine_age_ms) >= DAY_MS
