@@ -66,22 +66,22 @@ def grown_wheel(wheel: Wheel, capacity: int) -> Wheel:
 
 
 @kernel
-def free_timers(wheel):  # type: ignore[no-untyped-def]
+def free_timers(wheel: Wheel) -> int:
     """Count the timers that can still be armed without growing."""
     control = wheel.control
-    return wheel.timer.shape[0] - control[HEAPED] - control[WAITING]
+    return int(wheel.timer.shape[0] - control[HEAPED] - control[WAITING])
 
 
 @kernel
-def comes_before(timer, first, second):  # type: ignore[no-untyped-def]
+def comes_before(timer: np.ndarray, first: int, second: int) -> bool:
     """Say whether timer row `first` fires before timer row `second`."""
     if timer[first].fire_ms != timer[second].fire_ms:
-        return timer[first].fire_ms < timer[second].fire_ms
-    return timer[first].key < timer[second].key
+        return bool(timer[first].fire_ms < timer[second].fire_ms)
+    return bool(timer[first].key < timer[second].key)
 
 
 @kernel
-def push(wheel, row):  # type: ignore[no-untyped-def]
+def push(wheel: Wheel, row: int) -> None:
     """Put a timer row into the heap."""
     heap, timer = wheel.heap, wheel.timer
     place = wheel.control[HEAPED]
@@ -96,7 +96,7 @@ def push(wheel, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def settle(wheel, row):  # type: ignore[no-untyped-def]
+def settle(wheel: Wheel, row: int) -> None:
     """Place a filled timer row: into the heap if its second is reached, else into its bucket."""
     control = wheel.control
     second = wheel.timer[row].fire_ms // 1000
@@ -110,7 +110,7 @@ def settle(wheel, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def arm(wheel, fire_ms, key, generation):  # type: ignore[no-untyped-def]
+def arm(wheel: Wheel, fire_ms: int, key: int, generation: int) -> None:
     """Add a timer.  The caller has made sure of room (`free_timers`) and popped once since time began.
 
     fire_ms  int64   epoch ms >= 0; in the past: it is the next to pop
@@ -132,7 +132,7 @@ def arm(wheel, fire_ms, key, generation):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def turn(wheel, now_ms):  # type: ignore[no-untyped-def]
+def turn(wheel: Wheel, now_ms: int) -> None:
     """Move the cursor on until a timer is in the heap or the second of `now_ms` is reached."""
     control = wheel.control
     now_s = now_ms // 1000
@@ -154,7 +154,7 @@ def turn(wheel, now_ms):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def pop(wheel, now_ms):  # type: ignore[no-untyped-def]
+def pop(wheel: Wheel, now_ms: int) -> int:
     """Take the first timer with fire_ms <= now_ms; its row, or -1 if there is none.
 
     The row stays readable until the next `arm`.  Cost: O(log of the timers of one second), and one look per second
@@ -184,4 +184,4 @@ def pop(wheel, now_ms):  # type: ignore[no-untyped-def]
     heap[place] = last
     timer[row].next = control[FREE]
     control[FREE] = row
-    return row
+    return int(row)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engine.distance_kernel import point_distance_m
@@ -18,6 +20,8 @@ from engine.presence.layout_kernel import (
     UNUSED_HELD,
     UNUSED_HELD_HITS,
     UNUSED_SAME,
+    Rules,
+    State,
 )
 
 LAT_LIMIT_E7 = 900_000_000
@@ -30,7 +34,7 @@ _OUT_OF_RANGE, _TOO_COARSE, _TOO_FAST = int(Drop.OUT_OF_RANGE), int(Drop.TOO_COA
 
 
 @kernel
-def agrees(before, fix):  # type: ignore[no-untyped-def]
+def agrees(before: Any, fix: Any) -> tuple[float, float]:
     """Say whether the way from one fix to the next, less both radii, needs at most 500 km/h; and how long it is.
 
     before  anything with lon_e7, lat_e7, accuracy_m; a USER row's instant is `last_ms`, so the caller compares instants
@@ -40,7 +44,7 @@ def agrees(before, fix):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def admit(state, rules, fix):  # type: ignore[no-untyped-def]
+def admit(state: State, rules: Rules, fix: Any) -> int:
     """Decide about a ping: a Drop, or ADMIT, ADMIT_HELD_FIRST (the held fix was right), HOLD."""
     if abs(fix.lat_e7) > LAT_LIMIT_E7 or abs(fix.lon_e7) > LON_LIMIT_E7:
         return _OUT_OF_RANGE
@@ -71,7 +75,7 @@ def admit(state, rules, fix):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def is_known(state, user, id_hash):  # type: ignore[no-untyped-def]
+def is_known(state: State, user: Any, id_hash: int) -> bool:
     """Say whether a ping of the user's newest instant had this id."""
     if user.last_hash == id_hash:
         return True
@@ -84,7 +88,7 @@ def is_known(state, user, id_hash):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def remember_id(state, user, fix):  # type: ignore[no-untyped-def]
+def remember_id(state: State, user: Any, fix: Any) -> None:
     """Keep this fix's id for as long as its instant is the user's newest; called before `last_ms` moves on."""
     control = state.control
     if fix.at_ms == user.last_ms:
@@ -104,7 +108,7 @@ def remember_id(state, user, fix):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def forget_ids(state, user):  # type: ignore[no-untyped-def]
+def forget_ids(state: State, user: Any) -> None:
     """Give the further ids of the user's newest instant back."""
     row = user.same
     while row >= 0:
@@ -117,7 +121,7 @@ def forget_ids(state, user):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def hold(state, fix, hits, first, last):  # type: ignore[no-untyped-def]
+def hold(state: State, fix: Any, hits: np.ndarray, first: int, last: int) -> None:
     """Keep a fix that is too fast, with its hits in order, until the next one decides."""
     control = state.control
     row = control[FREE_HELD]
@@ -149,7 +153,7 @@ def hold(state, fix, hits, first, last):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def release_held(state, user):  # type: ignore[no-untyped-def]
+def release_held(state: State, user: Any) -> None:
     """Give the held fix's rows back."""
     control = state.control
     row = user.held
@@ -167,7 +171,7 @@ def release_held(state, user):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def discard_held(state, user):  # type: ignore[no-untyped-def]
+def discard_held(state: State, user: Any) -> None:
     """Drop the held fix for good, counted."""
     state.counts[_TOO_FAST] += 1
     release_held(state, user)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
+
+from engine.geometry_kernel import FenceArrays
 from engine.kernels import kernel
+from engine.presence.layout_kernel import Rules, State
 
 
 @kernel
-def write_crossings(state, rules, fences, out, fix, begin):  # type: ignore[no-untyped-def]
+def write_crossings(state: State, rules: Rules, fences: FenceArrays, out: np.ndarray, fix: Any, begin: int) -> None:
     pass

@@ -5,8 +5,11 @@ One pass, in log order, so that any cut of the same records into batches gives t
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from engine.geometry_kernel import FenceArrays
 from engine.kernels import kernel
 from engine.model import Drop, EventType, TransitionKind
 from engine.presence.admission_kernel import (
@@ -37,6 +40,8 @@ from engine.presence.layout_kernel import (
     RETURNS,
     STALE_TIMERS,
     WANTED,
+    Rules,
+    State,
     find_visit,
     forget_visit,
 )
@@ -61,7 +66,17 @@ _NO_FENCE = 1 << 40
 
 
 @kernel
-def advance(state, rules, fences, events, hit_start, hits, out, first_row, now_ms):  # type: ignore[no-untyped-def]
+def advance(
+    state: State,
+    rules: Rules,
+    fences: FenceArrays,
+    events: np.ndarray,
+    hit_start: np.ndarray,
+    hits: np.ndarray,
+    out: np.ndarray,
+    first_row: int,
+    now_ms: int,
+) -> tuple[int, int]:
     """Process events from `first_row` on, then let time pass to `now_ms`.
 
     events     EVENT[N]        in log order; now_ms never falls; `drop` is written for pings that do not count
@@ -112,7 +127,7 @@ def advance(state, rules, fences, events, hit_start, hits, out, first_row, now_m
 
 
 @kernel
-def fire_timers(state, rules, out, now_ms, row):  # type: ignore[no-untyped-def]
+def fire_timers(state: State, rules: Rules, out: np.ndarray, now_ms: int, row: int) -> bool:
     """Fire all that is due by `now_ms`; False if `out` is too full to go on."""
     while True:
         if out.shape[0] - state.control[OUT_ROWS] < TRANSITIONS_A_PAIR:
@@ -136,7 +151,7 @@ def fire_timers(state, rules, out, now_ms, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def lacking_room(state, out, user, hits):  # type: ignore[no-untyped-def]
+def lacking_room(state: State, out: np.ndarray, user: int, hits: int) -> int:
     """Say which pool could run out during one event of this user, or DONE."""
     if user >= state.user.shape[0]:
         state.control[WANTED] = user + 1
@@ -179,7 +194,9 @@ def lacking_room(state, out, user, hits):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def process_held(state, rules, fences, out, fixes, hits):  # type: ignore[no-untyped-def]
+def process_held(
+    state: State, rules: Rules, fences: FenceArrays, out: np.ndarray, fixes: np.ndarray, hits: np.ndarray
+) -> None:
     """Process the user's held fix as the fix it turned out to be, at the row and `now` of the one that proved it."""
     user = state.user[fixes[0].user]
     held = fixes[1]
@@ -191,7 +208,17 @@ def process_held(state, rules, fences, out, fixes, hits):  # type: ignore[no-unt
 
 
 @kernel
-def process(state, rules, fences, out, fix, hits, first, last, held_hit):  # type: ignore[no-untyped-def]
+def process(
+    state: State,
+    rules: Rules,
+    fences: FenceArrays,
+    out: np.ndarray,
+    fix: Any,
+    hits: np.ndarray,
+    first: int,
+    last: int,
+    held_hit: int,
+) -> None:
     """Take one admitted fix: own-time timers, then its pairs and hits in fence order, then remember it.
 
     held_hit  first row of the fix's hits in the held pool, used instead of hits[first:last]; -1
@@ -244,7 +271,7 @@ def process(state, rules, fences, out, fix, hits, first, last, held_hit):  # typ
 
 
 @kernel
-def fire_in_own_time(state, rules, out, fix):  # type: ignore[no-untyped-def]
+def fire_in_own_time(state: State, rules: Rules, out: np.ndarray, fix: Any) -> None:
     """Fire what was due before this fix in the user's own time (T8, docs/presence.md section 6)."""
     user = state.user[fix.user]
     row = user.visits
@@ -262,7 +289,7 @@ def fire_in_own_time(state, rules, out, fix):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def set_lag(state, fix, lags):  # type: ignore[no-untyped-def]
+def set_lag(state: State, fix: Any, lags: bool) -> None:
     """Note whether the user's newest fix came long after it was made; such users are not in occupancy (P9)."""
     user = state.user[fix.user]
     if lags == (user.flags & LAGS != 0):
@@ -272,7 +299,7 @@ def set_lag(state, fix, lags):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def count_user(state, user, change):  # type: ignore[no-untyped-def]
+def count_user(state: State, user: int, change: int) -> None:
     """Add `change` to the occupancy of every fence that the user is in."""
     row = state.user[user].visits
     while row >= 0:
@@ -282,7 +309,7 @@ def count_user(state, user, change):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def order_step(state, out, begin):  # type: ignore[no-untyped-def]
+def order_step(state: State, out: np.ndarray, begin: int) -> None:
     """Put what one fix gave into the order exits, enters, dwells; it stands in fence order already (P6)."""
     scratch = out.shape[0] - 1
     for row in range(begin + 1, state.control[OUT_ROWS]):
@@ -296,7 +323,7 @@ def order_step(state, out, begin):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def reset(state, user, blank):  # type: ignore[no-untyped-def]
+def reset(state: State, user: int, blank: np.ndarray) -> None:
     """Forget everything about one user (closed, evicted, or its slot given to another): no transition.
 
     blank  USER[1]  a row as new

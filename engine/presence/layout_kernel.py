@@ -178,7 +178,7 @@ class State(NamedTuple):
 
 
 @kernel
-def find_visit(state, user, fence):  # type: ignore[no-untyped-def]
+def find_visit(state: State, user: int, fence: int) -> int:
     """Row of the pair, or -1."""
     row = state.user[user].visits
     while row >= 0 and state.visit[row].fence < fence:
@@ -187,7 +187,7 @@ def find_visit(state, user, fence):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def open_visit(state, user, fence, witness_ms):  # type: ignore[no-untyped-def]
+def open_visit(state: State, user: int, fence: int, witness_ms: int) -> int:
     """Remember a pair, OUTSIDE with this witness; the pair must be unknown and the pool have room."""
     control = state.control
     row = control[FREE_VISIT]
@@ -221,11 +221,11 @@ def open_visit(state, user, fence, witness_ms):  # type: ignore[no-untyped-def]
         state.user[user].visits = row
     else:
         state.visit[before].next = row
-    return row
+    return int(row)
 
 
 @kernel
-def forget_visit(state, user, row):  # type: ignore[no-untyped-def]
+def forget_visit(state: State, user: int, row: int) -> None:
     """Give the pair's row back; its timer, if any, finds nobody when it pops."""
     after = state.visit[row].next
     other = state.user[user].visits
@@ -242,7 +242,7 @@ def forget_visit(state, user, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def closing_ms(rules, fence, at_ms):  # type: ignore[no-untyped-def]
+def closing_ms(rules: Rules, fence: int, at_ms: int) -> int:
     """End of the open interval that holds `at_ms`; NEVER where the fence is closed then."""
     rule = rules.fence[fence]
     low = rule.hours_start
@@ -254,12 +254,12 @@ def closing_ms(rules, fence, at_ms):  # type: ignore[no-untyped-def]
         else:
             low = middle + 1
     if low < rule.hours_end and rules.hours[low, 0] <= at_ms:
-        return rules.hours[low, 1]
+        return int(rules.hours[low, 1])
     return NEVER
 
 
 @kernel
-def next_row(state, out, user, fence, kind, reason):  # type: ignore[no-untyped-def]
+def next_row(state: State, out: np.ndarray, user: int, fence: int, kind: int, reason: int) -> int:
     """Begin a transition and return its row, with everything at its usual value.  The caller has made sure of room."""
     row = state.control[OUT_ROWS]
     state.control[OUT_ROWS] += 1
@@ -277,4 +277,4 @@ def next_row(state, out, user, fence, kind, reason):  # type: ignore[no-untyped-
     one.by_timer = 0
     one.wide_gap = 0
     state.counts[KINDS + kind] += 1
-    return row
+    return int(row)

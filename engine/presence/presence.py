@@ -10,7 +10,8 @@ import numpy as np
 from engine.definitions import Fence
 from engine.geometry_kernel import FenceArrays
 from engine.model import EVENT, HIT, TRANSITION, Drop, TransitionKind, TransitionReason
-from engine.presence import kernel, layout_kernel as layout
+from engine.presence import kernel
+from engine.presence import layout_kernel as layout
 from engine.presence.rules import compile_rules, with_hours
 from engine.presence.state import blank_user, new_state, state_arrays, state_of, with_room, with_users
 from engine.presence.table import STATES
@@ -151,7 +152,7 @@ class Presence:
         return self._state.occupancy
 
     def counts(self) -> dict[str, int]:
-        """Totals since the start (or the checkpoint's): drops by reason, transitions by kind, and what else happened."""
+        """Totals since the first start: drops by reason, transitions by kind, and what else happened."""
         counts = self._state.counts
         totals = {f"drop_{drop.name.lower()}": int(counts[drop]) for drop in Drop if drop != Drop.NONE}
         totals |= {kind.name.lower(): int(counts[layout.KINDS + kind]) for kind in TransitionKind}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,6 @@ _POOLS = {
     "held_hit": layout.UNUSED_HELD_HITS,
     "same": layout.UNUSED_SAME,
 }
-_DTYPES = {"visit": VISIT, "held": FIX, "held_hit": HELD_HIT, "same": SAME}
 _FIRST_ROWS = 1024
 
 
@@ -37,10 +37,12 @@ def new_state(fences: int) -> State:
     control[[layout.FREE_VISIT, layout.FREE_HELD, layout.FREE_HELD_HIT, layout.FREE_SAME]] = -1
     control[layout.NEWEST_MS] = NEVER
     control[list(_POOLS.values())] = _FIRST_ROWS
-    pools = {name: np.zeros(_FIRST_ROWS, dtype) for name, dtype in _DTYPES.items()}
     return State(
-        np.zeros(0, USER),
-        **pools,
+        user=np.zeros(0, USER),
+        visit=np.zeros(_FIRST_ROWS, VISIT),
+        held=np.zeros(_FIRST_ROWS, FIX),
+        held_hit=np.zeros(_FIRST_ROWS, HELD_HIT),
+        same=np.zeros(_FIRST_ROWS, SAME),
         occupancy=np.zeros(fences, np.int64),
         control=control,
         counts=np.zeros(layout.COUNTS, np.int64),
@@ -69,7 +71,8 @@ def with_room(state: State, pool: str, more: int) -> State:
     old = getattr(state, pool)
     extra = max(more, len(old) // 2)
     state.control[_POOLS[pool]] += extra
-    return state._replace(**{pool: np.concatenate((old, np.zeros(extra, old.dtype)))})
+    grown: Any = {pool: np.concatenate((old, np.zeros(extra, old.dtype)))}
+    return state._replace(**grown)
 
 
 def state_arrays(state: State) -> dict[str, np.ndarray]:
@@ -81,4 +84,5 @@ def state_arrays(state: State) -> dict[str, np.ndarray]:
 def state_of(arrays: Mapping[str, np.ndarray]) -> State:
     """Rebuild the state from copies of its arrays (`state_arrays`)."""
     wheel = Wheel(*(np.array(arrays[f"wheel_{name}"]) for name in Wheel._fields))
-    return State(*(np.array(arrays[name]) for name in State._fields if name != "wheel"), wheel=wheel)
+    rest: Any = {name: np.array(arrays[name]) for name in State._fields if name != "wheel"}
+    return State(wheel=wheel, **rest)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from engine.geometry_kernel import FenceArrays
 from engine.kernels import kernel
-from engine.model import Confidence, TransitionKind, TransitionReason
+from engine.model import Confidence, TransitionReason
 from engine.presence.layout_kernel import (
     BEYOND,
     BEYOND_ENOUGH,
@@ -21,18 +24,19 @@ from engine.presence.layout_kernel import (
     INSIDE,
     LAST_IN,
     LAST_OUT,
-    NEAR,
     NEVER,
     OUTSIDE,
     SUSPENDED,
     TAKEABLE,
     UNSURE,
+    Rules,
+    State,
     closing_ms,
     forget_visit,
     open_visit,
 )
 from engine.presence.timer_kernel import begin_visit, end_visit, enter_delay_ms, occupy, write_dwell
-from engine.presence.zone_kernel import NO_EVIDENCE, is_exact, witness_before
+from engine.presence.zone_kernel import NO_EVIDENCE, Zone, is_exact, witness_before
 
 HOP_MS = 300_000
 FAR_M = 1000.0
@@ -43,7 +47,7 @@ _HIGH, _LOW = int(Confidence.HIGH), int(Confidence.LOW)
 
 
 @kernel
-def note_evidence(visit, fix, zone):  # type: ignore[no-untyped-def]
+def note_evidence(visit: Any, fix: Any, zone: Zone) -> None:
     """Make this fix the pair's last evidence."""
     visit.seen_ms = fix.at_ms
     visit.feed = fix.feed
@@ -60,7 +64,7 @@ def note_evidence(visit, fix, zone):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def by_fix(out, at, fix, zone):  # type: ignore[no-untyped-def]
+def by_fix(out: np.ndarray, at: int, fix: Any, zone: Zone) -> None:
     """Complete a transition that this fix gave."""
     one = out[at]
     one.now_ms = fix.now_ms
@@ -71,7 +75,9 @@ def by_fix(out, at, fix, zone):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def exit_by_fix(state, out, user, row, fix, zone, crossed_ms, reason):  # type: ignore[no-untyped-def]
+def exit_by_fix(
+    state: State, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone, crossed_ms: int, reason: int
+) -> None:
     """Write the EXIT that this fix gives; the fix is the new witness if it is OUT."""
     visit = state.visit[row]
     at = end_visit(state, out, user, row, crossed_ms, fix.at_ms, reason)
@@ -85,20 +91,20 @@ def exit_by_fix(state, out, user, row, fix, zone, crossed_ms, reason):  # type: 
 
 
 @kernel
-def is_run_enough(rule, visit, fix, zone):  # type: ignore[no-untyped-def]
+def is_run_enough(rule: Any, visit: Any, fix: Any, zone: Zone) -> bool:
     """Say whether a fix beyond the widened edge ends the visit (P3)."""
     if rule.exit_delay_ms >= 0:
         since_ms = visit.run_ms if visit.state == EXITING else fix.at_ms
-        return fix.at_ms - since_ms >= rule.exit_delay_ms
+        return bool(fix.at_ms - since_ms >= rule.exit_delay_ms)
     if rule.is_tiling != 0 or visit.state == EXITING:
         return True
     if fix.is_cell != 0:
         return False
-    return -zone.distance_m > max(FAR_M, 3.0 * fix.accuracy_m) or fix.at_ms - visit.mark_ms >= LONG_AGO_MS
+    return bool(-zone.distance_m > max(FAR_M, 3.0 * fix.accuracy_m) or fix.at_ms - visit.mark_ms >= LONG_AGO_MS)
 
 
 @kernel
-def step_visit(state, rules, out, user, row, fix, zone):  # type: ignore[no-untyped-def]
+def step_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone) -> None:
     """Step a pair that is INSIDE, EXITING or SUSPENDED by one fix."""
     visit = state.visit[row]
     was = visit.state
@@ -107,7 +113,7 @@ def step_visit(state, rules, out, user, row, fix, zone):  # type: ignore[no-unty
         key = BEYOND_ENOUGH
     after = rules.table[was, key]
     note_evidence(visit, fix, zone)
-    if key == IN_ENOUGH or key == UNSURE:
+    if key in (IN_ENOUGH, UNSURE):
         visit.mark_ms = fix.at_ms
         visit.edge_ms = NEVER
     elif visit.edge_ms == NEVER:
@@ -129,7 +135,7 @@ def step_visit(state, rules, out, user, row, fix, zone):  # type: ignore[no-unty
 
 
 @kernel
-def step_outside(state, rules, out, user, row, fix, zone):  # type: ignore[no-untyped-def]
+def step_outside(state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone) -> None:
     """Step a remembered pair that is OUTSIDE or ENTERING by one fix."""
     visit = state.visit[row]
     rule = rules.fence[visit.fence]
@@ -149,7 +155,7 @@ def step_outside(state, rules, out, user, row, fix, zone):  # type: ignore[no-un
         visit.crossed_ms = fix.at_ms
         visit.flags &= ~TAKEABLE & 255
     is_opened = visit.flags & CLOSED_INSIDE != 0
-    delay_ms = np.int64(0)
+    delay_ms = 0
     if not is_opened and rule.is_tiling == 0:
         delay_ms = enter_delay_ms(rule, visit.flags)
     elif not is_opened and rule.enter_delay_ms > 0:
@@ -165,7 +171,9 @@ def step_outside(state, rules, out, user, row, fix, zone):  # type: ignore[no-un
 
 
 @kernel
-def step_by_return(state, rules, out, user, row, fix, zone, hop_ms):  # type: ignore[no-untyped-def]
+def step_by_return(
+    state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone, hop_ms: int
+) -> None:
     """Step a remembered pair by a return to the cell left at `hop_ms` (L8): what the hop left pending is undone."""
     visit = state.visit[row]
     if visit.state == OUTSIDE:
@@ -198,7 +206,7 @@ def step_by_return(state, rules, out, user, row, fix, zone, hop_ms):  # type: ig
 
 
 @kernel
-def give_dwells(state, rules, out, user, row, fix, zone):  # type: ignore[no-untyped-def]
+def give_dwells(state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone) -> None:
     """Write every DWELL that a fix inside shows (P4)."""
     visit = state.visit[row]
     for number in range(rules.fence[visit.fence].dwells):
@@ -210,7 +218,17 @@ def give_dwells(state, rules, out, user, row, fix, zone):  # type: ignore[no-unt
 
 
 @kernel
-def step_pair(state, rules, fences, out, fence, row, fix, zone, hop_ms):  # type: ignore[no-untyped-def]
+def step_pair(
+    state: State,
+    rules: Rules,
+    fences: FenceArrays,
+    out: np.ndarray,
+    fence: int,
+    row: int,
+    fix: Any,
+    zone: Zone,
+    hop_ms: int,
+) -> int:
     """Step one pair by one fix; returns the pair's row afterwards, -1 if it is not remembered.
 
     row     the pair's row, or -1
@@ -242,8 +260,8 @@ def step_pair(state, rules, fences, out, fence, row, fix, zone, hop_ms):  # type
 
 
 @kernel
-def is_fine_forgotten(user, at_ms):  # type: ignore[no-untyped-def]
+def is_fine_forgotten(user: Any, at_ms: int) -> bool:
     """Say whether the user's newest fine fix is missing or a day old, so that it cannot be mistaken for a witness."""
     if user.last_ms == NEVER or user.fine_age_ms >= DAY_MS:
         return True
-    return at_ms - (user.last_ms - user.fine_age_ms) >= DAY_MS
+    return bool(at_ms - (user.last_ms - user.fine_age_ms) >= DAY_MS)

@@ -6,6 +6,8 @@ timer that pops too early just arms itself again. So a ping in the middle of a v
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from engine.kernels import kernel
@@ -30,6 +32,8 @@ from engine.presence.layout_kernel import (
     SUSPEND_DUE,
     SUSPENDED,
     TAKEABLE,
+    Rules,
+    State,
     closing_ms,
     forget_visit,
     next_row,
@@ -46,34 +50,34 @@ _HIGH, _LOW = int(Confidence.HIGH), int(Confidence.LOW)
 
 
 @kernel
-def enter_delay_ms(rule, flags):  # type: ignore[no-untyped-def]
+def enter_delay_ms(rule: Any, flags: int) -> int:
     """The delay that the last fix of a run asks for (P2, L8)."""
     if rule.enter_delay_ms >= 0:
-        return rule.enter_delay_ms
-    return np.int64(COARSE_CELL_DELAY_MS) if flags & COARSE_CELL else np.int64(0)
+        return int(rule.enter_delay_ms)
+    return COARSE_CELL_DELAY_MS if flags & COARSE_CELL else 0
 
 
 @kernel
-def state_due_ms(rules, visit):  # type: ignore[no-untyped-def]
+def state_due_ms(rules: Rules, visit: Any) -> int:
     """When the pair's suspension, expiry or closing is due, whichever comes first; FOREVER for a pair OUTSIDE."""
     if visit.state == OUTSIDE:
-        return np.int64(FOREVER)
+        return FOREVER
     due_ms = visit.seen_ms + (DAY_MS if visit.state == SUSPENDED else rules.feed[visit.feed].ttl_ms)
     if rules.fence[visit.fence].has_hours != 0:
         closes_ms = closing_ms(rules, visit.fence, visit.seen_ms)
         if closes_ms != NEVER:
             due_ms = min(due_ms, closes_ms)
-    return due_ms
+    return int(due_ms)
 
 
 @kernel
-def next_duty(rules, visit):  # type: ignore[no-untyped-def]
+def next_duty(rules: Rules, visit: Any) -> tuple[int, int]:
     """The earliest duty of the pair as (due instant, input of the table or DWELL_DUE); (FOREVER, _) if none.
 
     Duties of one instant come as closing, expiry, suspension, exit, enter, dwell.
     """
     if visit.state == OUTSIDE:
-        return np.int64(FOREVER), DWELL_DUE
+        return FOREVER, DWELL_DUE
     rule = rules.fence[visit.fence]
     if visit.state == SUSPENDED:
         due_ms = visit.seen_ms + DAY_MS
@@ -109,14 +113,16 @@ def next_duty(rules, visit):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def occupy(state, user, fence, change):  # type: ignore[no-untyped-def]
+def occupy(state: State, user: int, fence: int, change: int) -> None:
     """Count a pair into or out of occupancy (P9); users that lag behind are not counted at all."""
     if state.user[user].flags & LAGS == 0:
         state.occupancy[fence] += change
 
 
 @kernel
-def begin_visit(state, rules, out, user, row, confirmed_ms, reason):  # type: ignore[no-untyped-def]
+def begin_visit(
+    state: State, rules: Rules, out: np.ndarray, user: int, row: int, confirmed_ms: int, reason: int
+) -> int:
     """Write ENTER, make the pair's witness its gap, and return the transition's row for the caller to complete.
 
     The pair's evidence must be noted already; its last evidence counts as its last fix inside.
@@ -128,7 +134,7 @@ def begin_visit(state, rules, out, user, row, confirmed_ms, reason):  # type: ig
     one.confirmed_ms = confirmed_ms
     one.confidence = visit.confidence
     one.method = visit.method
-    gap_ms = visit.crossed_ms - visit.mark_ms if visit.mark_ms != NEVER else np.int64(DAY_MS)
+    gap_ms = visit.crossed_ms - visit.mark_ms if visit.mark_ms != NEVER else DAY_MS
     if gap_ms < DAY_MS:
         one.gap_ms = gap_ms
         one.wide_gap = 1 if gap_ms > rules.feed[visit.feed].gap_ms else 0
@@ -143,7 +149,9 @@ def begin_visit(state, rules, out, user, row, confirmed_ms, reason):  # type: ig
 
 
 @kernel
-def end_visit(state, out, user, row, crossed_ms, confirmed_ms, reason):  # type: ignore[no-untyped-def]
+def end_visit(
+    state: State, out: np.ndarray, user: int, row: int, crossed_ms: int, confirmed_ms: int, reason: int
+) -> int:
     """Write EXIT and leave the pair OUTSIDE without a witness; return the transition's row."""
     visit = state.visit[row]
     at = next_row(state, out, user, visit.fence, _EXIT, reason)
@@ -164,7 +172,7 @@ def end_visit(state, out, user, row, crossed_ms, confirmed_ms, reason):  # type:
 
 
 @kernel
-def by_timer(out, at, now_ms, event):  # type: ignore[no-untyped-def]
+def by_timer(out: np.ndarray, at: int, now_ms: int, event: int) -> None:
     """Complete a transition that no fix gave."""
     out[at].by_timer = 1
     out[at].now_ms = now_ms
@@ -172,7 +180,9 @@ def by_timer(out, at, now_ms, event):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def fire(state, rules, out, user, row, until_ms, now_ms, event):  # type: ignore[no-untyped-def]
+def fire(
+    state: State, rules: Rules, out: np.ndarray, user: int, row: int, until_ms: int, now_ms: int, event: int
+) -> bool:
     """Do all duties of a pair that are due at or before `until_ms`, in order; False if the pair was forgotten.
 
     now_ms, event  what its transitions carry
@@ -225,7 +235,9 @@ def fire(state, rules, out, user, row, until_ms, now_ms, event):  # type: ignore
 
 
 @kernel
-def write_dwell(state, rules, out, user, row, number, confirmed_ms, reason):  # type: ignore[no-untyped-def]
+def write_dwell(
+    state: State, rules: Rules, out: np.ndarray, user: int, row: int, number: int, confirmed_ms: int, reason: int
+) -> int:
     """Write DWELL of one threshold, note it as given, and return the transition's row."""
     visit = state.visit[row]
     at = next_row(state, out, user, visit.fence, _DWELL, reason)
@@ -240,7 +252,7 @@ def write_dwell(state, rules, out, user, row, number, confirmed_ms, reason):  # 
 
 
 @kernel
-def arm_visit(state, rules, user, row, now_ms):  # type: ignore[no-untyped-def]
+def arm_visit(state: State, rules: Rules, user: int, row: int, now_ms: int) -> None:
     """See that the pair's timer pops no later than its earliest duty."""
     visit = state.visit[row]
     due_ms, _ = next_duty(rules, visit)
@@ -249,4 +261,4 @@ def arm_visit(state, rules, user, row, now_ms):  # type: ignore[no-untyped-def]
     fire_ms = max(due_ms + rules.feed[visit.feed].delay_ms, now_ms)
     if visit.timer_ms == NEVER or fire_ms < visit.timer_ms:
         visit.timer_ms = fire_ms
-        arm(state.wheel, fire_ms, (np.int64(user) << 32) | np.int64(visit.fence), 0)
+        arm(state.wheel, fire_ms, int((np.int64(user) << 32) | visit.fence), 0)

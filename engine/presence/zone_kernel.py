@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.geometry_kernel import signed_distance_m
+from engine.geometry_kernel import FenceArrays, signed_distance_m
 from engine.kernels import kernel
 from engine.model import FINE_ACCURACY_M, Confidence
 from engine.presence.layout_kernel import BEYOND, CELL_FIX, DAY_MS, IN_ENOUGH, NEAR, NEVER, UNSURE
@@ -26,19 +26,19 @@ class Zone(NamedTuple):
 
 
 @kernel
-def zone_of_hit(rule, hit, accuracy_m):  # type: ignore[no-untyped-def]
+def zone_of_hit(rule: Any, hit: Any, accuracy_m: float) -> Zone:
     """Judge a fix by the hit that locate found: it touches the fence, or its cell is a member."""
     if hit.inside != 0:
         if rule.is_tiling != 0 or hit.confidence >= rule.min_confidence:
-            return Zone(IN_ENOUGH, False, hit.distance_m, np.int64(hit.confidence))
-        return Zone(UNSURE, False, hit.distance_m, np.int64(hit.confidence))
+            return Zone(IN_ENOUGH, False, hit.distance_m, 0 + hit.confidence)
+        return Zone(UNSURE, False, hit.distance_m, 0 + hit.confidence)
     if rule.is_tiling != 0:
         return Zone(BEYOND, True, hit.distance_m, 0)
     return zone_outside(rule, hit.distance_m, accuracy_m)
 
 
 @kernel
-def zone_outside(rule, distance_m, accuracy_m):  # type: ignore[no-untyped-def]
+def zone_outside(rule: Any, distance_m: float, accuracy_m: float) -> Zone:
     """Judge a point outside a shape fence by its signed distance."""
     is_out = distance_m <= -accuracy_m
     zone = BEYOND if distance_m < -(rule.margin_m + min(accuracy_m, 200.0)) else NEAR
@@ -46,7 +46,7 @@ def zone_outside(rule, distance_m, accuracy_m):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def zone_without_hit(rule, fences, fence, fix):  # type: ignore[no-untyped-def]
+def zone_without_hit(rule: Any, fences: FenceArrays, fence: int, fix: Any) -> Zone:
     """Judge a fix that locate did not report for this fence: its point is outside, its cell no member."""
     if rule.is_cell_set != 0:
         if fix.cell >= 0:
@@ -59,15 +59,15 @@ def zone_without_hit(rule, fences, fence, fix):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def is_exact(rule, fix):  # type: ignore[no-untyped-def]
+def is_exact(rule: Any, fix: Any) -> bool:
     """Say whether this fix's OUT is always known, also without memory of the pair."""
     if rule.is_cell_set != 0:
-        return fix.cell >= 0
-    return rule.is_tiling != 0 or fix.is_fine != 0
+        return bool(fix.cell >= 0)
+    return bool(rule.is_tiling != 0 or fix.is_fine != 0)
 
 
 @kernel
-def witness_before(user, rule, fences, fence):  # type: ignore[no-untyped-def]
+def witness_before(user: Any, rule: Any, fences: FenceArrays, fence: int) -> int:
     """Instant of the last fix that is known to have been OUT of a fence of which nothing is remembered, or NEVER.
 
     user  USER row, before the fix that is being judged
@@ -91,7 +91,7 @@ def witness_before(user, rule, fences, fence):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def describe_fix(fix, event, row):  # type: ignore[no-untyped-def]
+def describe_fix(fix: Any, event: Any, row: int) -> None:
     """Fill the FIX row from an EVENT."""
     fix.at_ms = event.at_ms
     fix.now_ms = event.now_ms
@@ -110,13 +110,13 @@ def describe_fix(fix, event, row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def note_fix(user, fix):  # type: ignore[no-untyped-def]
+def note_fix(user: Any, fix: Any) -> None:
     """Make this fix the user's newest; ages stop counting at a day, where they no longer matter."""
     if user.last_ms == NEVER:
         user.fine_age_ms = DAY_MS
         user.cell_age_ms = DAY_MS
         user.left_age_ms = DAY_MS
-        passed_ms = np.int64(0)
+        passed_ms = 0
     else:
         passed_ms = min(fix.at_ms - user.last_ms, DAY_MS)
     user.fine_age_ms = 0 if fix.is_fine != 0 else min(user.fine_age_ms + passed_ms, DAY_MS)
