@@ -148,7 +148,7 @@ class Pipeline:
         self._usage_scenario = [row for row, _ in usage]
         self.behavior.activate([trigger for _, trigger in usage])
         # The smallest fence wins where one event fires a scenario for several (P8).
-        self._fence_size = self.index.arrays.size_m.tolist()
+        self._fence_size = self.index.arrays.row["characteristic_m"].tolist()
 
     def _hours(self, now_ms: int) -> dict[int, np.ndarray]:
         from_ms = now_ms - now_ms % HOUR_MS - _HOURS_BEHIND_MS
@@ -290,7 +290,7 @@ class Pipeline:
         if not len(transitions):
             return
         names = ("event", "user", "by_timer", "now_ms", "kind", "fence", "threshold_s", "reason", "initial", "gap_ms")
-        more = ("crossed_ms", "confirmed_ms", "duration_ms", "confidence", "method")
+        more = ("crossed_ms", "confirmed_ms", "duration_ms", "confidence", "method", "wide_gap")
         group: list[Any] = []
         key: tuple[int, ...] | None = None
         for row in zip(*(transitions[name].tolist() for name in names + more), strict=True):
@@ -325,34 +325,20 @@ class Pipeline:
             yield Candidate(scenario, user, user_id, trigger, now_ms, position, item)
 
     def _presence_trigger(self, row: Sequence[Any]) -> Trigger:
-        (
-            _,
-            _,
-            _,
-            _,
-            kind,
-            fence_row,
-            threshold_s,
-            _,
-            initial,
-            gap_ms,
-            crossed_ms,
-            confirmed_ms,
-            duration_ms,
-            conf,
-            method,
-        ) = row
+        kind, fence_row, threshold_s, _, initial, gap_ms = row[4:10]
+        crossed_ms, confirmed_ms, duration_ms, confidence, method, wide_gap = row[10:]
         fence = self.content.fences[fence_row]
         name = _KIND_NAMES[kind]
         values: dict[str, Any] = {
             "crossed_at": crossed_ms,
             "confirmed_at": confirmed_ms,
-            "confidence": _CONFIDENCE_NAMES[conf],
+            "confidence": _CONFIDENCE_NAMES[confidence],
             "method": _METHOD_NAMES[method],
             "initial": bool(initial),
         }
         if gap_ms >= 0:
             values["gap_s"] = gap_ms / 1000
+            values["wide_gap"] = bool(wide_gap)
         if duration_ms >= 0:
             values["duration_s"] = duration_ms / 1000
         if threshold_s > 0:

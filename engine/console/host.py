@@ -18,7 +18,8 @@ from engine.console.contract import Component, FenceOccupancy
 from engine.console.server import HttpServer
 from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.sandbox import SandboxGateway, SandboxMessage
+from engine.deliver.gateways import build_gateways, content_channels
+from engine.deliver.sandbox import SandboxMessage
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
 from engine.runtime.service import Service
@@ -30,7 +31,7 @@ log = structlog.get_logger("opportune.host")
 class Host:
     """Start and stop the parts in an order that loses nothing; answer what the API asks.
 
-    gateways    one per channel; None: a sandbox for sms and push
+    gateways    one per channel; None: as the settings say, the sandbox elsewhere
     on_message  told each sandbox message; on_batch each batch's effects, in the engine thread
     """
 
@@ -56,10 +57,8 @@ class Host:
         self.service = Service(settings, clock=clock, on_batch=on_batch)
         now_ms = wall_ms if clock == "log" else self._log_now_ms
         if gateways is None:
-            gateways = [
-                SandboxGateway(channel, now_ms, store=self._messages, on_message=on_message)
-                for channel in ("sms", "push")
-            ]
+            channels = content_channels(self.service.pipeline.content)
+            gateways = build_gateways(settings, channels, now_ms=now_ms, messages=self._messages, on_message=on_message)
         self._claims = ThreadPoolExecutor(1, "opportune-claims")
         policy = self.service.pipeline.content.policy
         self.dispatcher = Dispatcher(
@@ -140,6 +139,10 @@ class Host:
 
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         return [asdict(message) for message in list(self._messages)[-limit:][::-1]]
+
+    def _channels(self) -> set[str]:
+        scenarios = self.service.pipeline.content.scenarios
+        return {channel for scenario in scenarios for channel in scenario.offer.channels}
 
     def _log_now_ms(self) -> int:
         return self.service.pipeline.now_ms
