@@ -9,7 +9,7 @@ from engine.content.scenario_model import OfferModel
 from engine.definitions import Placeholder
 
 _BRACED = re.compile(r"\{([^{}]*)\}")
-_LINK = re.compile(r"https?://|www\.|[a-z0-9-]+\.(com|cn|net|org|top|xyz|cc)\b", re.IGNORECASE)
+_LINK = re.compile(r"https?://|www\.|[a-z0-9-]+\.(com|cn|net|org|top|xyz|cc)(?![a-z0-9])", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
 BUILT_IN = ("fence_name", "benefit_name", "claim_url")
@@ -27,6 +27,7 @@ def placeholders_of(
         rest = _BRACED.sub("", text)
         if "{" in rest or "}" in rest:
             faults.add(file, where, Shown("a single brace"), "placeholders such as {fence_name}")
+            used -= set(_BRACED.findall(text))
         if "【" in rest or "】" in rest:
             faults.add(file, where, Shown("【 or 】"), "a text without them", "the policy's signature is put in front")
         if _CONTROL.search(rest):
