@@ -94,7 +94,7 @@ class DispatchLedger(Protocol):
         """Claim (offer_id, dispatch_id) pairs at wall time `now_ms` in one transaction; a ClaimAnswer for each."""
         ...
 
-    def record_dispatch(self, records: Sequence[DispatchRecord]) -> None:
+    def record_dispatch(self, records: Sequence[DispatchRecord]) -> object:
         """Store outcomes in one transaction; a final state never regresses (G1)."""
         ...
 
