@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import msgspec
+
 from engine.definitions import OfferDefinition, Placeholder
 from engine.model import Reason
 
@@ -15,6 +17,7 @@ _FORBIDDEN = re.compile(r"[【】\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 _LINK = re.compile(
     r"(?i)://|www\.|(?<![\w@])[a-z0-9-]+\.(?:com|cn|net|org|io|cc|top|info|me|co|app|link|xyz|vip|shop)\b"
 )
+_MOST_REMEMBERED = 4096
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
 
 
@@ -26,9 +29,8 @@ class Refusal:
     detail: dict[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Sources:
-    """Where values come from: `attribute` reads the profile, the rest is of this candidate."""
+class Sources(msgspec.Struct, gc=False):
+    """Where values come from: `attribute` reads the profile by name, the rest is of this candidate."""
 
     attribute: Callable[[str], float | str | None]
     fence_name: str | None = None
@@ -45,29 +47,44 @@ def compose(offer: OfferDefinition, sources: Sources) -> str | Refusal:
 def compile_text(offer: OfferDefinition) -> Callable[[Sources], str | Refusal]:
     """Cut the text at its placeholders once; the function returned fills them."""
     known = {one.name: one for one in offer.placeholders}
-    pieces: list[str | Placeholder] = []
+    pieces: list[str | Callable[[Sources], str | Refusal]] = []
     at = 0
     for match in _PLACE.finditer(offer.text):
         place = known.get(match[1])
-        if place is None:
-            continue
-        pieces += [offer.text[at : match.start()], place]
-        at = match.end()
+        if place is not None:
+            pieces += [offer.text[at : match.start()], _compile_place(place)]
+            at = match.end()
     pieces.append(offer.text[at:])
 
     def fill(sources: Sources) -> str | Refusal:
         written = []
         for piece in pieces:
-            if isinstance(piece, Placeholder):
-                value = place_value(piece, sources)
-                if isinstance(value, Refusal):
-                    return value
-                written.append(value)
-            else:
+            if isinstance(piece, str):
                 written.append(piece)
+                continue
+            value = piece(sources)
+            if isinstance(value, Refusal):
+                return value
+            written.append(value)
         return "".join(written)
 
     return fill
+
+
+def _compile_place(place: Placeholder) -> Callable[[Sources], str | Refusal]:
+    read = _reader(place)
+    known: dict[float | str | None, str | Refusal] = {}
+
+    def value_of(sources: Sources) -> str | Refusal:
+        raw = read(sources)
+        value = known.get(raw)
+        if value is None:
+            value = place_value(place, raw)
+            if len(known) < _MOST_REMEMBERED:
+                known[raw] = value
+        return value
+
+    return value_of
 
 
 def is_fixed(offer: OfferDefinition) -> bool:
@@ -75,9 +92,8 @@ def is_fixed(offer: OfferDefinition) -> bool:
     return not any(f"{{{one.name}}}" in offer.text for one in offer.placeholders)
 
 
-def place_value(place: Placeholder, sources: Sources) -> str | Refusal:
+def place_value(place: Placeholder, raw: float | str | None) -> str | Refusal:
     """Return one placeholder's text: typed, checked, at most `max_length` long."""
-    raw = _read(place, sources)
     if raw is None or raw == "":
         if place.default is None:
             return Refusal(Reason.MISSING_VALUE, {"placeholder": place.name, "source": place.source})
@@ -96,20 +112,20 @@ def place_value(place: Placeholder, sources: Sources) -> str | Refusal:
     return text
 
 
-def _read(place: Placeholder, sources: Sources) -> float | str | None:
+def _reader(place: Placeholder) -> Callable[[Sources], float | str | None]:
     kind, _, rest = place.source.partition(":")
     if kind == "attribute":
-        return sources.attribute(rest)
+        return lambda sources: sources.attribute(rest)
     if kind == "fence":
-        return sources.fence_name
+        return lambda sources: sources.fence_name
     if kind == "benefit":
-        return sources.benefit_name
+        return lambda sources: sources.benefit_name
     if kind == "code":
-        return sources.code
+        return lambda sources: sources.code
     if kind == "claim_url":
-        return sources.claim_url
-    # A constant is its own default, or stands after the colon.
-    return rest or None
+        return lambda sources: sources.claim_url
+    # A constant stands after the colon, or is the default.
+    return lambda sources: rest or None
 
 
 def _write(kind: str, raw: float | str) -> str | None:

@@ -13,7 +13,7 @@ from engine.decide.explain import Trace, explain_case
 from engine.decide.gates import Case
 from engine.decide.held import Held, HeldQueue
 from engine.decide.local_time import LocalTime
-from engine.decide.plan import FACTORS, Plan, compile_plan
+from engine.decide.plan import FACTORS, Plan, Rules, compile_plan
 from engine.decide.profiles import ProfileTable
 from engine.decide.records import Decision, DecisionTrigger
 from engine.decide.runs import Runs
@@ -72,6 +72,7 @@ class Decider:
         content = self.content
         self.profiles.assumed = content.policy.assumed_consent
         self.clock = LocalTime(content.policy.time_zone)
+        self._shapes: dict[Any, Rules] = {}
         self._fence_names = {fence.id: fence.name for fence in content.fences}
         self.plans = [self._compile_row(row) for row in range(len(content.scenarios))]
         self._row = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
@@ -88,6 +89,7 @@ class Decider:
             pauses=frozenset(self.pauses),
             reserved=self._reserved,
             fence_names=self._fence_names,
+            shapes=self._shapes,
             factors=self.factors,
         )
 

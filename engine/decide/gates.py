@@ -44,8 +44,6 @@ PRESENCE_KINDS = frozenset({"enter", "dwell", "exit"})
 NEVER_AN_OFFER = frozenset({"closed", "opened", "gap", "expired", "removed", "returned"})
 """Transition reasons that make no offer by themselves (L8-L10, P7)."""
 
-NO_FACTORS: dict[str, float] = {}
-
 _NOT_LIVE, _TOO_OLD, _NO_PROFILE = Reason.NOT_LIVE.value, Reason.TOO_OLD.value, Reason.NO_PROFILE.value
 _AUDIENCE, _NO_CONSENT, _OPTED_OUT = Reason.AUDIENCE.value, Reason.NO_CONSENT.value, Reason.OPTED_OUT.value
 _DND, _SUPPRESSED, _REENTRY = Reason.DND.value, Reason.SUPPRESSED.value, Reason.REENTRY.value
@@ -59,16 +57,19 @@ class Case:
     arrived_ms  `now` when the trigger came; earlier than now_ms for a held candidate
     channels    that consent allows, in order of preference
     release_ms  > 0: held until then
+    outcome, reason, values, channel   how it ended; reason alone: refused by `gate`
     """
 
     __slots__ = (
         "arrived_ms",
+        "channel",
         "channels",
         "factors",
         "gate",
         "is_withheld",
         "now_ms",
         "offer_id",
+        "outcome",
         "plan",
         "reason",
         "release_ms",
@@ -77,6 +78,7 @@ class Case:
         "text",
         "trigger",
         "user_id",
+        "values",
     )
 
     def __init__(self, plan: Any, slot: int, user_id: str, trigger: Trigger, now_ms: int, arrived_ms: int) -> None:
@@ -86,15 +88,25 @@ class Case:
         self.trigger = trigger
         self.now_ms = now_ms
         self.arrived_ms = arrived_ms
+        self.factors: dict[str, float]
+        self.values: dict[str, Any]
+        self.channel: str
         self.channels: tuple[str, ...] = plan.channels
         self.release_ms = 0
         self.reason: str | None = None
         self.gate: Gate | None = None
+        self.outcome = ""
         self.text: str | None = None
         self.offer_id = ""
         self.score = 0.0
-        self.factors: dict[str, float] = NO_FACTORS
         self.is_withheld = False
+
+    def end(self, outcome: str, reason: str, values: dict[str, Any], channel: str = "") -> None:
+        """Note how the case ended."""
+        self.outcome = outcome
+        self.reason = reason
+        self.values = values
+        self.channel = channel
 
     def id(self) -> str:
         """Return the offer id, hashed at the first call."""
@@ -201,6 +213,8 @@ def is_stale(trigger: Trigger) -> bool:
         return False
     if values.get("initial"):
         return True
+    if "wide_gap" in values:  # presence knows the feed, and so the limit
+        return bool(values["wide_gap"])
     gap_s = values.get("gap_s")
     return gap_s is not None and gap_s > MAX_GAP_S.get(values.get("method", ""), DEFAULT_MAX_GAP_S)
 
@@ -271,13 +285,20 @@ def consent_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> 
             elif state == DENIED:
                 is_denied = True
         if values is not None:
-            for _, purpose, _ in purposes:
-                record = profiles.evidence(slot, purpose) if slot < profiles.count else None
-                values[purpose] = "none" if record is None else "granted" if record.granted else "denied"
-                if record is not None:
-                    values[f"{purpose}.at"] = record.at_ms
-                if record is None and purpose in profiles.assumed:
-                    values[purpose] = "assumed"
+            for _, purpose, column in purposes:
+                packed = column.view[slot] if slot < profiles.count else 0
+                said = packed & 3
+                values[purpose] = (
+                    "granted"
+                    if said == GRANTED
+                    else "denied"
+                    if said == DENIED
+                    else "assumed"
+                    if purpose in profiles.assumed
+                    else "none"
+                )
+                if said:
+                    values[f"{purpose}.at"] = packed >> 16
         if not allowed:
             return _OPTED_OUT if is_denied else _NO_CONSENT
         case.channels = channels if len(allowed) == len(channels) else tuple(allowed)
@@ -291,11 +312,21 @@ def suppression_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable)
     everywhere = compile_expression(HasTag(SUPPRESSED_TAG), profiles)
     names = {channel: f"{SUPPRESSED_TAG}.{channel}" for channel in reachable_channels(scenario, policy)}
     by_channel = {channel: compile_expression(HasTag(name), profiles) for channel, name in names.items()}
+    places = [profiles.tag_place(name) for name in (SUPPRESSED_TAG, *names.values())]
+    words = tuple({id(column): column for column, _ in places}.values())
+    masks = tuple((word, sum(mask for column, mask in places if column is word)) for word in words)
+    dynamic = profiles.dynamic
 
     def gate(case: Case, values: Values | None) -> str | None:
         slot, now_ms = case.slot, case.now_ms
         if slot >= profiles.count:
             return None
+        if values is None and slot not in dynamic:
+            for word, mask in masks:
+                if word.view[slot] & mask:
+                    break
+            else:
+                return None
         if everywhere(slot, now_ms):
             if values is not None:
                 values[SUPPRESSED_TAG] = True

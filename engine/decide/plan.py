@@ -18,6 +18,8 @@ CONTEXT_WEIGHT = {"HIGH": 1.0, "MEDIUM": 0.8, "LOW": 0.5}
 FACTORS = ("priority", "propensity", "context", "value")
 """What a score is the product of, in this order (D2); each can be switched off, and is then 1."""
 
+Rules = Callable[[str, int], tuple[Rule, ...]]
+
 UNIVERSAL_ARM = "universal"
 _FOREVER_MS = -1
 _MOST_PROPENSITY = 10.0
@@ -68,7 +70,7 @@ class Plan:
         self.has_channel_cap = False
         self.has_reentry = scenario.reentry.policy != "every"
         self.arms: tuple[tuple[str, Callable[[str], bool]], ...] = ()
-        self.rules: Callable[[str, int], tuple[Rule, ...]]
+        self.rules: Rules
         self.score: Callable[[Case], dict[str, float]]
 
 
@@ -84,11 +86,13 @@ def compile_plan(
     pauses: frozenset[str],
     reserved: dict[int, tuple[int, str]],
     fence_names: dict[str, str],
+    shapes: dict[Any, Rules],
     factors: frozenset[str] = frozenset(FACTORS),
 ) -> Plan:
     """Compile one scenario of a content set.
 
     pauses       scenario ids, or *, that are paused now
+    shapes       limits compiled so far for this content
     reserved     what the re-entry gate remembers, shared by all plans
     factors      those of FACTORS that are switched on
     """
@@ -112,7 +116,11 @@ def compile_plan(
     plan.arms = _compile_arms(plan, content)
     caps = () if plan.is_service or scenario.limits.bypass else policy.caps + scenario.limits.caps
     plan.has_channel_cap = any(cap.scope is Scope.CHANNEL for cap in caps)
-    plan.rules = _compile_rules(plan, content, caps, clock)
+    # Scenarios with the same limits share one maker of rules, which remembers the last instant it was asked about.
+    shape = (caps, scenario.limits, scenario.reentry, plan.is_service)
+    if shape not in shapes:
+        shapes[shape] = _compile_rules(plan, content, caps, clock)
+    plan.rules = shapes[shape]
     plan.score = _compile_score(scenario, profiles, factors)
     return plan
 
@@ -128,9 +136,7 @@ def _compile_arms(plan: Plan, content: Content) -> tuple[tuple[str, Callable[[st
     return tuple((name, arm) for name, arm in arms if arm is not None)
 
 
-def _compile_rules(
-    plan: Plan, content: Content, caps: tuple[Cap, ...], clock: LocalTime
-) -> Callable[[str, int], tuple[Rule, ...]]:
+def _compile_rules(plan: Plan, content: Content, caps: tuple[Cap, ...], clock: LocalTime) -> Rules:
     """Return what turns the limits into rules at an instant, for a user in a zone.
 
     Order: the deployment's limits, re-entry, caps, minimum gap. A calendar window starts with its first millisecond.
@@ -155,7 +161,12 @@ def _compile_rules(
     gap_ms = 0 if is_free else max(limits.min_gap_ms, content.policy.min_gap_ms)
     min_gap, reentry_reason = Reason.MIN_GAP.value, Reason.REENTRY.value
 
+    last: tuple[str, int, tuple[Rule, ...]] = ("", -1, ())
+
     def rules(zone: str, now_ms: int) -> tuple[Rule, ...]:
+        nonlocal last
+        if last[1] == now_ms and last[0] == zone:
+            return last[2]
         made = []
         for window, most in blast:
             made.append(Rule(Scope.DEPLOYMENT, clock.window_start(window, home, now_ms) - 1, most, paused, True))
@@ -169,7 +180,8 @@ def _compile_rules(
             made.append(Rule(scope, clock.window_start(window, zone, now_ms) - 1, most, reason))
         if gap_ms:
             made.append(Rule(Scope.ALL, now_ms - gap_ms, 1, min_gap))
-        return tuple(made)
+        last = (zone, now_ms, tuple(made))
+        return last[2]
 
     return rules
 

@@ -140,60 +140,50 @@ def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | 
 
     answers  to the group's requests; None: the ledger has none, so nothing is sent (C4)
     """
-    results: dict[int, Result] = {}
-    if answers is None:
-        for case in group.cases:
-            if case.reason is None:
-                results[id(case)] = (case, _REFUSED, _STORE_UNAVAILABLE, {}, "")
-    else:
-        for number, answer in enumerate(answers):
-            _judge(decider, group.requests[number], group.ranked[number], group.owners[number], answer, results)
+    for number, request in enumerate(group.requests):
+        if answers is None:
+            for case in group.ranked[number]:
+                case.end(_REFUSED, _STORE_UNAVAILABLE, {})
+        else:
+            _judge(decider, request, group.ranked[number], group.owners[number], answers[number])
     for case in group.cases:
-        scenario = case.plan.scenario
-        if case.plan.is_limited and scenario.id in decider.pauses:
+        plan = case.plan
+        if plan.is_limited and plan.scenario.id in decider.pauses:
             # Paused by its limit since the gates were asked: as if the mode gate had said so.
             case.release_ms = 0
-            decider.refuse_with(case, _PAUSED, {"mode": scenario.mode.value, "paused": [scenario.id]})
-        elif case.reason is not None:
-            decider.refuse_by_gate(case)
+            values = {"mode": plan.scenario.mode.value, "paused": [plan.scenario.id]}
+            decider.refuse_with(case, _PAUSED, values)
+        elif case.outcome:
+            _emit(decider, case)
         else:
-            _emit(decider, results[id(case)])
-
-
-Result = tuple[Case, str, str, dict[str, Any], str]
-"""case, outcome, reason, values, channel"""
+            decider.refuse_by_gate(case)
 
 
 def _judge(
-    decider: Decider,
-    request: ReserveRequest,
-    ranked: list[Case],
-    owners: list[Case],
-    answer: ReserveAnswer,
-    results: dict[int, Result],
+    decider: Decider, request: ReserveRequest, ranked: list[Case], owners: list[Case], answer: ReserveAnswer
 ) -> None:
     granted = answer.granted
     winner = owners[granted] if granted >= 0 else None
-    tried = len(owners) if winner is None else granted
-    for number in range(tried):
-        case = owners[number]
-        reason = answer.refusals[number]
-        # A case with several channels keeps the reason of the one it prefers.
-        if case is not winner and id(case) not in results:
-            results[id(case)] = (case, _REFUSED, reason, _rule_values(request.options[number].rules, reason), "")
+    if granted:
+        for number in range(len(owners) if winner is None else granted):
+            case = owners[number]
+            # A case with several channels keeps the reason of the one it prefers.
+            if case is not winner and not case.outcome:
+                reason = answer.refusals[number]
+                case.end(_REFUSED, reason, _rule_values(request.options[number].rules, reason))
     if winner is None:
         return
     channel = request.options[granted].channel
     if answer.duplicate:
-        results[id(winner)] = (winner, _REFUSED, _DUPLICATE, {"code": answer.code}, channel)
+        winner.end(_REFUSED, _DUPLICATE, {"code": answer.code}, channel)
     elif winner.is_withheld:
         arms = [name for name, arm in winner.plan.arms if arm(winner.user_id)]
-        results[id(winner)] = (winner, _WITHHELD, _HOLDOUT, {"arm": arms[0], **_score_values(winner)}, channel)
+        winner.end(_WITHHELD, _HOLDOUT, {"arm": arms[0], **_score_values(winner)}, channel)
     else:
-        results[id(winner)] = (winner, _OFFER, _GRANTED, _score_values(winner), channel)
-    rest = ranked[ranked.index(winner) + 1 :]
-    if not rest:
+        winner.end(_OFFER, _GRANTED, _score_values(winner), channel)
+    if winner is ranked[-1]:
         return
+    rest = ranked[ranked.index(winner) + 1 :]
     if winner.is_withheld and winner.plan.scenario.substitute and not answer.duplicate:
         # The slot goes to the next: a second question with those that are left.
         first = next(number for number, case in enumerate(owners) if case is rest[0])
@@ -201,13 +191,13 @@ def _judge(
         replies = decider.ask([again])
         if replies is None:
             for case in rest:
-                results[id(case)] = (case, _REFUSED, _STORE_UNAVAILABLE, {}, "")
+                case.end(_REFUSED, _STORE_UNAVAILABLE, {})
         else:
-            _judge(decider, again, rest, owners[first:], replies[0], results)
+            _judge(decider, again, rest, owners[first:], replies[0])
         return
     for case in rest:
         values = {**_score_values(case), "winner": winner.plan.scenario.id, "winner_score": winner.score}
-        results[id(case)] = (case, _LOST, _OUTSCORED, values, "")
+        case.end(_LOST, _OUTSCORED, values)
 
 
 def _score_values(case: Case) -> dict[str, Any]:
@@ -218,39 +208,40 @@ def _rule_values(rules: tuple[Rule, ...], reason: str) -> dict[str, Any]:
     return {"rules": [{"most": rule.most, "since": rule.since_ms} for rule in rules if rule.reason == reason]}
 
 
-def _emit(decider: Decider, result: Result) -> None:
-    case, outcome, reason, values, channel = result
+def _emit(decider: Decider, case: Case) -> None:
+    plan, outcome, reason, values = case.plan, case.outcome, case.reason, case.values
+    assert reason is not None
     if outcome is _REFUSED and reason is not _DUPLICATE:
         if reason == _PAUSED:
             decider.pause_by_limit(case, values)
         decider.refuse_with(case, reason, values)
         return
-    if case.plan.is_shadow:
+    if case.channel:
+        values["channel"] = case.channel
+    if plan.is_shadow:
         values["shadow"] = True
-    if channel:
-        values["channel"] = channel
-    decision = decider.emit(case, outcome, reason, values)
-    if case.plan.is_shadow or reason is _DUPLICATE:
+        decider.emit(case, outcome, reason, values)
         return
+    decision = decider.emit(case, outcome, reason, values)
     if outcome is _OFFER:
-        decision.grant(make_offer(case, channel))
-    if outcome is not _LOST:
+        decision.grant(make_offer(case))
+    if plan.has_reentry and (outcome is _OFFER or outcome is _WITHHELD):
         decider.remember_reservation(case)
 
 
-def make_offer(case: Case, channel: str) -> Offer:
+def make_offer(case: Case) -> Offer:
     """Return the offer of a granted case, ready to be handed over until its deadline (D6)."""
     plan = case.plan
     offer = plan.scenario.offer
     return Offer(
-        offer_id=case.id(),
-        scenario=plan.scenario.id,
-        user_id=case.user_id,
-        channel=channel,
-        text=case.text if case.text is not None else plan.fixed_text or "",
-        benefit=offer.benefit,
-        offer_class=offer.offer_class,
-        deadline_ms=case.trigger.at_ms + plan.deadline_ms,
-        created_ms=case.now_ms,
-        priority=case.score,
+        case.id(),
+        plan.scenario.id,
+        case.user_id,
+        case.channel,
+        case.text if case.text is not None else offer.text,
+        offer.benefit,
+        offer.offer_class,
+        case.trigger.at_ms + plan.deadline_ms,
+        case.now_ms,
+        case.score,
     )
