@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 import orjson
@@ -14,6 +14,7 @@ from starlette.routing import Route
 
 from engine import metrics
 from engine.console.access import Access, basic_credentials
+from engine.console.callbacks import Callbacks
 from engine.console.contract import Engine
 from engine.console.envelopes import owntracks_payload, segment_payloads
 from engine.console.intake import BODY_LIMIT, Intake, Refused, decompress, payloads_of
@@ -34,19 +35,33 @@ _JSON = (b"content-type", b"application/json")
 class Api:
     """ASGI application over a running engine.
 
-    now_ms   the wall clock, for `receivedAt` of Segment calls
+    now_ms            the wall clock, for `receivedAt` of Segment calls and the age of callbacks
+    callback_secrets  by channel, what its gateway signs callbacks with
     """
 
-    def __init__(self, engine: Engine, *, api_key: str | None, queue_bytes: int, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        api_key: str | None,
+        queue_bytes: int,
+        now_ms: Callable[[], int],
+        callback_secrets: Mapping[str, str] | None = None,
+    ) -> None:
         self._engine = engine
         self._access = Access(api_key)
         self._intake = Intake(engine, queue_bytes)
+        self._callbacks = Callbacks(callback_secrets or {}, engine)
         self._now_ms = now_ms
         self._counts: dict[tuple[str, int], Any] = {}
         open_routes = [
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
+            # Signed by the gateway, which has no key.
+            Route(
+                "/v1/callbacks/{channel}", self._guard("/v1/callbacks", self._callback, Access(None)), methods=["POST"]
+            ),
         ]
         guarded = [
             ("/v1/owntracks", self._owntracks, "POST"),
@@ -57,7 +72,9 @@ class Api:
             ("/v1/pause", self._pause, "POST"),
             ("/v1/sandbox/messages", self._sandbox, "GET"),
         ]
-        routes = [Route(path, self._guard(path, handler), methods=[method]) for path, handler, method in guarded]
+        routes = [
+            Route(path, self._guard(path, handler, self._access), methods=[method]) for path, handler, method in guarded
+        ]
         self._rest = Starlette(routes=open_routes + routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -110,14 +127,14 @@ class Api:
     # --- everything else --------------------------------------------------------------------------------------------
 
     def _guard(
-        self, route: str, handler: Callable[[Request], Awaitable[Response]]
+        self, route: str, handler: Callable[[Request], Awaitable[Response]], access: Access
     ) -> Callable[[Request], Awaitable[Response]]:
         """Wrap a handler: key, cross-site browsers, faults as JSON, counting."""
 
         async def guarded(request: Request) -> Response:
             try:
                 authorization = request.headers.get("authorization")
-                if not self._access.allows(authorization.encode() if authorization is not None else None):
+                if not access.allows(authorization.encode() if authorization is not None else None):
                     raise _unauthorized()
                 if request.headers.get("sec-fetch-site") == "cross-site":
                     raise Refused(403, "cross_site", "requests from other sites' pages are not taken")
@@ -158,6 +175,14 @@ class Api:
         if payloads:
             await self._intake.take(payloads, len(payloads), request.url.path)
         return _json(b'{"success":true}')
+
+    async def _callback(self, request: Request) -> Response:
+        body = await self._body(request)
+        channel = request.path_params["channel"]
+        payload = await self._callbacks.payload(channel, request.headers, body, self._now_ms())
+        if payload is not None:
+            await self._intake.take([payload], 1, "/v1/callbacks")
+        return _json(b'{"accepted":%d}' % (payload is not None))
 
     async def _occupancy(self, _: Request) -> Response:
         rows = [

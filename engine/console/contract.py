@@ -57,6 +57,14 @@ class Engine(Protocol):
         """Pause or resume one scenario, or all with "*"; returns once no new submit can start (D8)."""
         ...
 
+    async def user_of_offer(self, offer_id: str) -> str | None:
+        """Say whom an offer was made to; None where it is unknown."""
+        ...
+
+    async def user_of_address(self, channel: str, address: str) -> str | None:
+        """Say whose address this is; None where it is nobody's."""
+        ...
+
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         """List the newest sandbox messages, newest first, addresses masked."""
         ...

@@ -18,7 +18,7 @@ from engine.console.contract import Component, FenceOccupancy
 from engine.console.server import HttpServer
 from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.gateways import build_gateways, content_channels
+from engine.deliver.gateways import build_gateways, callback_secrets, content_channels
 from engine.deliver.sandbox import SandboxMessage
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
@@ -47,10 +47,17 @@ class Host:
     ) -> None:
         check_binding(settings.host, settings.api_key)
         self.settings = settings
+        self._addresses = addresses
         self._messages: deque[SandboxMessage] = deque(maxlen=1000)
         self._is_stopping = False
         self.server = HttpServer(
-            Api(self, api_key=settings.api_key, queue_bytes=settings.queue_bytes, now_ms=wall_ms),
+            Api(
+                self,
+                api_key=settings.api_key,
+                queue_bytes=settings.queue_bytes,
+                now_ms=wall_ms,
+                callback_secrets=callback_secrets(settings),
+            ),
             settings.host,
             settings.port,
         )
@@ -136,6 +143,12 @@ class Host:
         await self.service.pause(scenario, paused)
         if not paused:
             self.dispatcher.pause(scenario, False)
+
+    async def user_of_offer(self, offer_id: str) -> str | None:
+        return self.service.ledger.user_of_offer(offer_id)
+
+    async def user_of_address(self, channel: str, address: str) -> str | None:
+        return self._addresses.user_of(channel, address)
 
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         return [asdict(message) for message in list(self._messages)[-limit:][::-1]]

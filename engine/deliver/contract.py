@@ -105,3 +105,7 @@ class Addresses(Protocol):
     def lookup(self, user_id: str, channel: str) -> str | None:
         """Return the address, or None."""
         ...
+
+    def user_of(self, channel: str, address: str) -> str | None:
+        """Return whose address this is, or None."""
+        ...

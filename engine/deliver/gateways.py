@@ -43,8 +43,13 @@ def build_gateways(
     return gateways
 
 
-def callback_secret(chosen: GatewaySettings) -> str | None:
-    """Return the secret that a gateway's callbacks are signed with; that of its submits."""
+def callback_secrets(settings: Settings) -> dict[str, str]:
+    """Map channels to the secret their gateway signs callbacks with: that of its submits."""
+    found = {channel: _secret(chosen) for channel, chosen in settings.gateways.items()}
+    return {channel: secret for channel, secret in found.items() if secret}
+
+
+def _secret(chosen: GatewaySettings) -> str | None:
     if chosen.secret_file is not None:
         try:
             return chosen.secret_file.read_text().strip()
@@ -54,7 +59,7 @@ def callback_secret(chosen: GatewaySettings) -> str | None:
 
 
 def _webhook(channel: str, chosen: GatewaySettings) -> WebhookGateway:
-    secret = callback_secret(chosen)
+    secret = _secret(chosen)
     if not chosen.url or not secret:
         raise SettingsError(f"gateways.{channel}: a webhook needs url and secret or secret_file")
     try:

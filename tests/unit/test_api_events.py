@@ -20,6 +20,7 @@ from engine.errors import SettingsError, StoreUnavailable
 from engine.model import RecordKind
 
 NOW_MS = 1_800_000_000_000
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 class ListEngine:
@@ -57,6 +58,12 @@ class ListEngine:
     async def pause(self, scenario: str, paused: bool) -> None:
         self.paused.append((scenario, paused))
 
+    async def user_of_offer(self, offer_id: str) -> str | None:
+        return {"0" * 31 + "1": "u1"}.get(offer_id)
+
+    async def user_of_address(self, channel: str, address: str) -> str | None:
+        return {("sms", "12000000001"): "u1"}.get((channel, address))
+
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         return [{"number": n} for n in range(limit)]
 
@@ -66,7 +73,14 @@ class Caller:
 
     def __init__(self, api_key: str | None = None, queue_bytes: int = 1 << 20) -> None:
         self.engine = ListEngine()
-        self.api = Api(self.engine, api_key=api_key, queue_bytes=queue_bytes, now_ms=lambda: NOW_MS)
+        self.now_ms = NOW_MS
+        self.api = Api(
+            self.engine,
+            api_key=api_key,
+            queue_bytes=queue_bytes,
+            now_ms=lambda: self.now_ms,
+            callback_secrets={"sms": SECRET},
+        )
 
     def client(self) -> httpx.AsyncClient:
         return httpx.AsyncClient(transport=httpx.ASGITransport(self.api), base_url="http://engine")
