@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +16,8 @@ from engine.model import Reason
 
 _FORBIDDEN = re.compile(r"[【】\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
 _LINK = re.compile(
-    r"(?i)://|www\.|(?<![\w@])[a-z0-9-]+\.(?:com|cn|net|org|io|cc|top|info|me|co|app|link|xyz|vip|shop)\b"
+    r"(?i)://|www\.|\d{1,3}(?:\.\d{1,3}){3}|[a-z0-9-]\.[a-z]{2,24}/"
+    r"|[a-z0-9-]\.(?:com|cn|net|org|io|cc|top|info|me|co|app|link|xyz|vip|shop|site|club|ltd|ink|biz|tv|ly)(?![a-z0-9-])"
 )
 _MOST_REMEMBERED = 4096
 _PLACE = re.compile(r"\{([a-z][a-z0-9_]*)\}")
@@ -103,7 +105,8 @@ def place_value(place: Placeholder, raw: float | str | None) -> str | Refusal:
     text = _write(place.type, raw)
     if text is None:
         return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": place.type})
-    if _FORBIDDEN.search(text) or _LINK.search(text):
+    folded = unicodedata.normalize("NFKC", text)
+    if _FORBIDDEN.search(text) or _LINK.search(folded):
         return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": "no 【】, line break or link"})
     if len(text) > place.max_length:
         return Refusal(
