@@ -7,14 +7,16 @@ time; those that a `once` rule looked at stay.
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
 from engine.hashing_kernel import hash_text
 from engine.ledger import kernel
-from engine.ledger.kernel import CapArrays
+from engine.ledger.kernel import Batch, CapArrays
 from engine.model import Option, ReserveAnswer, ReserveRequest
 
 REPLAY_HORIZON_MS = 72 * 3_600_000
@@ -23,21 +25,11 @@ _FULL = 0.9
 _GRANTED_FIRST = ReserveAnswer(0)
 
 
-class Grant(NamedTuple):
-    """One reservation made, as the ledger stores it."""
+Mark = tuple[str, str, str, str]
+"""Scenario, category, partner, channel: what scopes ask about."""
 
-    offer_id: bytes  # 16 bytes
-    subject: str
-    user_id: str
-    scenario: str
-    channel: str
-    category: str
-    partner: str
-    counts: bool
-    withheld: bool
-    kept: bool  # a rule without a window looks at it
-    at_ms: int
-    code: str | None
+GrantRow = tuple[bytes, str, str, Mark, int, int, str | None]
+"""A reservation as the ledger stores it: offer id, subject, user, mark, flags (kernel), the log's now, code."""
 
 
 class Caps:
@@ -47,60 +39,38 @@ class Caps:
         self._state = _empty(256, 256, 1024, 16)
         self._state.counters[kernel.NEXT_SWEEP_MS] = np.iinfo(np.int64).min
         self._codes: dict[bytes, tuple[int, str]] = {}
-        self._names: dict[str, dict[str, int]] = {kind: {} for kind in ("scenario", "channel", "category", "partner")}
-        self._marks: dict[tuple[str, str, str, str], tuple[int, int, int, int]] = {}
+        self._names: dict[str, dict[str, int]] = {kind: {} for kind in ("scenario", "category", "partner", "channel")}
+        self._marks: dict[Mark, int] = {}
 
-    def reserve(self, requests: Sequence[ReserveRequest], made: list[Grant]) -> list[ReserveAnswer]:
+    def reserve(self, requests: Sequence[ReserveRequest], made: list[GrantRow]) -> list[ReserveAnswer]:
         """Answer requests in order and append every grant to `made`."""
         if not requests:
             return []
-        batch = self._columns(requests)
-        granted = np.empty(len(requests), np.int32)
-        grant = np.empty(len(requests), np.int32)
+        batch, ids, marks = self._columns(requests)
         self._make_room(len(requests))
-        first = 0
+        first = kernel.reserve(self._state, batch, 0)
         while first < len(requests):
-            done = kernel.reserve(
-                self._state, batch.requests[first:], batch.options, batch.rules, granted[first:], grant[first:]
-            )
-            first += done
-            if first < len(requests):
-                self._sweep(requests[first].now_ms)
-                self._make_room(len(requests) - first)
+            self._sweep(requests[first].now_ms)
+            self._make_room(len(requests) - first)
+            first = kernel.reserve(self._state, batch, first)
         answers: list[ReserveAnswer] = []
         refused_by: list[int] | None = None
         at = 0
-        for request, chosen, place in zip(requests, granted.tolist(), grant.tolist(), strict=True):
+        for request, chosen, flags in zip(requests, batch.granted.tolist(), batch.flags.tolist(), strict=True):
             options = request.options
-            if chosen == 0 and place != -2:
-                option = options[0]
-                answers.append(_GRANTED_FIRST if option.code is None else ReserveAnswer(0, (), False, option.code))
+            if chosen == 0 and flags != -2 and options[0].code is None:
+                answers.append(_GRANTED_FIRST)
             else:
                 if refused_by is None:
-                    refused_by = batch.options["refused_by"].tolist()
-                answers.append(self._answer(options, chosen, place, refused_by[at : at + len(options)], batch.ids, at))
-            if place >= 0:
-                option = options[chosen]
-                start = 16 * (at + chosen)
-                offer_id = batch.ids[start : start + 16]
-                made.append(
-                    Grant(
-                        offer_id,
-                        request.subject,
-                        request.user_id,
-                        option.scenario,
-                        option.channel,
-                        option.category,
-                        option.partner,
-                        option.counts,
-                        option.withheld,
-                        bool(self._state.grants["flags"][place] & kernel.KEEP),
-                        request.now_ms,
-                        option.code,
-                    )
-                )
-                if option.code is not None:
-                    self._codes[offer_id] = (request.now_ms, option.code)
+                    refused_by = batch.refused_by.tolist()
+                answers.append(self._answer(options, chosen, flags, refused_by[at : at + len(options)], ids[16 * at :]))
+            if flags >= 0:
+                row = at + chosen
+                code = options[chosen].code
+                offer_id = ids[16 * row : 16 * row + 16]
+                made.append((offer_id, request.subject, request.user_id, marks[row], flags, request.now_ms, code))
+                if code is not None:
+                    self._codes[offer_id] = (request.now_ms, code)
             at += len(options)
         return answers
 
@@ -109,24 +79,21 @@ class Caps:
         high, low = _halves(offer_id)
         return bool(kernel.release(self._state, high, low))
 
-    def restore_grants(self, grants: Iterable[tuple[Grant, bool]], longest_ms: int) -> None:
+    def restore_grants(self, grants: Iterable[tuple[GrantRow, bool]], longest_ms: int) -> None:
         """Load grants in the order they were made, each with whether it was released: a rebuild from the ledger."""
         counters = self._state.counters
         counters[kernel.LONGEST_MS] = max(int(counters[kernel.LONGEST_MS]), longest_ms)
-        option = np.zeros(1, kernel.OPTION)
-        for grant, released in grants:
+        for (offer_id, subject, _, mark, flags, at_ms, code), released in grants:
             self._make_room(1)
-            scenario, channel, category, partner = self._mark(
-                (grant.scenario, grant.channel, grant.category, grant.partner)
-            )
-            high, low = _halves(grant.offer_id)
-            flags = grant.counts * kernel.COUNTS | grant.withheld * kernel.WITHHELD
-            option[0] = (high, low, 0, 0, scenario, category, partner, channel, flags, 0, 0)
-            kernel.add_grant(self._state, np.uint64(hash_text(grant.subject)), option[0], grant.at_ms, grant.kept)
+            number = self._marks.get(mark)
+            if number is None:
+                number = self._number(mark)
+            high, low = _halves(offer_id)
+            kernel.add_grant(self._state, np.uint64(hash_text(subject)), high, low, number, flags, at_ms)
             if released:
                 kernel.release(self._state, high, low)
-            if grant.code is not None:
-                self._codes[grant.offer_id] = (grant.at_ms, grant.code)
+            if code is not None:
+                self._codes[offer_id] = (at_ms, code)
 
     def forget(self, subject: str) -> None:
         """Leave no grant of this subject (I2). Its offer ids are forgotten too."""
@@ -169,69 +136,75 @@ class Caps:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _answer(
-        self, options: tuple[Option, ...], chosen: int, place: int, refused_by: list[int], ids: bytes, at: int
+        self, options: tuple[Option, ...], chosen: int, flags: int, refused_by: list[int], ids: bytes
     ) -> ReserveAnswer:
         tried = chosen if chosen >= 0 else len(options)
         refusals = tuple(
             "duplicate" if rule == kernel.REPEATED else option.rules[rule].reason
             for option, rule in zip(options[:tried], refused_by[:tried], strict=True)
         )
-        if place == -2:
-            start = 16 * (at + chosen)
-            stored = self._codes.get(ids[start : start + 16])
+        if flags == -2:
+            stored = self._codes.get(ids[16 * chosen : 16 * chosen + 16])
             return ReserveAnswer(chosen, refusals, True, stored[1] if stored else None)
         return ReserveAnswer(chosen, refusals, False, options[chosen].code if chosen >= 0 else None)
 
-    def _columns(self, requests: Sequence[ReserveRequest]) -> _Batch:
-        """Turn objects into the kernel's arrays."""
-        flat_rules: list[tuple[int, int, int, bool, int]] = []
-        flat_options: list[tuple[int, ...]] = []
+    def _columns(self, requests: Sequence[ReserveRequest]) -> tuple[Batch, bytes, list[Mark]]:
+        """Turn objects into the kernel's columns, with the joined offer ids and the mark of every option.
+
+        Flat lists of integers, because making arrays of them costs a fifth of making record arrays of tuples.
+        """
         ids: list[str] = []
-        subjects: list[bytes] = []
-        subject_end: list[int] = []
-        rows: list[tuple[int, int, int, int]] = []
-        marks = self._marks
-        length = 0
+        marks: list[Mark] = []
+        request_columns: list[int] = []
+        option_columns: list[int] = []
+        rule_columns: list[int] = []
+        numbers = self._marks
+        rule_end = 0
         for request in requests:
-            subject = request.subject.encode()
-            subjects.append(subject)
-            length += len(subject)
-            subject_end.append(length)
-            first = len(ids)
             for option in request.options:
                 ids.append(option.offer_id)
-                mark = (option.scenario, option.channel, option.category, option.partner)
-                scenario, channel, category, partner = marks.get(mark) or self._mark(mark)
-                rule_start = len(flat_rules)
-                flat_rules += [(rule.since_ms, rule.most, rule.scope, rule.uncounted_too, 0) for rule in option.rules]
-                flags = (
-                    option.counts * kernel.COUNTS | option.withheld * kernel.WITHHELD | option.shadow * kernel.SHADOW
-                )
-                flat_options.append(
-                    (0, 0, rule_start, len(flat_rules), scenario, category, partner, channel, flags, 0, kernel.UNTRIED)
-                )
-            rows.append((0, request.now_ms, first, len(ids)))
+                mark = (option.scenario, option.category, option.partner, option.channel)
+                marks.append(mark)
+                number = numbers.get(mark)
+                if number is None:
+                    number = self._number(mark)
+                flags = kernel.COUNTS if option.counts else 0
+                if option.withheld:
+                    flags |= kernel.WITHHELD
+                if option.shadow:
+                    flags |= kernel.SHADOW
+                rules = option.rules
+                for rule in rules:
+                    rule_columns += (rule.since_ms, rule.most, rule.scope, rule.uncounted_too)
+                rule_end += len(rules)
+                option_columns += (rule_end, number, flags)
+            request_columns += (request.now_ms, len(ids))
         joined = bytes.fromhex("".join(ids))
         assert len(joined) == 16 * len(ids), "an offer id is 32 hexadecimal digits"
-        options = np.array(flat_options, kernel.OPTION)
-        halves = np.frombuffer(joined, ">u8").astype(np.uint64)
-        options["high"], options["low"] = halves[0::2], halves[1::2]
-        columns = np.array(rows, kernel.REQUEST)
-        hashes = np.empty(len(rows), np.uint64)
-        text = np.frombuffer(b"".join(subjects), np.uint8)
-        kernel.hash_spans(text, np.array(subject_end, np.int64), hashes)
-        columns["subject"] = hashes
-        return _Batch(columns, options, np.array(flat_rules, kernel.RULE), joined)
+        subjects = [request.subject.encode() for request in requests]
+        count = len(subjects)
+        batch = Batch(
+            subject=np.empty(count, np.uint64),
+            request=_integers(request_columns, 2),
+            offer=np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2),
+            option=_integers(option_columns, 3),
+            rule=_integers(rule_columns, 4),
+            granted=np.empty(count, np.int64),
+            flags=np.empty(count, np.int64),
+            refused_by=np.empty(len(ids), np.int64),
+        )
+        ends = _integers(list(accumulate(map(len, subjects))), 1)
+        kernel.hash_spans(np.frombuffer(b"".join(subjects), np.uint8), ends, batch.subject)
+        return batch, joined, marks
 
-    def _mark(self, mark: tuple[str, str, str, str]) -> tuple[int, int, int, int]:
-        """Number a combination of scenario, channel, category and partner."""
-        numbers = tuple(
+    def _number(self, mark: Mark) -> int:
+        """Number a mark that was not seen before."""
+        scenario, category, partner, channel = (
             names.setdefault(name, len(names)) for names, name in zip(self._names.values(), mark, strict=True)
         )
-        scenario, channel, category, partner = numbers
         assert channel < 256, "more channels than a grant can name"
         assert max(category, partner) < 1 << 15, "more categories or partners than a grant can name"
-        self._marks[mark] = (scenario, channel, category, partner)
+        self._marks[mark] = kernel.mark_of(scenario, category, partner, channel)
         if scenario >= len(self._state.newest_minute):
             room = 2 * scenario + 16 - len(self._state.newest_minute)
             minutes = np.vstack([self._state.minutes, np.zeros((room, kernel.MINUTES), np.int32)])
@@ -268,11 +241,9 @@ class Caps:
         self._state = new
 
 
-class _Batch(NamedTuple):
-    requests: np.ndarray
-    options: np.ndarray
-    rules: np.ndarray
-    ids: bytes
+def _integers(flat: list[int], width: int) -> np.ndarray:
+    column = np.frombuffer(array("q", flat), np.int64)
+    return column if width == 1 else column.reshape(-1, width)
 
 
 def _table_size(entries: int) -> int:

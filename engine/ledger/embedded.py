@@ -3,7 +3,7 @@
 One transaction per micro-batch carries the journal position together with all its effects. What memory decides is a
 function of the log, so after a crash replay decides the same again, and writing it again changes nothing.
 
-Two threads use it: the engine reserves and commits, the dispatcher claims.
+Two threads use it: the engine reserves and commits, the dispatcher handoff.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import orjson
 
 from engine.errors import StoreUnavailable
-from engine.ledger import claims, schema
+from engine.ledger import handoff, schema
 from engine.ledger.caps import Caps, GrantRow, Mark
-from engine.ledger.claims import Claim, ConsentRow, DispatchRow
 from engine.ledger.database import Database
-from engine.ledger.dispatch import NOT_SENT
+from engine.ledger.dispatch import NOT_SENT, Claim
+from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.model import DispatchState, Offer, ReserveAnswer, ReserveRequest
 
 DecisionRow = tuple[str, str, bytes]
@@ -51,7 +51,7 @@ class EmbeddedLedger:
         with self._database.writing() as cursor:
             self.epoch = int(_meta(cursor, "epoch", 0)) + 1
             _set_meta(cursor, "epoch", self.epoch)
-            self.unsettled = claims.settle_submitting(cursor, self.epoch)
+            self.unsettled = handoff.settle_submitting(cursor, self.epoch)
             self._position = int(_meta(cursor, "position", -1))
             self._marks: dict[Mark, int] = {
                 (scenario, category, partner, channel): mark
@@ -127,11 +127,11 @@ class EmbeddedLedger:
                     [(bytes.fromhex(key), user, position, body) for key, user, body in decisions],
                 )
             if offers:
-                claims.put_offers(cursor, offers, {row[0]: row[1] for row in self._made}, position)
-            claims.put_consents(cursor, consents, closed_users)
-            claims.put_pauses(cursor, pauses, position)
+                handoff.put_offers(cursor, offers, {row[0]: row[1] for row in self._made}, position)
+            handoff.put_consents(cursor, consents, closed_users)
+            handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
-                claims.put_dispatch(cursor, one, self.epoch)
+                handoff.put_dispatch(cursor, one, self.epoch)
             _set_meta(cursor, "position", position)
             _set_meta(cursor, "now_ms", now_ms)
             _set_meta(cursor, "longest_ms", self.caps.longest_ms)
@@ -153,28 +153,28 @@ class EmbeddedLedger:
             ).fetchall()
         return [Offer(**orjson.loads(body)) for (body,) in rows]
 
-    def claim(self, claims_asked: Sequence[tuple[str, str]], now_ms: int, *, epoch: int | None = None) -> list[str]:
+    def claim(self, claims: Sequence[tuple[str, str]], now_ms: int, *, epoch: int | None = None) -> list[str]:
         """Claim pairs of offer id and dispatch id at wall time `now_ms`, in one transaction; one answer for each.
 
         Where the store cannot answer, all are `unavailable`, and nothing may be sent.
         """
         try:
             with self._database.writing() as cursor:
-                ask = claims.Asking(
+                ask = handoff.Asking(
                     now_ms=now_ms,
                     is_current=(self.epoch if epoch is None else epoch) == int(_meta(cursor, "epoch", 0)),
                     epoch=self.epoch,
                     paused=frozenset(scenario for (scenario,) in cursor.execute("SELECT scenario FROM pauses")),
                     assumed_consent=self.assumed_consent,
                 )
-                return [claims.claim(cursor, ask, bytes.fromhex(offer), dispatch) for offer, dispatch in claims_asked]
+                return [handoff.claim(cursor, ask, bytes.fromhex(offer), dispatch) for offer, dispatch in claims]
         except StoreUnavailable:
-            return [Claim.UNAVAILABLE] * len(claims_asked)
+            return [Claim.UNAVAILABLE] * len(claims)
 
     def record_dispatch(self, records: Sequence[DispatchRow]) -> list[bool]:
         """Store what became of dispatches, in one transaction; says for each whether its state changed (G1)."""
         with self._database.writing() as cursor:
-            return [claims.put_dispatch(cursor, record, self.epoch) for record in records]
+            return [handoff.put_dispatch(cursor, record, self.epoch) for record in records]
 
     def user_of_offer(self, offer_id: str) -> str | None:
         """Say whom an offer was made to, for receipts; None where it is unknown."""

@@ -25,24 +25,6 @@ GRANT = np.dtype(
         ("spare", "u2"),
     ]
 )
-REQUEST = np.dtype([("subject", "u8"), ("now_ms", "i8"), ("option_start", "i4"), ("option_end", "i4")])
-OPTION = np.dtype(
-    [
-        ("high", "u8"),  # offer id, both halves
-        ("low", "u8"),
-        ("rule_start", "i4"),
-        ("rule_end", "i4"),
-        ("scenario", "i4"),
-        ("category", "i2"),
-        ("partner", "i2"),
-        ("channel", "u1"),
-        ("flags", "u1"),  # COUNTS | WITHHELD | SHADOW
-        ("spare", "u2"),
-        ("refused_by", "i4"),  # out: which of its rules refused, PASSED, UNTRIED or REPEATED
-    ]
-)
-RULE = np.dtype([("since_ms", "i8"), ("most", "i4"), ("scope", "u1"), ("uncounted_too", "u1"), ("spare", "u2")])
-
 COUNTS, WITHHELD, RELEASED, KEEP, SHADOW = 1, 2, 4, 8, 16
 PASSED, UNTRIED, REPEATED = -1, -2, -3
 ALL, CHANNEL, SCENARIO, CATEGORY, PARTNER, DEPLOYMENT = 0, 1, 2, 3, 4, 5
@@ -77,6 +59,34 @@ class CapArrays(NamedTuple):
 
 
 USED, SUBJECTS, OFFERS, LONGEST_MS, NEXT_SWEEP_MS = 0, 1, 2, 3, 4
+
+
+class Batch(NamedTuple):
+    """Requests in columns, and the answers. Spans are given by their ends; each begins where the one before ended.
+
+    subject     uint64[N]    hash of the subject
+    request     int64[N, 2]  now_ms, end of its options
+    offer       uint64[M, 2] offer id of each option, both halves
+    option      int64[M, 3]  end of its rules, mark (see `mark_of`), COUNTS | WITHHELD | SHADOW
+    rule        int64[K, 4]  since_ms, most, scope, whether uncounted grants count too
+    granted     int64[N]     out: index of the granted option within its request, or -1
+    flags       int64[N]     out: flags of the grant that was made, -1 none made, -2 offer id granted before
+    refused_by  int64[M]     out: which of the option's rules refused, or PASSED, UNTRIED, REPEATED
+    """
+
+    subject: Any
+    request: Any
+    offer: Any
+    option: Any
+    rule: Any
+    granted: Any
+    flags: Any
+    refused_by: Any
+
+
+def mark_of(scenario: int, category: int, partner: int, channel: int) -> int:
+    """Pack what scopes ask about: 24 bits, 15, 15 and 8."""
+    return scenario << 38 | category << 23 | partner << 8 | channel
 
 
 @kernel
@@ -138,98 +148,98 @@ def add_deployment(state: Any, scenario: int, at_ms: int, change: int) -> None:
 
 
 @kernel
-def refuses(state: Any, head: int, option: Any, rule: Any, now_ms: int) -> Any:
-    """Say whether a rule refuses an option: at least `most` grants of its scope lie after `since_ms`.
+def refuses(state: Any, head: int, mark: int, is_withheld: bool, rule: Any, now_ms: int) -> Any:
+    """Say whether a rule refuses: at least `most` grants of its scope lie after `since_ms`.
 
+    head  newest grant of the subject; mark, is_withheld  of the option that asks; rule int64[4]
     Cost: grants of the subject that are newer than `since_ms`, at most until `most` are found.
     """
-    if rule.scope == DEPLOYMENT:
-        return count_deployment(state, option.scenario, rule.since_ms, now_ms) >= rule.most
+    since_ms, most, scope, uncounted_too = rule[0], rule[1], rule[2], rule[3]
+    if scope == DEPLOYMENT:
+        return count_deployment(state, mark >> 38, since_ms, now_ms) >= most
     found = 0
     grant = head
-    while found < rule.most and grant >= 0:
+    while found < most and grant >= 0:
         one = state.grants[grant]
-        if one.at_ms <= rule.since_ms:
+        if one.at_ms <= since_ms:
             return False
         grant = one.next
         if one.flags & RELEASED:
             continue
-        if not rule.uncounted_too:
-            if not one.flags & COUNTS:
-                continue
-            if one.flags & WITHHELD and not option.flags & WITHHELD:
-                continue
+        if not uncounted_too and (not one.flags & COUNTS or (one.flags & WITHHELD and not is_withheld)):
+            continue
         if (
-            rule.scope == ALL
-            or (rule.scope == CHANNEL and one.channel == option.channel)
-            or (rule.scope == SCENARIO and one.scenario == option.scenario)
-            or (rule.scope == CATEGORY and one.category == option.category)
-            or (rule.scope == PARTNER and one.partner == option.partner)
+            scope == ALL
+            or (scope == CHANNEL and one.channel == mark & 0xFF)
+            or (scope == SCENARIO and one.scenario == mark >> 38)
+            or (scope == CATEGORY and one.category == mark >> 23 & 0x7FFF)
+            or (scope == PARTNER and one.partner == mark >> 8 & 0x7FFF)
         ):
             found += 1
-    return found >= rule.most
+    return found >= most
 
 
 @kernel
-def reserve(state: Any, requests: Any, options: Any, rules: Any, granted: Any, made: Any) -> Any:
-    """Grant each request its first option whose rules all pass; return how many requests were done.
+def reserve(state: Any, batch: Any, first: int) -> Any:
+    """Grant each request from `first` on its first option whose rules all pass; return where it stopped.
 
-    requests  REQUEST[N], options OPTION[M], rules RULE[K]: joined, in order; options[:].refused_by is filled
-    granted   int32[N]  out: index of the option within its request, or -1
-    made      int32[N]  out: the grant it made, -1 none, -2 where the offer id was granted before
-
-    Stops before the first request at or past counters[NEXT_SWEEP_MS]: the caller sweeps and goes on, so that what is
-    swept depends on the log alone and not on how requests were grouped (T4).
-    Room for N more grants, subjects and offers has been made. No allocation.
+    It stops before the first request at or past counters[NEXT_SWEEP_MS]: the caller sweeps and goes on, so that what
+    is swept depends on the log alone and not on how requests were grouped (T4).
+    Room for as many grants, subjects and offers as there are requests has been made. No allocation.
     """
     counters = state.counters
-    for row in range(len(requests)):
-        request = requests[row]
-        now_ms = request.now_ms
+    request_end = batch.request[first - 1, 1] if first > 0 else 0
+    for row in range(first, len(batch.request)):
+        now_ms = batch.request[row, 0]
         if now_ms >= counters[NEXT_SWEEP_MS]:
             return row
-        granted[row] = -1
-        made[row] = -1
-        repeated = False
-        for k in range(request.option_start, request.option_end):
-            place = find_offer(state, options[k].high, options[k].low)
-            if state.offer_low[place] == options[k].low and state.offer_high[place] == options[k].high:
-                granted[row] = k - request.option_start
-                made[row] = -2
-                repeated = True
-                for before in range(request.option_start, k):
-                    options[before].refused_by = REPEATED
+        start, request_end = request_end, batch.request[row, 1]
+        batch.granted[row] = -1
+        batch.flags[row] = -1
+        for k in range(start, request_end):
+            high, low = batch.offer[k, 0], batch.offer[k, 1]
+            place = find_offer(state, high, low)
+            batch.refused_by[k] = UNTRIED
+            if state.offer_low[place] == low and state.offer_high[place] == high:
+                batch.granted[row] = k - start
+                batch.flags[row] = -2
+                for before in range(start, k):
+                    batch.refused_by[before] = REPEATED
                 break
-        if repeated:
+        if batch.flags[row] == -2:
             continue
-        subject = find_subject(state, request.subject)
-        known = state.subject_key[subject] == request.subject
-        head = state.subject_head[subject] if known else -1
-        for k in range(request.option_start, request.option_end):
-            option = options[k]
+        subject = find_subject(state, batch.subject[row])
+        head = state.subject_head[subject] if state.subject_key[subject] == batch.subject[row] else -1
+        for k in range(start, request_end):
+            option_flags = batch.option[k, 2]
+            mark = batch.option[k, 1]
             verdict = PASSED
-            keep = False
-            for r in range(option.rule_start, option.rule_end):
-                since_ms = rules[r].since_ms
+            flags = option_flags & (COUNTS | WITHHELD)
+            rule_start = batch.option[k - 1, 0] if k > 0 else 0
+            for r in range(rule_start, batch.option[k, 0]):
+                since_ms = batch.rule[r, 0]
                 if since_ms <= 0:
-                    keep = True
-                elif rules[r].scope != DEPLOYMENT:
+                    flags |= KEEP
+                elif batch.rule[r, 2] != DEPLOYMENT:
                     counters[LONGEST_MS] = max(counters[LONGEST_MS], now_ms - since_ms)
-                if verdict == PASSED and refuses(state, head, option, rules[r], now_ms):
-                    verdict = r - option.rule_start
-            options[k].refused_by = verdict
+                if verdict == PASSED and refuses(
+                    state, head, mark, option_flags & WITHHELD != 0, batch.rule[r], now_ms
+                ):
+                    verdict = r - rule_start
+            batch.refused_by[k] = verdict
             if verdict != PASSED:
                 continue
-            granted[row] = k - request.option_start
-            if not option.flags & SHADOW:
-                made[row] = add_grant(state, request.subject, option, now_ms, keep)
+            batch.granted[row] = k - start
+            if not option_flags & SHADOW:
+                batch.flags[row] = flags
+                add_grant(state, batch.subject[row], batch.offer[k, 0], batch.offer[k, 1], mark, flags, now_ms)
             break
-    return len(requests)
+    return len(batch.request)
 
 
 @kernel
-def add_grant(state: Any, subject_key: Any, option: Any, at_ms: int, keep: bool) -> Any:
-    """Write one grant: pool, subject, offer id and deployment counter; return its place in the pool."""
+def add_grant(state: Any, subject_key: Any, high: Any, low: Any, mark: int, flags: int, at_ms: int) -> None:
+    """Write one grant: pool, subject, offer id and deployment counter."""
     counters = state.counters
     subject = find_subject(state, subject_key)
     if state.subject_key[subject] != subject_key:
@@ -238,26 +248,22 @@ def add_grant(state: Any, subject_key: Any, option: Any, at_ms: int, keep: bool)
         counters[SUBJECTS] += 1
     grant = counters[USED]
     counters[USED] += 1
-    flags = option.flags & (COUNTS | WITHHELD)
-    if keep:
-        flags |= KEEP
     one = state.grants[grant]
     one.at_ms = at_ms
-    one.scenario = option.scenario
-    one.category = option.category
-    one.partner = option.partner
-    one.channel = option.channel
+    one.scenario = mark >> 38
+    one.category = mark >> 23 & 0x7FFF
+    one.partner = mark >> 8 & 0x7FFF
+    one.channel = mark & 0xFF
     one.flags = flags
     one.next = state.subject_head[subject]
     state.subject_head[subject] = grant
-    place = find_offer(state, option.high, option.low)
-    state.offer_high[place] = option.high
-    state.offer_low[place] = option.low
+    place = find_offer(state, high, low)
+    state.offer_high[place] = high
+    state.offer_low[place] = low
     state.offer_grant[place] = grant
     counters[OFFERS] += 1
     if not flags & WITHHELD:
-        add_deployment(state, option.scenario, at_ms, 1)
-    return grant
+        add_deployment(state, mark >> 38, at_ms, 1)
 
 
 @kernel

@@ -10,15 +10,23 @@ VERSION = 1
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (
+    mark INTEGER PRIMARY KEY, scenario TEXT NOT NULL, category TEXT NOT NULL, partner TEXT NOT NULL,
+    channel TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS reservations (
-    offer_id BLOB PRIMARY KEY, subject TEXT NOT NULL, user TEXT NOT NULL, scenario TEXT NOT NULL,
-    channel TEXT NOT NULL, category TEXT NOT NULL, partner TEXT NOT NULL,
+    offer_id BLOB PRIMARY KEY, subject TEXT NOT NULL,
+    user TEXT,                   -- where it is not the subject
+    mark INTEGER NOT NULL,
     flags INTEGER NOT NULL,      -- 1 counts, 2 withheld, 8 kept for ever
     at_ms INTEGER NOT NULL,      -- the log's now
     position INTEGER NOT NULL,   -- of the commit that brought it
     code TEXT,
     released INTEGER             -- position of the commit that gave it back
 ) WITHOUT ROWID;
+CREATE VIEW IF NOT EXISTS reservations_read AS
+    SELECT hex(offer_id) AS offer_id, subject, coalesce(user, subject) AS user, scenario, category, partner, channel,
+           flags, at_ms, position, code, released FROM reservations JOIN marks USING (mark);
 CREATE TABLE IF NOT EXISTS offers (
     offer_id BLOB PRIMARY KEY, user TEXT NOT NULL, subject TEXT NOT NULL, scenario TEXT NOT NULL,
     channel TEXT NOT NULL, service INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,

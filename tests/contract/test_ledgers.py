@@ -457,6 +457,23 @@ def test_a_final_state_never_regresses(offered, final, late):
     assert len(rows) == (2 if late is final else 3)
 
 
+def test_a_late_receipt_of_a_first_attempt_does_not_touch_the_second(offered):
+    """G1, G5: every dispatch has its own state."""
+    offered.claim([(offer_id(1), "d1")], T0)
+    offered.record_dispatch([Record("d1", offer_id(1), DispatchState.FAILED, T0)])
+    offered.claim([(offer_id(1), "d2")], T0)
+    assert offered.record_dispatch([Record("d1", offer_id(1), DispatchState.DELIVERED, T0)]) == [False]
+    assert offered.record_dispatch([Record("d2", offer_id(1), DispatchState.DELIVERED, T0)]) == [True]
+
+
+def test_a_receipt_for_what_was_never_claimed_is_kept_and_changes_nothing(offered):
+    """G3: unmatched receipts are kept."""
+    for state in (DispatchState.DELIVERED, DispatchState.ACCEPTED):
+        assert offered.record_dispatch([Record("d1", offer_id(1), state, T0)]) == [False]
+    assert len(offered.dispatches(offer_id(1))) == 2
+    assert offered.claim([(offer_id(1), "d2")], T0) == ["claimed"]
+
+
 def test_a_receipt_may_overtake_the_answer_to_the_submit(offered):
     """G3."""
     offered.claim([(offer_id(1), "d1")], T0)

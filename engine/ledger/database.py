@@ -1,0 +1,112 @@
+"""One SQLite file for two threads: writes under one lock, reads beside them, errors in our terms (F22)."""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from engine.errors import StoreCorrupt, StoreUnavailable
+from engine.ledger import schema
+
+SYNCHRONOUS = {"always": "FULL", "interval": "NORMAL", "never": "OFF"}
+
+
+class Database:
+    """Writes go through one connection under one lock, held for a transaction (well below a millisecond); reads have
+    a connection of their own and wait for no writer.
+
+    Raises StoreUnavailable where SQLite cannot write, StoreCorrupt where it cannot read.
+    """
+
+    def __init__(self, path: Path, fsync: Literal["always", "interval", "never"]) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._reader_lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._writer = _connect(path, SYNCHRONOUS[fsync])
+            self._prepare()
+            self._reader = _connect(path, SYNCHRONOUS[fsync])
+        except sqlite3.Error as error:
+            raise store_error(path, error) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[sqlite3.Cursor]:
+        """One transaction; on any error nothing of it is stored."""
+        with self._lock:
+            try:
+                cursor = self._writer.cursor()
+                cursor.execute("BEGIN IMMEDIATE")
+                try:
+                    yield cursor
+                    cursor.execute("COMMIT")
+                except BaseException:
+                    if self._writer.in_transaction:
+                        self._writer.execute("ROLLBACK")
+                    raise
+            except sqlite3.Error as error:
+                raise store_error(self.path, error) from error
+
+    @contextmanager
+    def reading(self) -> Iterator[sqlite3.Cursor]:
+        with self._reader_lock:
+            try:
+                yield self._reader.cursor()
+            except sqlite3.Error as error:
+                raise store_error(self.path, error) from error
+
+    def tidy(self) -> None:
+        """Move the write-ahead log into the file without holding up writers."""
+        try:
+            connection = sqlite3.connect(self.path, timeout=0.0, isolation_level=None)
+            try:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            finally:
+                connection.close()
+        except sqlite3.Error as error:
+            raise store_error(self.path, error) from error
+
+    def compact(self) -> None:
+        """Rewrite the file, so that nothing deleted is left in free pages or in the write-ahead log."""
+        with self._lock, self._reader_lock:
+            try:
+                self._writer.execute("VACUUM")
+                self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            except sqlite3.Error as error:
+                raise store_error(self.path, error) from error
+
+    def close(self) -> None:
+        with self._lock, self._reader_lock:
+            self._reader.close()
+            self._writer.close()
+
+    def _prepare(self) -> None:
+        (version,) = self._writer.execute("PRAGMA user_version").fetchone()
+        if version not in (0, schema.VERSION):
+            raise StoreCorrupt(f"{self.path} is of version {version}; this program knows {schema.VERSION}")
+        for statement in schema.TABLES.split(";"):
+            self._writer.execute(statement)
+        self._writer.execute(f"PRAGMA user_version = {schema.VERSION}")
+
+
+def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=5.0, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute(f"PRAGMA synchronous = {synchronous}")
+    connection.execute("PRAGMA temp_store = MEMORY")
+    connection.execute("PRAGMA cache_size = -32768")
+    return connection
+
+
+def store_error(path: Path, error: sqlite3.Error) -> Exception:
+    """Tell what may come back (disk full, locked, I/O) from what will not (not a database, malformed)."""
+    if isinstance(error, sqlite3.ProgrammingError | sqlite3.IntegrityError | sqlite3.InterfaceError):
+        return error
+    name = getattr(error, "sqlite_errorname", "") or ""
+    if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        return StoreCorrupt(f"{path}: {error}; restore it from a copy, or move it away and lose what it knows")
+    return StoreUnavailable(f"{path}: {error}")

@@ -1,0 +1,193 @@
+"""Offers on their way out: the outbox, the claim, and what became of dispatches (rules D7, G1, A2).
+
+Functions over a cursor inside a transaction; the caller owns it.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import orjson
+
+from engine.ledger.dispatch import NOT_SENT, Claim, may_follow
+from engine.model import DispatchState, Offer
+
+
+class ConsentRow(Protocol):
+    """One change of consent; `granted` None voids it, as if it had never been given."""
+
+    user_id: str
+    purpose: str
+    granted: bool | None
+    at_ms: int
+    source: str
+
+
+class DispatchRow(Protocol):
+    """What became of one dispatch."""
+
+    @property
+    def dispatch_id(self) -> str: ...
+    @property
+    def offer_id(self) -> str: ...
+    @property
+    def state(self) -> DispatchState: ...
+    @property
+    def at_ms(self) -> int: ...
+    @property
+    def gateway_id(self) -> str | None: ...
+    @property
+    def code(self) -> str | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Asking:
+    """Who claims, when, and what holds for every claim of one transaction."""
+
+    now_ms: int  # wall time
+    is_current: bool  # whether the claimant's epoch is the newest
+    epoch: int
+    paused: frozenset[str]
+    assumed_consent: frozenset[str]
+
+
+def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) -> Claim:
+    """Check in the order of docs/contracts.md, and write SUBMITTING where nothing stands against it."""
+    offer = cursor.execute(
+        "SELECT user, subject, scenario, channel, service, deadline_ms FROM offers WHERE offer_id = ?", (key,)
+    ).fetchone()
+    if offer is None:
+        return Claim.UNKNOWN_OFFER
+    user, subject, scenario, channel, service, deadline_ms = offer
+    dispatches = _dispatches(cursor, key)
+    if any(one == dispatch_id for one, _, _ in dispatches):
+        return Claim.ALREADY
+    states = {one: state for one, state, applied in dispatches if applied}
+    if not all(state in NOT_SENT for state in states.values()):
+        return Claim.ALREADY
+    if "*" in asking.paused or scenario in asking.paused:
+        return Claim.PAUSED
+    if not service and not _has_consent(cursor, user, subject, f"marketing.{channel}", asking.assumed_consent):
+        return Claim.NO_CONSENT
+    if asking.now_ms >= deadline_ms:
+        return Claim.EXPIRED
+    if not asking.is_current:
+        return Claim.FENCED
+    cursor.execute(
+        "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,NULL)",
+        (key, dispatch_id, len(dispatches), "submitting", asking.now_ms, asking.epoch),
+    )
+    cursor.execute("INSERT OR REPLACE INTO submitting VALUES (?,?)", (key, dispatch_id))
+    cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
+    return Claim.CLAIMED
+
+
+def put_dispatch(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> bool:
+    """Write what became of a dispatch; say whether that changed its state (G1)."""
+    key = bytes.fromhex(record.offer_id)
+    dispatches = _dispatches(cursor, key)
+    before: DispatchState | None = None
+    for dispatch_id, reached, changed in dispatches:
+        if changed and dispatch_id == record.dispatch_id:
+            before = reached
+    state = DispatchState(record.state)
+    if before is state:
+        return False
+    applied = may_follow(before, state)
+    cursor.execute(
+        "INSERT INTO dispatches VALUES (?,?,?,?,?,?,?,?,?)",
+        (
+            key,
+            record.dispatch_id,
+            len(dispatches),
+            state.value,
+            record.at_ms,
+            epoch,
+            applied,
+            record.gateway_id,
+            record.code,
+        ),
+    )
+    if applied:
+        cursor.execute("DELETE FROM submitting WHERE offer_id = ? AND dispatch_id = ?", (key, record.dispatch_id))
+        cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
+    return applied
+
+
+def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
+    """Claims found SUBMITTING at a start were cut off by a crash: UNKNOWN, and never submitted again (D7)."""
+    rows = cursor.execute("SELECT offer_id, dispatch_id FROM submitting").fetchall()
+    for key, dispatch_id in rows:
+        seq, at_ms = cursor.execute("SELECT max(seq), max(at_ms) FROM dispatches WHERE offer_id = ?", (key,)).fetchone()
+        cursor.execute(
+            "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,'restart')",
+            (key, dispatch_id, seq + 1, DispatchState.UNKNOWN.value, at_ms, epoch),
+        )
+    cursor.execute("DELETE FROM submitting")
+    return len(rows)
+
+
+def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mapping[bytes, str], position: int) -> None:
+    """Store offers and queue those that are new here: one that a replay brings again may have been claimed."""
+    for offer in offers:
+        key = bytes.fromhex(offer.offer_id)
+        row = (
+            key,
+            offer.user_id,
+            subjects.get(key, offer.user_id),
+            offer.scenario,
+            offer.channel,
+            offer.offer_class == "service",
+            offer.deadline_ms,
+            position,
+            orjson.dumps(offer),
+        )
+        cursor.execute("INSERT OR IGNORE INTO offers VALUES (?,?,?,?,?,?,?,?,?)", row)
+        if cursor.rowcount:
+            cursor.execute("INSERT OR IGNORE INTO outbox VALUES (?)", (key,))
+
+
+def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow], closed_users: Sequence[str]) -> None:
+    for change in changes:
+        if change.granted is None:
+            cursor.execute("DELETE FROM consents WHERE user = ? AND purpose = ?", (change.user_id, change.purpose))
+        else:
+            cursor.execute(
+                "INSERT OR REPLACE INTO consents VALUES (?,?,?,?,?)",
+                (change.user_id, change.purpose, change.granted, change.at_ms, change.source),
+            )
+    for user in closed_users:
+        cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
+
+
+def put_pauses(cursor: sqlite3.Cursor, pauses: Sequence[tuple[str, bool]], position: int) -> None:
+    for scenario, paused in pauses:
+        if paused:
+            cursor.execute("INSERT OR IGNORE INTO pauses VALUES (?,?)", (scenario, position))
+        else:
+            cursor.execute("DELETE FROM pauses WHERE scenario = ?", (scenario,))
+
+
+def _has_consent(
+    cursor: sqlite3.Cursor, user: str, subject: str, purpose: str, assumed_consent: frozenset[str]
+) -> bool:
+    """Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4)."""
+    answers = [
+        granted
+        for (granted,) in cursor.execute(
+            "SELECT granted FROM consents WHERE user IN (?,?) AND purpose = ?", (user, subject, purpose)
+        )
+    ]
+    return all(answers) if answers else purpose in assumed_consent
+
+
+def _dispatches(cursor: sqlite3.Cursor, key: bytes) -> list[tuple[str, DispatchState, int]]:
+    """Every state an offer's dispatches were said to reach, in order: dispatch id, state, whether it changed anything.
+
+    Sequence numbers have no holes, so that their count is the next one.
+    """
+    rows = cursor.execute("SELECT dispatch_id, state, applied FROM dispatches WHERE offer_id = ? ORDER BY seq", (key,))
+    return [(dispatch_id, DispatchState(state), applied) for dispatch_id, state, applied in rows]
