@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from engine.kernels import kernel
+from engine.kernels import lean_kernel
 
 EQUATOR_M = 6378137.0
 FLATTENING = 1 / 298.257223563
@@ -19,7 +19,7 @@ METRES_PER_E7_LAT_MIN = 0.011054
 """Metres per e7 of latitude are never fewer, anywhere on the ellipsoid."""
 
 
-@kernel
+@lean_kernel
 def scales(lat: float) -> tuple[float, float]:
     """Metres per e7 of longitude and of latitude at a latitude in radians."""
     cosine = math.cos(lat)
@@ -29,7 +29,7 @@ def scales(lat: float) -> tuple[float, float]:
     return kx, RADIANS_PER_E7 * EQUATOR_M * (1.0 - SQUARED_ECCENTRICITY) / (square * root)
 
 
-@kernel
+@lean_kernel
 def point_distance_m(lon_e7: float, lat_e7: float, other_lon_e7: float, other_lat_e7: float) -> float:
     """Metres between two points in degrees x 1e7, integers or floats, any longitudes.
 
@@ -45,7 +45,7 @@ def point_distance_m(lon_e7: float, lat_e7: float, other_lon_e7: float, other_la
     return far_m(turn, float(lat_e7) * RADIANS_PER_E7, float(other_lat_e7) * RADIANS_PER_E7)
 
 
-@kernel
+@lean_kernel
 def near_m(turn: float, rise: float, middle: float) -> float:
     """Mid-latitude formula: differences in radians at the middle latitude."""
     kx, ky = scales(middle)
@@ -56,7 +56,7 @@ def near_m(turn: float, rise: float, middle: float) -> float:
     return math.sqrt(square) * (1.0 + square / (24.0 * EQUATOR_M * EQUATOR_M))
 
 
-@kernel
+@lean_kernel
 def far_m(turn: float, lat: float, other_lat: float) -> float:
     """Lambert's formula on reduced latitudes, radians; right at the poles too."""
     beta = math.atan2((1.0 - FLATTENING) * math.sin(lat), math.cos(lat))
@@ -75,7 +75,7 @@ def far_m(turn: float, lat: float, other_lat: float) -> float:
     return EQUATOR_M * (angle - FLATTENING / 2 * (first + second))
 
 
-@kernel
+@lean_kernel
 def line_m(ax: float, ay: float, bx: float, by: float, lat_e7: float) -> float:
     """Metres from a point at `lat_e7` to the line a-b, whose ends are relative to it in degrees x 1e7.
 
@@ -97,7 +97,7 @@ def line_m(ax: float, ay: float, bx: float, by: float, lat_e7: float) -> float:
     return point_distance_m(turn, lat_e7 + rise, 0.0, float(lat_e7))
 
 
-@kernel
+@lean_kernel
 def bent_line_m(ax: float, ay: float, bx: float, by: float, lat_e7: float) -> float:
     """As `line_m`, near a pole: the line is followed in 64 steps and the best of them refined."""
     best = math.inf

@@ -11,10 +11,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.distance_kernel import EARTH_TURN_E7, METRES_PER_E7_LAT_MIN, bent_line_m, line_m, point_distance_m, scales
-from engine.kernels import kernel
+from engine.distance_kernel import (
+    EARTH_TURN_E7,
+    METRES_PER_E7_LAT_MIN,
+    RADIANS_PER_E7,
+    bent_line_m,
+    line_m,
+    point_distance_m,
+    scales,
+)
+from engine.kernels import lean_kernel
 
 POLYGON, CIRCLE, CORRIDOR, CELLS = 0, 1, 2, 3
+FLAT_M = 5000.0
+"""Below this distance times 1 / cos(lat) the metric at the point itself is right within 0.04 %."""
 POLAR_LAT_E7 = 800_000_000
 """Beyond 80 degrees a line straight in degrees is no longer straight on the ground; it is then followed in steps."""
 
@@ -66,7 +76,7 @@ class FenceArrays(NamedTuple):
     vertex: np.ndarray
 
 
-@kernel
+@lean_kernel
 def covers(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int) -> bool:
     """Say whether the fence covers the point (L5): boundaries and hole edges are inside, `distance <= radius` is.
 
@@ -89,7 +99,7 @@ def covers(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int) -> bool:
     return extent_distance_m(fences, row, x, lon_e7, lat_e7) >= 0.0
 
 
-@kernel
+@lean_kernel
 def signed_distance_m(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int) -> float:
     """Metres from the point to the fence's boundary, positive inside, never negative for a covered point.
 
@@ -106,7 +116,7 @@ def signed_distance_m(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int)
     return distance if covers(fences, fence, lon_e7, lat_e7) else -distance
 
 
-@kernel
+@lean_kernel
 def relative_lon(row: Any, lon_e7: int) -> Any:
     """Longitude relative to the fence's origin, within half a turn, as int64."""
     x = np.int64(lon_e7) - np.int64(row.origin_lon_e7)
@@ -117,7 +127,7 @@ def relative_lon(row: Any, lon_e7: int) -> Any:
     return x
 
 
-@kernel
+@lean_kernel
 def extent_distance_m(fences: FenceArrays, row: Any, x: int, lon_e7: int, lat_e7: int) -> float:
     """Signed distance to the edge of a circle or corridor."""
     if row.shape == CIRCLE:
@@ -125,7 +135,7 @@ def extent_distance_m(fences: FenceArrays, row: Any, x: int, lon_e7: int, lat_e7
     return float(row.extent_m) - nearest_edge_m(fences, row, x, lat_e7)
 
 
-@kernel
+@lean_kernel
 def is_farther(row: Any, x: int, y: int, limit_m: float) -> bool:
     """Say for certain that the point lies more than `limit_m` outside the bounding box; False proves nothing."""
     if (row.min_y - y) * METRES_PER_E7_LAT_MIN > limit_m or (y - row.max_y) * METRES_PER_E7_LAT_MIN > limit_m:
@@ -133,7 +143,7 @@ def is_farther(row: Any, x: int, y: int, limit_m: float) -> bool:
     return bool(max(row.min_x - x, x - row.max_x) * row.lon_metres > limit_m)
 
 
-@kernel
+@lean_kernel
 def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
     """Count crossings of the ray to the east over all rings; a point on any edge is covered.
 
@@ -144,6 +154,7 @@ def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
         return False
     vertex = fences.vertex
     odd = False
+    on_edge = False
     for c in range(row.chunk_start, row.chunk_end):
         run = fences.chunk[c]
         if y < run.min_y or y > run.max_y or x > run.max_x:
@@ -151,25 +162,25 @@ def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
         if x < run.min_x:
             odd ^= (vertex[run.first, 1] > y) != (vertex[run.last, 1] > y)
             continue
-        bx = np.int64(vertex[run.first, 0])
-        by = np.int64(vertex[run.first, 1])
+        # No branch within a run: which side an edge lies on is a coin toss to the processor.
         for i in range(run.first, run.last):
-            ax = bx
-            ay = by
+            ax = np.int64(vertex[i, 0])
+            ay = np.int64(vertex[i, 1])
             bx = np.int64(vertex[i + 1, 0])
             by = np.int64(vertex[i + 1, 1])
-            if (ay > y) != (by > y):
-                run_east = (bx - ax) * (y - ay)
-                point_east = (x - ax) * (by - ay)
-                if run_east == point_east:
-                    return True
-                odd ^= (run_east > point_east) == (by > ay)
-            elif (by == y and bx == x) or (ay == y and (ax == x or (by == y and (ax <= x) != (bx < x)))):
-                return True
+            run_east = (bx - ax) * (y - ay)
+            point_east = (x - ax) * (by - ay)
+            odd ^= ((ay > y) != (by > y)) & ((run_east > point_east) == (by > ay))
+            is_between = (((ax <= x) & (x <= bx)) | ((bx <= x) & (x <= ax))) & (
+                ((ay <= y) & (y <= by)) | ((by <= y) & (y <= ay))
+            )
+            on_edge |= (run_east == point_east) & is_between
+        if on_edge:
+            return True
     return odd
 
 
-@kernel
+@lean_kernel
 def nearest_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     """Metres to the nearest edge of a polygon or corridor line; `x` relative to the origin."""
     if abs(lat_e7) > POLAR_LAT_E7:
@@ -182,54 +193,81 @@ def nearest_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     return distance
 
 
-@kernel
+@lean_kernel
 def nearest_flat_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
-    """Find the nearest edge in the metric at the point, then measure that edge in the metric half-way to it."""
+    """Find the nearest edge in the metric at the point; measure a far one again in the metric half-way to it."""
     vertex = fences.vertex
-    y = np.float64(np.int64(lat_e7) - row.origin_lat_e7)
+    north = np.float64(np.int64(lat_e7) - row.origin_lat_e7)
     east = np.float64(x)
-    kx, ky = scales(math.radians(lat_e7 * 1e-7))
+    kx, ky = scales(lat_e7 * RADIANS_PER_E7)
     best = np.inf
-    nearest = -1
+    # One vertex of every run bounds the distance well enough to skip most runs.
+    for c in range(row.chunk_start, row.chunk_end):
+        first = fences.chunk[c].first
+        ax = (vertex[first, 0] - east) * kx
+        ay = (vertex[first, 1] - north) * ky
+        best = min(best, ax * ax + ay * ay)
     for c in range(row.chunk_start, row.chunk_end):
         run = fences.chunk[c]
         off_x = max(run.min_x - east, east - run.max_x, 0.0) * kx
-        off_y = max(run.min_y - y, y - run.max_y, 0.0) * ky
+        off_y = max(run.min_y - north, north - run.max_y, 0.0) * ky
         if off_x * off_x + off_y * off_y >= best:
             continue
         bx = (vertex[run.first, 0] - east) * kx
-        by = (vertex[run.first, 1] - y) * ky
+        by = (vertex[run.first, 1] - north) * ky
         for i in range(run.first, run.last):
             ax = bx
             ay = by
             bx = (vertex[i + 1, 0] - east) * kx
-            by = (vertex[i + 1, 1] - y) * ky
-            ux = bx - ax
-            uy = by - ay
-            along = -(ax * ux + ay * uy)
-            length = ux * ux + uy * uy
-            if along <= 0.0:
-                square = ax * ax + ay * ay
-            elif along >= length:
-                square = bx * bx + by * by
-            else:
-                area = ax * uy - ay * ux
-                square = area * area / length
+            by = (vertex[i + 1, 1] - north) * ky
+            best = min(best, edge_square(ax, ay, bx, by))
+    best = math.sqrt(best)
+    if best * ky < FLAT_M * kx:
+        return best
+    return remeasured_m(fences, row, east, north, lat_e7)
+
+
+@lean_kernel
+def edge_square(ax: float, ay: float, bx: float, by: float) -> float:
+    """Square of the distance from the origin to the edge a-b less its first end, without a branch."""
+    ux = bx - ax
+    uy = by - ay
+    length = ux * ux + uy * uy + 1e-30
+    along = -(ax * ux + ay * uy)
+    area = ax * uy - ay * ux
+    is_beside = (along > 0.0) & (along < length)
+    beside = area * area / length
+    end = bx * bx + by * by
+    return beside if is_beside else end
+
+
+@lean_kernel
+def remeasured_m(fences: FenceArrays, row: Any, east: float, north: float, lat_e7: int) -> float:
+    """Find the nearest edge in the metric at the point and measure it in the metric half-way to it."""
+    vertex = fences.vertex
+    kx, ky = scales(lat_e7 * RADIANS_PER_E7)
+    best = np.inf
+    distance = np.inf
+    for c in range(row.chunk_start, row.chunk_end):
+        run = fences.chunk[c]
+        off_x = max(run.min_x - east, east - run.max_x, 0.0) * kx
+        off_y = max(run.min_y - north, north - run.max_y, 0.0) * ky
+        if off_x * off_x + off_y * off_y > best:
+            continue
+        for i in range(run.first, run.last):
+            ax = vertex[i, 0] - east
+            ay = vertex[i, 1] - north
+            bx = vertex[i + 1, 0] - east
+            by = vertex[i + 1, 1] - north
+            start = (ax * kx) ** 2 + (ay * ky) ** 2
+            square = min(start, edge_square(ax * kx, ay * ky, bx * kx, by * ky))
             if square < best:
                 best = square
-                nearest = i
-    if best < 1e6 and abs(lat_e7) < 700_000_000:
-        return math.sqrt(best)
-    return line_m(
-        vertex[nearest, 0] - east,
-        vertex[nearest, 1] - y,
-        vertex[nearest + 1, 0] - east,
-        vertex[nearest + 1, 1] - y,
-        lat_e7,
-    )
+                distance = line_m(ax, ay, bx, by, lat_e7)
+    return distance
 
 
-@kernel
+@lean_kernel
 def nearest_bent_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     """The same near a pole, where every edge is followed in steps: microseconds an edge."""
     vertex = fences.vertex

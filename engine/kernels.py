@@ -67,6 +67,26 @@ def kernel(function: F) -> F:
     return compiled
 
 
+def lean_kernel(function: F) -> F:
+    """As `kernel`, for one that allocates nothing: without reference counts on the arrays it is given.
+
+    Numba counts references whenever an array is taken out of a tuple; for calls of some 50 ns that was half the cost.
+    Everything it calls must be lean too, or its callees count again.
+    """
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
+    if os.environ.get("OPPORTUNE_NO_COMPILE"):
+        _refuse_to_compile(compiled)
+    return compiled
+
+
+def inlined_kernel(function: F) -> F:
+    """As `kernel`, for a small function called within loops: its code is copied into each caller."""
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function)
+    if os.environ.get("OPPORTUNE_NO_COMPILE"):
+        _refuse_to_compile(compiled)
+    return compiled
+
+
 def _refuse_to_compile(dispatcher: Any) -> None:
     """Let the dispatcher load from the cache only: a silent compilation of seconds would pass for a slow start."""
 

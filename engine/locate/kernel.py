@@ -24,7 +24,7 @@ from engine.geometry_kernel import (
     polygon_covers,
     relative_lon,
 )
-from engine.kernels import kernel
+from engine.kernels import lean_kernel
 from engine.model import FINE_ACCURACY_M, Confidence, EventType
 
 NEAR, EDGE, INSIDE = 1, 2, 3
@@ -63,7 +63,7 @@ class IndexArrays(NamedTuple):
     member: np.ndarray
 
 
-@kernel
+@lean_kernel
 def locate_events(
     index: IndexArrays, events: np.ndarray, hit_start: np.ndarray, hits: np.ndarray, row: int, at: int
 ) -> tuple[int, int]:
@@ -87,7 +87,7 @@ def locate_events(
     return row, at
 
 
-@kernel
+@lean_kernel
 def locate_one(
     index: IndexArrays, lon_e7: int, lat_e7: int, accuracy_m: float, cell: int, hits: np.ndarray, at: int
 ) -> int:
@@ -112,7 +112,7 @@ def locate_one(
     return n - at
 
 
-@kernel
+@lean_kernel
 def list_at(index: IndexArrays, lon_e7: int, lat_e7: int) -> int:
     """Walk down to the list of the cell that holds the point; 0 where it is empty."""
     east = np.int64(lon_e7) - WEST_E7
@@ -129,7 +129,7 @@ def list_at(index: IndexArrays, lon_e7: int, lat_e7: int) -> int:
     return value
 
 
-@kernel
+@lean_kernel
 def judge_list(
     index: IndexArrays, position: int, lon_e7: int, lat_e7: int, accuracy_m: float, hits: np.ndarray, n: int
 ) -> int:
@@ -182,7 +182,7 @@ def judge_list(
             return n
 
 
-@kernel
+@lean_kernel
 def is_set_taken(index: IndexArrays, hits: np.ndarray, at: int, n: int, row: Any) -> bool:
     """Say whether a fence of the same tiling set already has the point: the lowest row wins a shared edge (L5)."""
     if row.tiling == 0:
@@ -193,7 +193,7 @@ def is_set_taken(index: IndexArrays, hits: np.ndarray, at: int, n: int, row: Any
     return taken
 
 
-@kernel
+@lean_kernel
 def add_members(index: IndexArrays, cell: int, hits: np.ndarray, at: int, n: int) -> int:
     """Add the fences that list the fix's cell, or raise those already hit, keeping the order (L2)."""
     for m in range(index.cell_start[cell], index.cell_start[cell + 1]):
