@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -82,23 +83,22 @@ def _file(path: Path, file: str, limits: ReadLimits, faults: Faults) -> tuple[li
             faults.add(file, "row 1", Shown(f"no column {name!r}"), f"a header with {', '.join(_REQUIRED)}")
     if wrong or not set(_REQUIRED) <= set(header):
         return None
-    lines = [(number, row) for number, row in enumerate(rows[1:], 2) if row]
-    uneven = [(number, row) for number, row in lines if len(row) != len(header)]
+    lines = rows[1:]
+    numbers: Sequence[int] = range(2, len(rows) + 1)
+    if any(len(row) != len(header) for row in lines):
+        numbers = [number for number, row in enumerate(lines, 2) if row]
+        lines = [row for row in lines if row]
+    uneven = [(number, row) for number, row in zip(numbers, lines, strict=True) if len(row) != len(header)]
     for number, row in uneven:
         faults.add(file, f"row {number}", Shown(f"{len(row)} values"), f"{len(header)} values, as the header has")
     if uneven or not lines:
-        return ([], _no_columns()) if not uneven else None
-    numbers = [number for number, _ in lines]
-    texts = dict(zip(header, zip(*(row for _, row in lines), strict=True), strict=True))
+        return None
+    texts = dict(zip(header, zip(*lines, strict=True), strict=True))
     return _columns(texts, numbers, file, faults)
 
 
-def _no_columns() -> dict[str, np.ndarray]:
-    return {name: np.empty(0) for name in ("lon_e7", "lat_e7", "radius_m", "azimuth", "beam", "indoor")}
-
-
 def _columns(
-    texts: dict[str, tuple[str, ...]], numbers: list[int], file: str, faults: Faults
+    texts: dict[str, tuple[str, ...]], numbers: Sequence[int], file: str, faults: Faults
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     count = len(numbers)
     ids = [cell.strip() for cell in texts["cell"]]
@@ -139,7 +139,7 @@ def _number(text: str) -> float:
         return float("nan")
 
 
-def _booleans(texts: tuple[str, ...] | None, numbers: list[int], file: str, faults: Faults) -> np.ndarray:
+def _booleans(texts: tuple[str, ...] | None, numbers: Sequence[int], file: str, faults: Faults) -> np.ndarray:
     if texts is None:
         return np.zeros(len(numbers), np.bool_)
     folded = [text.strip().lower() for text in texts]
@@ -150,7 +150,7 @@ def _booleans(texts: tuple[str, ...] | None, numbers: list[int], file: str, faul
 
 
 def _convert(
-    columns: dict[str, np.ndarray], datums: tuple[str, ...] | None, numbers: list[int], file: str, faults: Faults
+    columns: dict[str, np.ndarray], datums: tuple[str, ...] | None, numbers: Sequence[int], file: str, faults: Faults
 ) -> None:
     for row, text in enumerate(datums or ()):
         name = text.strip().lower()

@@ -99,12 +99,13 @@ def check_feature(
         properties = FenceProperties.model_validate(raw)
     except ValidationError as error:
         faults.add_validation(file, f"{where}.properties", error)
-    datum = Datum[raw["datum"].upper()] if raw.get("datum") in ("wgs84", "gcj02", "bd09") else None
+    own = raw.get("datum")
+    datum = Datum[str(own if own in ("wgs84", "gcj02", "bd09") else collection.datum).upper()]
     geometry = feature.get("geometry")
     outline: Outline | None = None
     if geometry is not None:
         try:
-            outline = outline_of(geometry, datum or Datum[collection.datum.upper()], limits.vertices)
+            outline = outline_of(geometry, datum, limits.vertices)
         except GeometryRefused as error:
             faults.add(file, f"{where}.geometry{error.path}", error.found, error.expected, error.hint)
             return None
@@ -158,30 +159,34 @@ def _fence(
         faults.add(file, f"{spot}.tiling", True, "tiling only of polygons")
     if faults.error_count > before:
         return None
-    fence = {
-        "shape": shape,
-        "parts": outline.parts if outline else (),
+    settings = {
         "radius_m": given.radius_m or 0.0,
         "buffer_m": given.buffer_m or 0.0,
         "cells": tuple(sorted(set(given.cells))),
         "opening_hours": given.opening_hours,
-        "time_zone": own_zone,
         "valid_from_ms": valid_from_ms,
         "valid_until_ms": valid_until_ms,
         "enter_delay_s": given.enter_delay_s,
         "exit_delay_s": given.exit_delay_s,
-        "min_confidence": Confidence[given.min_confidence],
         "tiling": tiling,
     }
+    parts = outline.parts if outline else ()
+    # The zone is a matter of presence only where hours are read in it.
+    hours_zone = own_zone if given.opening_hours else None
+    words = {"shape": shape.value, "zone": hours_zone, "min_confidence": given.min_confidence}
     return Fence(
         id=given.id,
         name=given.name,
         kind=given.kind,
+        shape=shape,
+        parts=parts,
         tags=frozenset(given.tags),
+        time_zone=own_zone,
+        min_confidence=Confidence[given.min_confidence],
         lon=outline.lon if outline else 0.0,
         lat=outline.lat if outline else 0.0,
-        state_hash=state_hash(fence),
-        **fence,  # type: ignore[arg-type]
+        state_hash=state_hash(parts, {**settings, **words}),
+        **settings,  # type: ignore[arg-type]
     )
 
 

@@ -10,7 +10,7 @@ from engine.content.faults import Faults, Shown
 from engine.content.fences import load_fences
 from engine.content.files import ReadLimits
 from engine.content.scenarios import load_policy, load_scenarios
-from engine.content.versions import content_version
+from engine.content.versions import content_version, fence_summary
 from engine.definitions import Content
 from engine.errors import ContentError, Fault
 
@@ -50,7 +50,7 @@ def inspect_content(geofences: Path, scenarios: Path, limits: ReadLimits | None 
     loaded = load_scenarios(scenarios, fences, policy, limits, faults)
     if faults.error_count:
         return Inspection(None, tuple(faults.all()))
-    version = content_version(fences, cells, loaded, policy)
+    version = content_version(fence_summary(fences), cells, loaded, policy)
     content = Content(version, tuple(fences), cells, tuple(loaded), policy)
     return Inspection(content, tuple(faults.all()))
 
