@@ -144,6 +144,19 @@ class FenceShape:
             return bool(self.geometry.covers(shapely.Point(self._near(lon_e7), float(lat_e7))))
         return self.signed_m(lon_e7, lat_e7) >= 0
 
+    def segment_touches(self, lon_a_e7: int, lat_a_e7: int, lon_b_e7: int, lat_b_e7: int) -> bool:
+        """P8: whether the straight way between two points touches the fence; in degrees, for discs in local metres."""
+        ends = [(self._near(lon_a_e7), float(lat_a_e7)), (self._near(lon_b_e7), float(lat_b_e7))]
+        way = shapely.LineString(ends)
+        if self.fence.shape is Shape.POLYGON:
+            return bool(self.geometry.intersects(way))
+        if way.distance(self.geometry) > self.reach_m() / 100_000 / 0.1 * 1e7:
+            return False
+        metres_lon, metres_lat = metres_per_degree(self.lat)
+        scale = [metres_lon / 1e7, 0, 0, metres_lat / 1e7, 0, 0]
+        gap = affinity.affine_transform(way, scale).distance(affinity.affine_transform(self.geometry, scale))
+        return bool(gap <= self.reach_m())
+
     def reach_m(self) -> float:
         return self.fence.radius_m + self.fence.buffer_m
 

@@ -1,7 +1,8 @@
 """Presence by brute force: lists, dictionaries and the words of the rules (T5-T8, L5-L9, P1-P8).
 
-Feed it pings in log order; it answers with transitions as dictionaries. Every timer is found by looking at every
-visit of a user; nothing is clever. It shares no code with the engine but the names of model.py and Fence.
+Feed it pings in log order; it answers with transitions as dictionaries. Every fence is asked about every fix, every
+timer is found by looking at every pair of a user; nothing is clever. Where the rules can be read in more than one way,
+docs/presence.md says how. It shares no code with the engine but the names of model.py and the Fence that is read.
 """
 
 from __future__ import annotations
@@ -11,45 +12,46 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.definitions import Fence
+from engine.definitions import Fence, Shape
 from engine.model import Confidence
 from tests.oracle.hours_oracle import open_spans
-from tests.oracle.locate_oracle import FenceShape, accuracy_of
+from tests.oracle.locate_oracle import Evidence, FenceShape, accuracy_of, geodesic_m
 from tests.oracle.visit_oracle import (
+    CLOSE,
     DAY,
-    ENTERING,
-    EXITING,
-    FOREVER,
-    HOP_MS,
-    INSIDE,
-    KIND_ORDER,
-    MAX_EVENT_AGE,
+    EXPIRE,
+    HOP,
+    IN,
+    LAGGING_AFTER,
+    MINUTE,
     OUTSIDE,
-    SECOND,
-    SUSPENDED,
+    SUSPEND,
     Feed,
     Fix,
-    Judgement,
-    Visit,
-    dwell,
-    enter,
-    enter_delay,
-    leave,
-    too_fast,
+    Look,
+    Pair,
+    agrees,
+    look_at,
 )
+
+KIND_ORDER = {"exit": 0, "enter": 1, "dwell": 2, "cross": 3}  # P6
+NEVER = -(1 << 62)
 
 
 @dataclass
 class User:
-    last_at: int = -FOREVER
-    ids: set[Any] = field(default_factory=set)
-    behind: bool = False
-    fix: Fix | None = None
+    pairs: dict[str, Pair] = field(default_factory=dict)
+    newest: Fix | None = None
+    newest_at: int = NEVER
+    identities: set[Any] = field(default_factory=set)  # of the newest instant
     held: Fix | None = None
+    lagging: bool = False
     cell: str | None = None
-    left: dict[str, int] = field(default_factory=dict)
-    visits: dict[str, Visit] = field(default_factory=dict)
-    coarse_out: set[str] | None = None
+    cell_before: str | None = None
+    left: int = NEVER
+    newest_fine: int | None = None
+    newest_with_cell: int | None = None
+    out_of: set[str] = field(default_factory=set)  # fences that the newest fix was OUT of
 
 
 class PresenceOracle:
@@ -79,22 +81,21 @@ class PresenceOracle:
         self.users: dict[str, User] = {}
         self.transitions: list[dict[str, Any]] = []
         self.drops: list[str | None] = []
-        self.now = -FOREVER
+        self.now = NEVER
         self._due: list[tuple[int, str]] = []
-
-    # --- records ----------------------------------------------------------------------------------------------------
 
     def take(self, ping: Mapping[str, Any]) -> None:
         """One ping in log order: first what fell due before it (T8), then itself."""
         self.now = max(self.now, ping["now_ms"])
-        self._fire_until_now()
+        self._fire_by_now()
         user = self.users.setdefault(ping["user"], User())
-        self.drops.append(self._admit_and_judge(ping["user"], user, ping))
-        self._remember_due(ping["user"], user)
+        self.drops.append(self._admit(ping["user"], user, ping))
+        self._await(ping["user"], user)
 
     def finish(self, now_ms: int) -> None:
+        """Let `now` move on without a record."""
         self.now = max(self.now, now_ms)
-        self._fire_until_now()
+        self._fire_by_now()
 
     def run(self, pings: Iterable[Mapping[str, Any]], end_now_ms: int | None = None) -> list[dict[str, Any]]:
         for ping in pings:
@@ -103,179 +104,259 @@ class PresenceOracle:
             self.finish(end_now_ms)
         return self.transitions
 
-    # --- admission (T5, T7, L8) -------------------------------------------------------------------------------------
+    # --- which pings count (T5, T7, L8) -----------------------------------------------------------------------------
 
-    def _admit_and_judge(self, name: str, user: User, ping: Mapping[str, Any]) -> str | None:
-        feed = self.feeds[ping["feed"]]
-        at = ping["at_ms"]
-        if at < user.last_at:
-            return "late"
-        identity = (
-            (ping["feed"], ping["id"])
-            if ping["id"] is not None
-            else tuple(ping[key] for key in ("feed", "lon_e7", "lat_e7", "accuracy_m", "method", "cell"))
-        )
-        if at == user.last_at and identity in user.ids:
-            return "duplicate"
-        lon_e7, lat_e7 = ping["lon_e7"], ping["lat_e7"]
+    def _admit(self, name: str, user: User, ping: Mapping[str, Any]) -> str | None:
+        """Judge a ping that counts; answer why it does not count, or None."""
+        feed, lon_e7, lat_e7 = self.feeds[ping["feed"]], ping["lon_e7"], ping["lat_e7"]
         if abs(lon_e7) > 1_800_000_000 or abs(lat_e7) > 900_000_000:
             return "out_of_range"
-        if lon_e7 == 0 and lat_e7 == 0:
+        if ping["cell"] is None and lon_e7 == 0 and lat_e7 == 0:
             return "null_island"
-        fix = Fix(
-            at, lon_e7, lat_e7, accuracy_of(ping["accuracy_m"], ping["method"]), ping["method"], ping["cell"], feed
-        )
-        if fix.accuracy_m > feed.max_accuracy_m:
+        accuracy_m = accuracy_of(ping["accuracy_m"], ping["method"])
+        if accuracy_m > feed.max_accuracy_m:
             return "too_coarse"
-        if at > user.last_at:
-            user.ids.clear()
-        user.ids.add(identity)
-        user.last_at = at
-        # What waits in this user's own time falls due before the record (T8).
-        if user.behind:
-            self._fire_own_time(name, user, at)
-        user.behind = self.now - at > MAX_EVENT_AGE
-        if user.fix is not None and too_fast(user.fix, fix) and (user.held is None or too_fast(user.held, fix)):
+        said = (ping["feed"], ping["id"]) if ping["id"] is not None else tuple(sorted(ping.items(), key=str))
+        if ping["id"] is None:
+            said = tuple(item for item in said if item[0] != "now_ms")
+        fix = Fix(ping["at_ms"], lon_e7, lat_e7, accuracy_m, ping["method"], ping["cell"], feed, said)
+        if fix.at == user.newest_at and said in user.identities:
+            return "duplicate"
+        if user.held is not None and fix.at == user.held.at and said == user.held.identity:
+            return "duplicate"
+        if fix.at < user.newest_at:
+            return "late"
+        return self._check_speed(name, user, fix)
+
+    def _check_speed(self, name: str, user: User, fix: Fix) -> str | None:
+        newest, held = user.newest, user.held
+        if newest is None or (held is None and agrees(newest, fix)):
+            self._judge(name, user, fix)
+            return None
+        if held is None:
             user.held = fix
             return "too_fast"
+        with_old = agrees(newest, fix)
+        with_held = fix.at >= held.at and agrees(held, fix)
+        if with_old and with_held:
+            with_held = apart_m(held, fix) < apart_m(newest, fix)
+            with_old = not with_held
         user.held = None
-        returned = self._is_return(user, fix)
-        self._judge(name, user, fix, returned)
-        user.fix = fix
-        return None
-
-    @staticmethod
-    def _is_return(user: User, fix: Fix) -> bool:
-        """L8: whether this fix comes back to a cell that was left less than 5 min ago; notes the cell."""
-        if fix.cell is None:
-            return False
-        before, user.cell = user.cell, fix.cell
-        if before is None or before == fix.cell:
-            return False
-        left = user.left.pop(fix.cell, None)
-        user.left[before] = fix.at
-        return left is not None and fix.at - left < HOP_MS
+        if with_held:
+            self._judge(name, user, held)
+            self._judge(name, user, fix)
+            return None
+        if with_old:
+            self._judge(name, user, fix)
+            return None
+        user.held = fix
+        return "too_fast"
 
     # --- one fix ----------------------------------------------------------------------------------------------------
 
-    def _judge(self, name: str, user: User, fix: Fix, returned: bool) -> None:
+    def _judge(self, name: str, user: User, fix: Fix) -> None:
+        self._fire_in_own_time(user, fix.at)
+        hop = self._cell_left(user, fix)
         out: list[dict[str, Any]] = []
-        coarse_out: set[str] = set()
+        out_of: set[str] = set()
         for fence_id, fence in self.fences.items():
-            shape = self.shapes[fence_id]
-            visit = user.visits.setdefault(fence_id, Visit())
-            evidence = shape.evidence(fix.lon_e7, fix.lat_e7, fix.accuracy_m, fix.cell, visit.state != OUTSIDE)
+            shape, pair = self.shapes[fence_id], user.pairs.get(fence_id)
+            visited = pair is not None and (pair.state != OUTSIDE or pair.taken_back is not None)
+            evidence = shape.evidence(fix.lon_e7, fix.lat_e7, fix.accuracy_m, fix.cell, visited)
+            if fence.tiling:
+                evidence = self._tile(fence, fix)
             if evidence is None:
                 continue
-            judgement = Judgement(
-                name=name,
-                fence=fence,
-                visit=visit,
-                fix=fix,
-                evidence=evidence,
-                characteristic_m=shape.characteristic_m if shape.geometry is not None else 0.0,
-                thresholds=self.thresholds.get(fence_id, ()),
-                is_open=self.is_open(fence_id, fix.at),
-                outside_before=self._outside_before(user, fence_id),
-            )
-            out += judgement.returned() if returned else judgement.ordinary()
-            if evidence.confidence is Confidence.OUT:
-                if fix.is_fine:
-                    visit.witness = fix.at
-                else:
-                    coarse_out.add(fence_id)
-        user.coarse_out = coarse_out
+            look = look_at(fix, evidence, fence, 0.0 if shape.geometry is None else shape.characteristic_m)
+            if look.is_out:
+                out_of.add(fence_id)
+            state_before = OUTSIDE if pair is None else pair.state
+            emitted = self._step(name, user, fence_id, look, hop)
+            pair = user.pairs.get(fence_id)
+            state = OUTSIDE if pair is None else pair.state
+            if state_before == state == OUTSIDE and not emitted and self._crosses(user, fence_id, look):
+                emitted = [cross(name, fence_id, look, shape.signed_m(fix.lon_e7, fix.lat_e7))]
+            out += emitted
         out.sort(key=lambda one: (KIND_ORDER[one["kind"]], one["fence"], one["threshold_s"] or 0))
         self.transitions += out
+        self._become_newest(user, fix, out_of)
+
+    def _tile(self, fence: Fence, fix: Fix) -> Evidence:
+        """L5: a tile is judged by the point alone; what several of one set cover belongs to the first."""
+        covering = [
+            other.id
+            for other in self.fences.values()
+            if other.tiling and other.kind == fence.kind and self.shapes[other.id].covers(fix.lon_e7, fix.lat_e7)
+        ]
+        inside = bool(covering) and covering[0] == fence.id
+        signed = self.shapes[fence.id].signed_m(fix.lon_e7, fix.lat_e7)
+        return Evidence(Confidence.HIGH if inside else Confidence.OUT, inside, signed)
+
+    def _step(self, name: str, user: User, fence_id: str, look: Look, hop: int | None) -> list[dict[str, Any]]:
+        fix, pair = look.fix, user.pairs.get(fence_id)
+        is_open = self.is_open(fence_id, fix.at)
+        if pair is None:
+            begins = look.zone == IN or (look.is_exact and not look.is_out)
+            if hop is not None or not begins:
+                return []
+            witness = self._witness_without_memory(user, fence_id)
+            pair = Pair(name, self.fences[fence_id], self.thresholds.get(fence_id, ()), witness)
+            user.pairs[fence_id] = pair
+        if hop is not None:
+            pair.step_return(look, hop, is_open)
+        else:
+            pair.step(look, is_open)
+            self._forget(user, fence_id, pair, look)
+        pair.armed_now = self.now
+        emitted, pair.out = pair.out, []
+        return emitted
+
+    def _witness_without_memory(self, user: User, fence_id: str) -> int | None:
+        """P2: the newest fix that surely was OUT, and the newest of all if it was."""
+        fence = self.fences[fence_id]
+        newest_exact = user.newest_fine
+        if fence.shape is Shape.CELLS:
+            newest_exact = user.newest_with_cell
+        elif fence.tiling:
+            newest_exact = None if user.newest is None else user.newest.at
+        witnesses = [] if newest_exact is None else [newest_exact]
+        if user.newest is not None and fence_id in user.out_of:
+            witnesses.append(user.newest.at)
+        return max(witnesses, default=None)
+
+    def _forget(self, user: User, fence_id: str, pair: Pair, look: Look) -> None:
+        """P2: memory of a pair OUTSIDE ends with a fix that surely is OUT."""
+        if pair.state != OUTSIDE or not look.is_out:
+            return
+        at = look.fix.at
+        if pair.taken_back is not None and at - pair.taken_back[0] < HOP:
+            return
+        no_fine = user.newest_fine is None or at - user.newest_fine > DAY
+        if look.is_exact or (self.fences[fence_id].shape is not Shape.CELLS and no_fine):
+            del user.pairs[fence_id]
+
+    def _become_newest(self, user: User, fix: Fix, out_of: set[str]) -> None:
+        if fix.at > user.newest_at:
+            user.identities = set()
+        user.identities.add(fix.identity)
+        user.newest, user.newest_at, user.out_of = fix, fix.at, out_of
+        user.lagging = self.now - fix.at > LAGGING_AFTER
+        if fix.is_fine:
+            user.newest_fine = fix.at
+        if fix.cell is not None:
+            user.newest_with_cell = fix.at
 
     @staticmethod
-    def _outside_before(user: User, fence_id: str) -> int | None:
-        """P2 as the contracts make it exact: the newest fine fix that was OUT, or the newest fix if coarse and OUT."""
-        if user.coarse_out and fence_id in user.coarse_out:
-            assert user.fix is not None
-            return user.fix.at
-        return user.visits[fence_id].witness
+    def _cell_left(user: User, fix: Fix) -> int | None:
+        """L8: the instant the cell was left that this fix returns to within 5 min; None for an ordinary fix."""
+        if fix.cell is None or fix.cell == user.cell:
+            return None
+        hop = user.left if fix.cell == user.cell_before and fix.at - user.left < HOP else None
+        user.cell_before, user.cell = user.cell, fix.cell
+        user.left = fix.at if user.cell_before is not None else NEVER
+        return hop
 
     def is_open(self, fence_id: str, at: int) -> bool:
         spans = self.spans.get(fence_id)
         return spans is None or any(start <= at < end for start, end in spans)
 
-    def closing_after(self, fence_id: str, at: int) -> int | None:
-        """The end of the open span that holds `at`."""
+    def _closing(self, fence_id: str, pair: Pair) -> int | None:
+        """L9: the end of the open span that holds the last evidence."""
+        if pair.last is None:
+            return None
+        at = pair.last.fix.at
         return next((end for start, end in self.spans.get(fence_id, ()) if start <= at < end), None)
+
+    def _crosses(self, user: User, fence_id: str, look: Look) -> bool:
+        """P8: two fixes OUT whose straight segment touches the fence."""
+        before, after = user.newest, look.fix
+        if before is None or before.is_cell or after.is_cell or self.fences[fence_id].tiling:
+            return False
+        if self.shapes[fence_id].geometry is None or not self.is_open(fence_id, after.at):
+            return False
+        if not 0 <= after.at - before.at <= 30 * MINUTE or abs(after.lon_e7 - before.lon_e7) > 1_800_000_000:
+            return False
+        if not look.is_out or fence_id not in user.out_of:
+            return False
+        return self.shapes[fence_id].segment_touches(before.lon_e7, before.lat_e7, after.lon_e7, after.lat_e7)
 
     # --- timers (T8) ------------------------------------------------------------------------------------------------
 
-    def _dues(self, user: User) -> list[tuple[int, int, str, str, int]]:
-        """Everything this user waits for: (due, rank among equals, fence, what, threshold)."""
-        dues = []
-        for fence_id, visit in user.visits.items():
-            fence = self.fences[fence_id]
-            if visit.state == OUTSIDE or visit.last is None:
-                continue
-            feed = visit.last.feed
-            closing = self.closing_after(
-                fence_id, visit.last.at if visit.entered < 0 else max(visit.entered, visit.last.at)
-            )
-            if closing is not None:
-                dues.append((closing, 0, fence_id, "close", 0))
-            if visit.state == ENTERING:
-                dues.append((visit.crossed + enter_delay(fence, visit), 1, fence_id, "enter", 0))
-            if visit.state == EXITING and fence.exit_delay_s is not None and visit.beyond_since is not None:
-                dues.append((visit.beyond_since + round(fence.exit_delay_s * SECOND), 0, fence_id, "exit", 0))
-            if visit.state == INSIDE and (visit.confidence is Confidence.HIGH):
-                for threshold in self.thresholds.get(fence_id, ()):
-                    due = visit.crossed + threshold * SECOND
-                    if threshold not in visit.dwelt and due - visit.last.at < feed.max_silence:
-                        dues.append((due, 2, fence_id, "dwell", threshold))
-            if visit.state in (INSIDE, EXITING):
-                dues.append((visit.last.at + feed.presence_ttl, 3, fence_id, "suspend", 0))
-            if visit.state == SUSPENDED:
-                dues.append((visit.last.at + DAY, 0, fence_id, "expire", 0))
-        return sorted(dues)
+    def _able(self, user: User) -> list[tuple[int, str, int, int, int]]:
+        """When each timer of a user may fire by `now`: (instant, fence, due, rank, threshold)."""
+        return sorted(
+            (max(due + delay_of(pair), pair.armed_now), fence_id, due, rank, threshold)
+            for fence_id, pair in user.pairs.items()
+            for due, rank, threshold in pair.timers(self._closing(fence_id, pair))
+        )
 
-    def _remember_due(self, name: str, user: User) -> None:
-        dues = self._dues(user)
-        if dues and not user.behind:
-            bisect.insort(self._due, (min(due + self._delay(user, fence_id) for due, _, fence_id, _, _ in dues), name))
+    def _await(self, name: str, user: User) -> None:
+        able = self._able(user)
+        if able and not user.lagging:
+            bisect.insort(self._due, (able[0][0], name))
 
-    @staticmethod
-    def _delay(user: User, fence_id: str) -> int:
-        last = user.visits[fence_id].last
-        assert last is not None
-        return last.feed.expected_delay_ms
-
-    def _fire_until_now(self) -> None:
+    def _fire_by_now(self) -> None:
         while self._due and self._due[0][0] <= self.now:
             _, name = self._due.pop(0)
             user = self.users[name]
-            if user.behind:
+            if user.lagging:
                 continue
-            ready = [due for due in self._dues(user) if due[0] + self._delay(user, due[2]) <= self.now]
-            if ready:
-                self._fire(name, user, ready[0])
-            self._remember_due(name, user)
+            able = self._able(user)
+            if able and able[0][0] <= self.now:
+                instant, fence_id, due, rank, threshold = able[0]
+                self._fire(user, fence_id, due, rank, threshold, instant)
+                self._await(name, user)
+            elif able:
+                bisect.insort(self._due, (able[0][0], name))
 
-    def _fire_own_time(self, name: str, user: User, at: int) -> None:
-        while (dues := self._dues(user)) and dues[0][0] <= at:
-            self._fire(name, user, dues[0])
+    def _fire_in_own_time(self, user: User, at: int) -> None:
+        """What comes before this fix whatever `now` says, pair by pair."""
+        for fence_id in sorted(user.pairs):
+            pair = user.pairs[fence_id]
+            while True:
+                timers = pair.timers(self._closing(fence_id, pair))
+                if any(due <= at and rank in (CLOSE, EXPIRE, SUSPEND) for due, rank, _ in timers):
+                    ready = [timer for timer in timers if timer[0] <= at]
+                elif user.lagging:
+                    ready = [timer for timer in timers if timer[0] + delay_of(pair) <= at]
+                else:
+                    ready = []
+                if not ready:
+                    break
+                self._fire(user, fence_id, *ready[0], self.now)
 
-    def _fire(self, name: str, user: User, what: tuple[int, int, str, str, int]) -> None:
-        due, _, fence_id, action, threshold = what
-        visit = user.visits[fence_id]
-        if action == "suspend":
-            visit.state = SUSPENDED
-        elif action == "enter":
-            self.transitions.append(enter(visit, name, fence_id, due, "timer", None, None))
-        elif action == "dwell":
-            self.transitions.append(dwell(visit, name, fence_id, due, threshold, "timer", None, None))
-        elif action == "exit":
-            assert visit.first_outside is not None, "EXITING without a fix outside"
-            self.transitions.append(leave(visit, name, fence_id, visit.first_outside, due, "timer", None, None))
-        elif action == "expire":
-            self.transitions.append(leave(visit, name, fence_id, visit.last_inside, due, "expired", None, None))
-        elif visit.state == ENTERING:
-            visit.state = OUTSIDE
-        else:
-            self.transitions.append(leave(visit, name, fence_id, due, due, "closed", None, None))
-            visit.closed_inside = visit.first_outside is None
+    def _fire(self, user: User, fence_id: str, due: int, rank: int, threshold: int, now: int) -> None:
+        pair = user.pairs[fence_id]
+        pair.fire(due, rank, threshold, user.newest is not None and user.newest.is_cell)
+        pair.armed_now = max(pair.armed_now, now)
+        self.transitions += pair.out
+        pair.out = []
+
+
+def delay_of(pair: Pair) -> int:
+    return 0 if pair.last is None else pair.last.fix.feed.expected_delay_ms
+
+
+def apart_m(one: Fix, other: Fix) -> float:
+    return geodesic_m(one.lon_e7 / 1e7, one.lat_e7 / 1e7, other.lon_e7 / 1e7, other.lat_e7 / 1e7)
+
+
+def cross(name: str, fence_id: str, look: Look, distance_m: float) -> dict[str, Any]:
+    """P8: for counting only."""
+    at = look.fix.at
+    return {
+        "user": name,
+        "fence": fence_id,
+        "kind": "cross",
+        "crossed_at": at,
+        "confirmed_at": at,
+        "initial": False,
+        "gap_s": None,
+        "threshold_s": None,
+        "duration_s": None,
+        "reason": "fix",
+        "confidence": Confidence.LOW.name,
+        "method": look.fix.method,
+        "distance_m": distance_m,
+        "accuracy_m": look.fix.accuracy_m,
+    }
