@@ -146,7 +146,10 @@ def read_csv(data: bytes, file: str, faults: Faults) -> Iterator[Draft]:
             faults.add(file, place, Shown(f"{len(row)} values"), f"{len(header)} values, as the header has")
             continue
         given = {name: value.strip() for name, value in zip(header, row, strict=True) if value.strip()}
+        before = faults.error_count
         properties = _typed(given, file, place, faults)
+        if faults.error_count > before:
+            continue
         lon, lat, wkt = (properties.pop(name, None) for name in ("lon", "lat", "wkt"))
         if wkt is not None:
             geometries: list[Any] = _from_wkt(wkt, file, place, faults)

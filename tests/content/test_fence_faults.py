@@ -313,7 +313,7 @@ def test_a_geojson_bomb_is_refused_quickly(tmp_path: Path) -> None:
     ring = json.dumps(circle_of(200_000))
     text = json.dumps(collection(fence(geometry=polygon("RING")))).replace('"RING"', ring)
     folders = write_set(tmp_path, text, scenarios=[])
-    start = time.perf_counter()
+    start = time.process_time()
     errors = inspect_content(*folders).errors
     assert "at most 10,000 vertices" in str(errors[0])
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

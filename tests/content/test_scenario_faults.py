@@ -303,8 +303,8 @@ YAML_FAULTS = {
 def test_hostile_yaml_is_refused_quickly_with_its_line(name: str, tmp_path: Path) -> None:
     text, path, words = YAML_FAULTS[name]
     folders = write_set(tmp_path, scenarios=[], files={"scenarios/x.yaml": text})
-    start = time.perf_counter()
+    start = time.process_time()
     found = inspect_content(*folders).errors
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     assert [(fault.file, fault.path) for fault in found] == [("scenarios/x.yaml", path)]
     assert words in str(found[0])

@@ -103,7 +103,7 @@ def test_a_gcj02_outline_moves_by_what_the_published_pairs_say(shared_data: Path
 
 
 def test_a_bd09_circle_moves_back_by_both_shifts(shared_data: Path) -> None:
-    # Published BD-09 pairs invert in one pass and are off by up to 40 m; the forward shift is exact, so it is the oracle.
+    # Published BD-09 pairs invert in one pass and are up to 40 m off; the forward shift is the oracle.
     from engine.datum_kernel import gcj02_to_bd09
 
     for wgs_lat, wgs_lon, gcj_lat, gcj_lon in json.loads((shared_data / "vectors" / "gcj02_small.json").read_text())[

@@ -105,10 +105,10 @@ def test_a_cached_answer_takes_microseconds() -> None:
     fence = place("Mo-Su 10:00-22:00")
     start = at("2026-11-20")
     open_intervals(fence, start, start + DAY_MS)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(1000):
         open_intervals(fence, start, start + DAY_MS)
-    assert (time.perf_counter() - began) / 1000 < 200e-6
+    assert (time.process_time() - began) / 1000 < 200e-6
 
 
 @pytest.mark.parametrize(

@@ -154,9 +154,9 @@ def test_two_hundred_thousand_cells_load_in_about_a_second(tmp_path: Path) -> No
     text = "cell,lon,lat,radius_m,azimuth,beam,indoor\n" + "\n".join(lines)
     folder, _ = write_set(tmp_path, cells=text)
     faults = Faults()
-    start = time.perf_counter()
+    start = time.process_time()
     cells = load_cells(folder, ReadLimits(), faults)
-    took_s = time.perf_counter() - start
+    took_s = time.process_time() - start
     assert (len(cells.ids), faults.all()) == (200_000, [])
     assert took_s < 5, f"{took_s:.2f} s; about 1 s where the machine is idle"
 
@@ -168,10 +168,10 @@ def test_three_thousand_fences_load_in_seconds(tmp_path: Path) -> None:
     ]
     folder, _ = write_set(tmp_path, fences=collection(*features))
     faults = Faults()
-    start = time.perf_counter()
+    start = time.process_time()
     found = load_fences(folder, "Asia/Shanghai", load_cells(folder, ReadLimits(), faults), ReadLimits(), faults)
     assert len(found) == 3000
-    assert time.perf_counter() - start < 6
+    assert time.process_time() - start < 6
 
 
 # --- scenarios ------------------------------------------------------------------------------------------------------
