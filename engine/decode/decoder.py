@@ -14,6 +14,22 @@ import numpy as np
 from engine.datum_kernel import to_wgs84
 from engine.decode.envelopes import Ignored
 from engine.decode.events import EVENT_TYPES, Event, Ping, RareEvent, UsageEvent
+from engine.decode.items_kernel import CURSOR
+from engine.decode.kernel import (
+    CELL_PLACE,
+    CHUNK,
+    DECODED_FEED,
+    DONE,
+    NO_ROOM,
+    NO_ROWS,
+    PENDING,
+    TABLES,
+    Known,
+    Records,
+    Scratch,
+    scan,
+)
+from engine.decode.object_kernel import FIELDS
 from engine.decode.split import is_whole_document, split
 from engine.decode.typed import TypedReader
 from engine.decode.users import TextTable, UserTable
@@ -33,6 +49,10 @@ from engine.model import (
     RecordKind,
 )
 from engine.settings import FeedTable
+
+_RECORD, _OFFSET, _ITEM, _NOW, _ROWS, _ODD_START, _ODD_END = (
+    (CURSOR.names or ()).index(name) for name in ("record", "offset", "item", "now_ms", "rows", "odd_start", "odd_end")
+)
 
 MAX_AHEAD_MS = 300_000
 """An event further ahead of the log's now than this is a dead letter (T6)."""
@@ -72,24 +92,95 @@ class Decoder:
     ) -> None:
         self.users = users
         self._feeds = feeds
+        self._tenant_bytes = np.array(list(tenant.encode()), np.uint8)
+        self._feed_names = _numbered(feeds.names)
+        self._reader = reader
         self._origin_hash = [combine_hashes(hash_text(tenant), hash_text(name)) for name in feeds.names]
+        self._scratch = Scratch(np.zeros(1, FIELDS), np.zeros(CHUNK, PENDING))
+        self._cursor = np.zeros(1, CURSOR)
+        # The same memory as plain numbers, which Python reads and writes much faster than fields of a record.
+        self._at = self._cursor.view(np.int64)
         self.set_cells(cells)
         self._typed = TypedReader(feeds, tenant, self._cell_row)
 
     def set_cells(self, cells: CellTable) -> None:
         """Take another cell table from the next block on."""
         self._cells = cells
-        self._cell_table = TextTable(max(16, len(cells.ids)))
-        for row, cell in enumerate(cells.ids):
-            if self._cell_table.slot_of(cell) != row:
-                raise ValueError(f"cell {cell} appears twice in the cell table")
+        self._cell_ids = _numbered(cells.ids)
+        places = np.zeros(len(cells.ids), CELL_PLACE)
+        for name in CELL_PLACE.names or ():
+            places[name] = getattr(cells, name)
+        self._known = Known(self._tables(), self._decoded_feeds(), places)
+
+    def _tables(self) -> np.ndarray:
+        tables = np.zeros(1, TABLES)
+        for name, table in (("feed", self._feed_names), ("cell", self._cell_ids)):
+            tables[f"{name}_entries"] = table.texts.entries.ctypes.data
+            tables[f"{name}_mask"] = len(table.texts.entries) - 1
+            tables[f"{name}_arena"] = table.texts.arena.ctypes.data
+        tables["tenant"] = self._tenant_bytes.ctypes.data
+        tables["tenant_length"] = len(self._tenant_bytes)
+        tables["is_default_tenant"] = bytes(self._tenant_bytes) == b"default"
+        tables["default_feed"] = self._feeds.row.get("default", -1)
+        return tables
+
+    def _decoded_feeds(self) -> np.ndarray:
+        feeds = np.zeros(len(self._feeds.names), DECODED_FEED)
+        for name in ("radius_factor", "max_accuracy_m", "datum"):
+            feeds[name] = self._feeds.array[name]
+        feeds["origin_hash"] = self._origin_hash
+        return feeds
 
     def decode(self, block: Block, now_ms: int) -> Decoded:
         """Decode every record of `block`; `now_ms` is the log's now before it (T2)."""
         sheet = _Sheet(block, now_ms)
+        if self._reader == "scanner":
+            self._scan(sheet)
+        else:
+            self._read_all(sheet)
+        return Decoded(sheet.events[: sheet.count], sheet.rare, sheet.dead, sheet.now_ms, sheet.ignored)
+
+    def _scan(self, sheet: _Sheet) -> None:
+        block = sheet.block
+        # A `bytes` object ends in a byte 0 beyond its length, on which the kernel relies.
+        data = block.data if type(block.data) is bytes else bytes(block.data)
+        records = Records(
+            np.frombuffer(data or b"\0", np.uint8),
+            _plain(block.start, np.int64),
+            _plain(block.end, np.int64),
+            _plain(block.append_ms, np.int64),
+            _plain(block.kind, np.uint8),
+        )
+        at = self._at
+        at[:] = 0
+        at[_OFFSET] = -1
+        at[_NOW] = sheet.now_ms
+        while True:
+            status = scan(records, self._known, self.users.texts, sheet.events, self._scratch, self._cursor)
+            sheet.count = int(at[_ROWS])
+            sheet.now_ms = int(at[_NOW])
+            if status == DONE:
+                return
+            if status == NO_ROOM:
+                self.users.make_room(CHUNK)
+            elif status == NO_ROWS:
+                sheet.grow()
+            else:
+                self._read_odd(sheet)
+
+    def _read_odd(self, sheet: _Sheet) -> None:
+        """Have the typed reader read the item at which the scanner stopped."""
+        at = self._at
+        record, item, start, end = int(at[_RECORD]), int(at[_ITEM]) - 1, int(at[_ODD_START]), int(at[_ODD_END])
+        if self._read_item(sheet, record, item, start, end) > end:
+            at[_OFFSET] = sheet.block.end[record]
+        at[_ROWS] = sheet.count
+        at[_NOW] = sheet.now_ms
+
+    def _read_all(self, sheet: _Sheet) -> None:
+        block = sheet.block
         for record in range(len(block)):
-            append_ms = int(block.append_ms[record])
-            sheet.now_ms = max(sheet.now_ms, append_ms)
+            sheet.now_ms = max(sheet.now_ms, int(block.append_ms[record]))
             if block.kind[record] != RecordKind.EVENTS:
                 continue
             start, end = int(block.start[record]), int(block.end[record])
@@ -97,7 +188,6 @@ class Decoder:
             for item, (from_, to) in enumerate(split(value)):
                 if self._read_item(sheet, record, item, start + from_, start + to) > start + to:
                     break
-        return sheet.decoded()
 
     def read(self, block: Block, event: np.void) -> Event:
         """Return the whole event behind a row of this block's events, with its props and text."""
@@ -106,7 +196,7 @@ class Decoder:
         return read
 
     def _cell_row(self, cell: str) -> int:
-        return self._cell_table.slot_of(cell, intern=False)
+        return self._cell_ids.slot_of(cell, intern=False)
 
     def _read_item(self, sheet: _Sheet, record: int, item: int, start: int, end: int) -> int:
         """Read one event by the typed reader into the sheet; return where it ended.
@@ -210,23 +300,38 @@ class _Sheet:
     def __init__(self, block: Block, now_ms: int) -> None:
         self.block = block
         self.now_ms = now_ms
-        self.events = np.empty(len(block) + 16, EVENT)
+        self.events = np.empty(len(block) + len(block.data) // 128 + 2 * CHUNK, EVENT)
         self.count = 0
         self.rare: dict[int, RareEvent] = {}
         self.dead: list[DeadLetter] = []
         self.ignored = 0
 
     def next_row(self) -> np.ndarray:
-        """Return the next row to write, as a zero-dimensional array."""
+        """Return the next row to write, as an array of one."""
         if self.count == len(self.events):
-            self.events = np.concatenate((self.events, np.empty(len(self.events), EVENT)))
-        row = self.count
+            self.grow()
         self.count += 1
-        return self.events[row : row + 1].reshape(())
+        return self.events[self.count - 1 : self.count]
+
+    def grow(self) -> None:
+        self.events = np.concatenate((self.events, np.empty(len(self.events), EVENT)))
 
     def bury(self, reason: DeadReason, detail: str, record: int, item: int) -> None:
         position = int(self.block.position[record])
         self.dead.append(DeadLetter(reason, detail, position, item, self.block.partition))
 
-    def decoded(self) -> Decoded:
-        return Decoded(self.events[: self.count], self.rare, self.dead, self.now_ms, self.ignored)
+
+def _numbered(texts: tuple[str, ...]) -> TextTable:
+    """Intern texts so that the slot of each is its place."""
+    table = TextTable(max(16, len(texts)))
+    for row, text in enumerate(texts):
+        if table.slot_of(text) != row:
+            raise ValueError(f"{text!r} appears twice")
+    return table
+
+
+def _plain(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """The kernel is compiled for contiguous writable arrays; anything else would compile it again."""
+    if array.dtype == dtype and array.flags.c_contiguous and array.flags.writeable:
+        return array
+    return np.array(array, dtype)

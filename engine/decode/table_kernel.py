@@ -14,8 +14,8 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 
-from engine.hashing_kernel import hash_bytes, intrinsic, load_u64, load_u64_inside, load_upto_8
-from engine.kernels import kernel
+from engine.hashing_kernel import address_of, hash_at, hash_bytes, intrinsic, load_1, load_8, load_upto_8
+from engine.kernels import inlined_kernel, kernel, lean_kernel
 
 HEADER = 5
 LONGEST = 255
@@ -46,38 +46,50 @@ class Texts(NamedTuple):
     state: np.ndarray
 
 
-@kernel
-def find_text(texts: Any, buffer: Any, start: int, end: int, hashed: Any) -> Any:
-    """Return the slot of buffer[start:end], whose hash is `hashed`, or -1."""
-    length = end - start
-    mask = np.uint64(len(texts.entries) - 1)
+class Table(NamedTuple):
+    """Where the arrays of a Texts lie, for finding; valid until a text is added that makes them grow."""
+
+    entries: int
+    mask: int
+    arena: int
+
+
+@lean_kernel
+def table_of(texts: Any) -> Any:
+    """Return the Table of a Texts."""
+    return Table(address_of(texts.entries), len(texts.entries) - 1, address_of(texts.arena))
+
+
+@inlined_kernel
+def find_text(table: Any, address: int, length: int, hashed: Any) -> Any:
+    """Return the slot of the text of `length` bytes at `address`, whose hash is `hashed`, or -1."""
     tag = hashed >> _OFFSET_BITS
-    place = hashed & mask
+    place = np.int64(hashed) & table.mask
     while True:
-        entry = texts.entries[place]
+        entry = load_8(table.entries + place * 8)
         if entry == _EMPTY:
             return -1
         if entry >> _OFFSET_BITS == tag and entry != _GRAVE:
-            at = np.int64((entry & _OFFSET_MASK) - _ONE)
-            head = load_u64_inside(texts.arena, at)
-            if np.int64((head >> np.uint64(32)) & np.uint64(0xFF)) == length and _same(
-                texts.arena, at + HEADER, buffer, start, length
-            ):
-                return np.int64(head & np.uint64(0xFFFFFFFF))
-        place = (place + _ONE) & mask
+            record = table.arena + np.int64(entry & _OFFSET_MASK) - 1
+            head = np.int64(load_8(record))
+            if (head >> 32) & 0xFF == length and same_bytes(record + HEADER, address, length):
+                return head & 0xFFFFFFFF
+        place = (place + 1) & table.mask
 
 
-@kernel
-def _same(arena: Any, at: int, buffer: Any, start: int, length: int) -> Any:
-    i = 0
-    while length - i >= 8:
-        if load_u64_inside(arena, at + i) != load_u64(buffer, start + i):
+@inlined_kernel
+def same_bytes(first: int, second: int, length: int) -> Any:
+    """Compare `length` bytes at two addresses."""
+    while length >= 8:
+        if load_8(first) != load_8(second):
             return False
-        i += 8
-    return load_upto_8(arena, at + i, length - i) == load_upto_8(buffer, start + i, length - i)
+        first += 8
+        second += 8
+        length -= 8
+    return load_upto_8(first, length) == load_upto_8(second, length)
 
 
-@kernel
+@lean_kernel
 def has_room(texts: Any, wanted: int, longest: int) -> Any:
     """Say whether `wanted` more texts of at most `longest` bytes fit without growing anything."""
     state = texts.state
@@ -89,8 +101,8 @@ def has_room(texts: Any, wanted: int, longest: int) -> Any:
     )
 
 
-@kernel
-def add_text(texts: Any, buffer: Any, start: int, end: int, hashed: Any) -> Any:
+@lean_kernel
+def add_text(texts: Any, address: int, length: int, hashed: Any) -> Any:
     """Add a text known to be absent and return its slot; the caller has seen that there is room."""
     state = texts.state
     if state[FREE_COUNT] > 0:
@@ -103,16 +115,16 @@ def add_text(texts: Any, buffer: Any, start: int, end: int, hashed: Any) -> Any:
     at = state[USED]
     for k in range(4):
         texts.arena[at + k] = np.uint8((slot >> (8 * k)) & 255)
-    texts.arena[at + 4] = np.uint8(end - start)
-    for k in range(end - start):
-        texts.arena[at + HEADER + k] = buffer[start + k]
-    state[USED] = at + HEADER + end - start
+    texts.arena[at + 4] = np.uint8(length)
+    for k in range(length):
+        texts.arena[at + HEADER + k] = np.uint8(load_1(address + k))
+    state[USED] = at + HEADER + length
     texts.offset[slot] = at
     _enter(texts, at, hashed)
     return np.int64(slot)
 
 
-@kernel
+@lean_kernel
 def _enter(texts: Any, at: int, hashed: Any) -> None:
     mask = np.uint64(len(texts.entries) - 1)
     place = hashed & mask
@@ -125,16 +137,18 @@ def _enter(texts: Any, at: int, hashed: Any) -> None:
 
 @kernel
 def intern_text(texts: Any, buffer: Any, start: int, end: int) -> Any:
-    """Return the slot of a text, added if new; the caller has seen that there is room for one."""
-    hashed = hash_bytes(buffer, start, end)
-    slot = find_text(texts, buffer, start, end, hashed)
-    return slot if slot >= 0 else add_text(texts, buffer, start, end, hashed)
+    """Return the slot of buffer[start:end], added if new; the caller has seen that there is room for one."""
+    address = address_of(buffer) + start
+    hashed = hash_at(address, end - start)
+    slot = find_text(table_of(texts), address, end - start, hashed)
+    return slot if slot >= 0 else add_text(texts, address, end - start, hashed)
 
 
 @kernel
 def look_up_text(texts: Any, buffer: Any, start: int, end: int) -> Any:
-    """Return the slot of a text, or -1."""
-    return find_text(texts, buffer, start, end, hash_bytes(buffer, start, end))
+    """Return the slot of buffer[start:end], or -1."""
+    address = address_of(buffer) + start
+    return find_text(table_of(texts), address, end - start, hash_at(address, end - start))
 
 
 @kernel
@@ -176,42 +190,39 @@ def repack(old: Any, new: Any) -> None:
     new.state[USED] = used
 
 
-@kernel
-def touch_entry(texts: Any, hashed: Any) -> None:
+@inlined_kernel
+def touch_entry(table: Any, hashed: Any) -> None:
     """Ask the processor for the cache line of the entry that `hashed` begins at."""
-    prefetch(texts.entries, np.int64(hashed & np.uint64(len(texts.entries) - 1)))
+    prefetch(table.entries + (np.int64(hashed) & table.mask) * 8)
 
 
-@kernel
-def touch_record(texts: Any, hashed: Any) -> None:
+@inlined_kernel
+def touch_record(table: Any, hashed: Any) -> None:
     """Ask the processor for the arena record of the first entry with the tag of `hashed`, within four entries."""
-    mask = np.uint64(len(texts.entries) - 1)
     tag = hashed >> _OFFSET_BITS
-    place = hashed & mask
+    place = np.int64(hashed) & table.mask
     for _ in range(4):
-        entry = texts.entries[place]
+        entry = load_8(table.entries + place * 8)
         if entry == _EMPTY:
             return
         if entry >> _OFFSET_BITS == tag and entry != _GRAVE:
-            prefetch(texts.arena, np.int64((entry & _OFFSET_MASK) - _ONE))
+            prefetch(table.arena + np.int64(entry & _OFFSET_MASK) - 1)
             return
-        place = (place + _ONE) & mask
+        place = (place + 1) & table.mask
 
 
 @intrinsic
-def prefetch(typing_context: Any, array: Any, index: Any) -> Any:
-    """Ask the processor to bring array[index] near; reads nothing."""
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Ask the processor to bring the line at an address near; reads nothing."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, arguments[0])
         byte = ir.IntType(8).as_pointer()
         number = ir.IntType(32)
-        address = builder.bitcast(builder.gep(view.data, [arguments[1]]), byte)
         function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
         function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
             builder.module, function_type, "llvm.prefetch.p0"
         )
-        builder.call(function, [address, number(0), number(3), number(1)])
+        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(3), number(1)])
         return context.get_dummy_value()
 
-    return types.void(array, types.int64), generate
+    return types.void(types.int64), generate
