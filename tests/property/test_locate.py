@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.distance_kernel import point_distance_m
-from engine.distance_kernel import point_distance_m
 from engine.geometry_kernel import covers, signed_distance_m
 from engine.locate import FenceIndex, compile_fences
 from engine.model import Confidence
