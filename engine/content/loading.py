@@ -62,7 +62,8 @@ def _check_folder(folder: Path, suffixes: tuple[str, ...], faults: Faults) -> No
         return
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
-        if path.is_dir() or any(part.startswith(".") for part in inside.parts) or path.suffix in _BESIDE:
+        is_leftover = any(part.startswith(".") for part in inside.parts) or path.name.endswith(("~", ".tmp"))
+        if path.is_dir() or is_leftover or path.suffix in _BESIDE:
             continue
         is_cells = inside.parts[0] == "cells" and len(inside.parts) == 2 and ".geojson" in suffixes
         if path.suffix in (".csv",) if is_cells else path.suffix in suffixes:

@@ -270,6 +270,7 @@ def test_all_faults_of_all_files_are_told_at_once(tmp_path: Path) -> None:
 
 def test_a_file_that_would_be_ignored_is_a_fault(tmp_path: Path) -> None:
     files = {"geofences/more.kml": "<kml/>", "scenarios/more.yml": "id: a/b", "geofences/README.md": "words"}
+    files |= {"scenarios/s0.yaml~": "an editor's", "scenarios/.s0.yaml.swp": "leftovers"}
     inspection = inspect_content(*write_set(tmp_path, files=files))
     ignored = [fault.file for fault in inspection.errors]
     assert ignored == ["geofences/more.kml", "scenarios/more.yml"]
