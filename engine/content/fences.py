@@ -75,7 +75,8 @@ def _file(raw: Any, file: str, zone: str, limits: ReadLimits, faults: Faults) ->
 def is_geographic(crs: Any, file: str, faults: Faults) -> bool:
     if crs is None:
         return True
-    name = crs.get("properties", {}).get("name") if isinstance(crs, dict) else crs
+    properties = crs.get("properties") if isinstance(crs, dict) else None
+    name = properties.get("name") if isinstance(properties, dict) else crs
     if isinstance(name, str) and name.upper().endswith(_GEOGRAPHIC):
         return True
     hint = "reproject it: ogr2ogr -t_srs EPSG:4326 OUT.geojson IN.geojson"

@@ -50,7 +50,7 @@ def outline_of(geometry: Any, datum: Datum, most_vertices: int) -> Outline:
     Winding order is never a fault. Positions may carry an altitude, which is dropped. Rings whose edge jumps over 180
     degrees are unwrapped, polygons split at the antimeridian (RFC 7946, 3.1.9) are joined again.
     """
-    if not isinstance(geometry, dict) or geometry.get("type") not in _SHAPES:
+    if not isinstance(geometry, dict) or str(geometry.get("type")) not in _SHAPES:
         found = geometry.get("type", "no type") if isinstance(geometry, dict) else geometry
         hint = "give every part of a collection a feature of its own" if "Collection" in str(found) else ""
         raise GeometryRefused(".type", found, "Polygon, MultiPolygon, Point, LineString or null", hint)
@@ -112,12 +112,9 @@ def _positions(raw: Any, path: str, datum: Datum) -> np.ndarray:
     where = path or ".coordinates"
     if not isinstance(raw, list) or not raw:
         raise GeometryRefused(where, raw, "positions [longitude, latitude] in degrees")
-    try:
-        degrees = np.array([(position[0], position[1]) for position in raw], np.float64).reshape(-1, 2)
-        if any(isinstance(axis, bool | str) for axis in raw[0][:2]):
-            raise TypeError
-    except (TypeError, ValueError, IndexError, KeyError, OverflowError):
-        raise GeometryRefused(where, raw, "positions [longitude, latitude] in degrees") from None
+    if not all(_is_position(position) for position in raw):
+        raise GeometryRefused(where, raw, "positions [longitude, latitude] in degrees")
+    degrees = np.array([(float(position[0]), float(position[1])) for position in raw])
     lon, lat = degrees[:, 0], degrees[:, 1]
     wrong = ~((np.abs(lon) <= 180) & (np.abs(lat) <= 90))
     if wrong.any():
@@ -133,7 +130,17 @@ def _positions(raw: Any, path: str, datum: Datum) -> np.ndarray:
         raise GeometryRefused(spot, found, "longitude -180..180, then latitude -90..90", hint)
     if datum != Datum.WGS84:
         lon, lat = to_wgs84(lon, lat, datum)
-    return np.rint(np.column_stack((lon, lat)) * DEGREE_E7).astype(np.int64)
+    snapped: np.ndarray = np.rint(np.column_stack((lon, lat)) * DEGREE_E7).astype(np.int64)
+    return snapped
+
+
+def _is_position(value: Any) -> bool:
+    """Say whether this is a list that begins with two numbers; an integer of any size would not fit a float."""
+    return (
+        isinstance(value, list)
+        and len(value) >= 2
+        and all(type(axis) is float or (type(axis) is int and abs(axis) < 1 << 62) for axis in value[:2])
+    )
 
 
 def to_wgs84(lon: np.ndarray, lat: np.ndarray, datum: Datum) -> tuple[np.ndarray, np.ndarray]:
@@ -199,7 +206,7 @@ def _shapely(parts: list[tuple[np.ndarray, ...]]) -> Any:
 
 def _mended(drawn: Any, geometry: Any) -> Any:
     """Snap-round a shape that only snapping made invalid; raise where the outline was wrong before."""
-    if shapely.geometry.shape(geometry).is_valid:
+    if _raw(geometry).is_valid:
         fixed = shapely.set_precision(shapely.make_valid(drawn, method="structure", keep_collapsed=False), 1.0)
         if fixed.is_valid and not fixed.is_empty and fixed.geom_type in ("Polygon", "MultiPolygon"):
             return fixed
@@ -216,6 +223,13 @@ def _mended(drawn: Any, geometry: Any) -> Any:
         hint = "parts may neither overlap nor lie within each other: join them, or make the inner one a hole"
     expected = "an outline that does not cross itself, with its holes inside"
     raise GeometryRefused(".coordinates", Shown(what.strip() + place), expected, hint)
+
+
+def _raw(geometry: Any) -> Any:
+    """Draw a checked geometry as it was before snapping."""
+    many = geometry["coordinates"] if geometry["type"] == "MultiPolygon" else [geometry["coordinates"]]
+    flat = [[[position[:2] for position in ring] for ring in rings] for rings in many]
+    return shapely.MultiPolygon([shapely.Polygon(shell, holes) for shell, *holes in flat])
 
 
 def _rings_of(drawn: Any) -> list[tuple[np.ndarray, ...]]:

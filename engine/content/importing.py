@@ -98,8 +98,9 @@ def _properties(draft: Draft, choices: ImportChoices) -> dict[str, Any]:
         "name": text[:100],
         **({"kind": str(kind)} if kind else {}),
     }
-    if choices.tags or given.get("tags"):
-        found["tags"] = sorted({*choices.tags, *(given.get("tags") or ())})
+    own_tags = [tag for tag in given["tags"] if isinstance(tag, str)] if isinstance(given.get("tags"), list) else []
+    if choices.tags or own_tags:
+        found["tags"] = sorted({*choices.tags, *own_tags})
     if choices.datum != "wgs84":
         found["datum"] = choices.datum
     if choices.time_zone:
