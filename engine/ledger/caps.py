@@ -7,7 +7,6 @@ time; those that a `once` rule looked at stay.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -28,7 +27,7 @@ _GRANTED_FIRST = ReserveAnswer(0)
 Mark = tuple[str, str, str, str]
 """Scenario, category, partner, channel: what scopes ask about."""
 
-GrantRow = tuple[bytes, str, str, Mark, int, int, str | None]
+GrantRow = tuple[str, str, str, Mark, int, int, str | None]
 """A reservation as the ledger stores it: offer id, subject, user, mark, flags (kernel), the log's now, code."""
 
 
@@ -38,7 +37,7 @@ class Caps:
     def __init__(self) -> None:
         self._state = _empty(256, 256, 1024, 16)
         self._state.counters[kernel.NEXT_SWEEP_MS] = np.iinfo(np.int64).min
-        self._codes: dict[bytes, tuple[int, str]] = {}
+        self._codes: dict[str, tuple[int, str]] = {}
         self._names: dict[str, dict[str, int]] = {kind: {} for kind in ("scenario", "category", "partner", "channel")}
         self._marks: dict[Mark, int] = {}
 
@@ -46,7 +45,7 @@ class Caps:
         """Answer requests in order and append every grant to `made`."""
         if not requests:
             return []
-        batch, ids, marks = self._columns(requests)
+        batch, marks = self._columns(requests)
         self._make_room(len(requests))
         first = kernel.reserve(self._state, batch, 0)
         while first < len(requests):
@@ -63,18 +62,17 @@ class Caps:
             else:
                 if refused_by is None:
                     refused_by = batch.refused_by.tolist()
-                answers.append(self._answer(options, chosen, flags, refused_by[at : at + len(options)], ids[16 * at :]))
+                answers.append(self._answer(options, chosen, flags, refused_by[at : at + len(options)]))
             if flags >= 0:
-                row = at + chosen
-                code = options[chosen].code
-                offer_id = ids[16 * row : 16 * row + 16]
-                made.append((offer_id, request.subject, request.user_id, marks[row], flags, request.now_ms, code))
-                if code is not None:
-                    self._codes[offer_id] = (request.now_ms, code)
+                won = options[chosen]
+                mark = marks[at + chosen]
+                made.append((won.offer_id, request.subject, request.user_id, mark, flags, request.now_ms, won.code))
+                if won.code is not None:
+                    self._codes[won.offer_id] = (request.now_ms, won.code)
             at += len(options)
         return answers
 
-    def release(self, offer_id: bytes) -> bool:
+    def release(self, offer_id: str) -> bool:
         """Give back what an offer took; say whether it still held anything."""
         high, low = _halves(offer_id)
         return bool(kernel.release(self._state, high, low))
@@ -122,7 +120,7 @@ class Caps:
 
     def objects(self) -> dict[str, Any]:
         """The part of a checkpoint that is not arrays."""
-        codes = {offer_id.hex(): list(stored) for offer_id, stored in self._codes.items()}
+        codes = {offer_id: list(stored) for offer_id, stored in self._codes.items()}
         return {"names": {kind: list(names) for kind, names in self._names.items()}, "codes": codes}
 
     def restore(self, arrays: Mapping[str, np.ndarray], objects: Mapping[str, Any]) -> None:
@@ -131,71 +129,58 @@ class Caps:
         for kind, names in objects["names"].items():
             self._names[kind] = {name: number for number, name in enumerate(names)}
         self._marks.clear()
-        self._codes = {bytes.fromhex(key): (int(at_ms), code) for key, (at_ms, code) in objects["codes"].items()}
+        self._codes = {key: (int(at_ms), code) for key, (at_ms, code) in objects["codes"].items()}
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _answer(
-        self, options: tuple[Option, ...], chosen: int, flags: int, refused_by: list[int], ids: bytes
-    ) -> ReserveAnswer:
+    def _answer(self, options: tuple[Option, ...], chosen: int, flags: int, refused_by: list[int]) -> ReserveAnswer:
         tried = chosen if chosen >= 0 else len(options)
         refusals = tuple(
             "duplicate" if rule == kernel.REPEATED else option.rules[rule].reason
             for option, rule in zip(options[:tried], refused_by[:tried], strict=True)
         )
         if flags == -2:
-            stored = self._codes.get(ids[16 * chosen : 16 * chosen + 16])
+            stored = self._codes.get(options[chosen].offer_id)
             return ReserveAnswer(chosen, refusals, True, stored[1] if stored else None)
         return ReserveAnswer(chosen, refusals, False, options[chosen].code if chosen >= 0 else None)
 
-    def _columns(self, requests: Sequence[ReserveRequest]) -> tuple[Batch, bytes, list[Mark]]:
-        """Turn objects into the kernel's columns, with the joined offer ids and the mark of every option.
+    def _columns(self, requests: Sequence[ReserveRequest]) -> tuple[Batch, list[Mark]]:
+        """Turn objects into the kernel's columns, with the mark of every option.
 
-        Flat lists of integers, because making arrays of them costs a fifth of making record arrays of tuples.
+        One comprehension a column: the fastest way measured, twice as fast as attribute getters or record arrays.
         """
-        ids: list[str] = []
-        marks: list[Mark] = []
-        request_columns: list[int] = []
-        option_columns: list[int] = []
-        rule_columns: list[int] = []
-        numbers = self._marks
-        rule_end = 0
-        for request in requests:
-            for option in request.options:
-                ids.append(option.offer_id)
-                mark = (option.scenario, option.category, option.partner, option.channel)
-                marks.append(mark)
-                number = numbers.get(mark)
-                if number is None:
-                    number = self._number(mark)
-                flags = kernel.COUNTS if option.counts else 0
-                if option.withheld:
-                    flags |= kernel.WITHHELD
-                if option.shadow:
-                    flags |= kernel.SHADOW
-                rules = option.rules
-                for rule in rules:
-                    rule_columns += (rule.since_ms, rule.most, rule.scope, rule.uncounted_too)
-                rule_end += len(rules)
-                option_columns += (rule_end, number, flags)
-            request_columns += (request.now_ms, len(ids))
-        joined = bytes.fromhex("".join(ids))
-        assert len(joined) == 16 * len(ids), "an offer id is 32 hexadecimal digits"
+        options = [option for request in requests for option in request.options]
+        rules = [rule for option in options for rule in option.rules]
+        marks = [(option.scenario, option.category, option.partner, option.channel) for option in options]
+        if not self._marks.keys() >= set(marks):
+            for mark in marks:  # in their order, so that numbers do not depend on how requests were grouped
+                if mark not in self._marks:
+                    self._number(mark)
+        joined = bytes.fromhex("".join([option.offer_id for option in options]))
+        assert len(joined) == 16 * len(options), "an offer id is 32 hexadecimal digits"
         subjects = [request.subject.encode() for request in requests]
-        count = len(subjects)
+        flags = _bytes([option.counts for option in options]) * np.uint8(kernel.COUNTS)
+        flags |= _bytes([option.withheld for option in options]) * np.uint8(kernel.WITHHELD)
+        flags |= _bytes([option.shadow for option in options]) * np.uint8(kernel.SHADOW)
         batch = Batch(
-            subject=np.empty(count, np.uint64),
-            request=_integers(request_columns, 2),
+            subject=np.empty(len(requests), np.uint64),
+            now_ms=_integers([request.now_ms for request in requests]),
+            option_end=_integers([len(request.options) for request in requests]).cumsum(),
             offer=np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2),
-            option=_integers(option_columns, 3),
-            rule=_integers(rule_columns, 4),
-            granted=np.empty(count, np.int64),
-            flags=np.empty(count, np.int64),
-            refused_by=np.empty(len(ids), np.int64),
+            rule_end=_integers([len(option.rules) for option in options]).cumsum(),
+            mark=_integers([self._marks[mark] for mark in marks]),
+            option_flags=flags,
+            since_ms=_integers([rule.since_ms for rule in rules]),
+            most=_integers([rule.most for rule in rules]),
+            scope=_bytes([rule.scope for rule in rules]),
+            uncounted_too=_bytes([rule.uncounted_too for rule in rules]),
+            granted=np.empty(len(requests), np.int64),
+            flags=np.empty(len(requests), np.int64),
+            refused_by=np.empty(len(options), np.int64),
         )
-        ends = _integers(list(accumulate(map(len, subjects))), 1)
+        ends = _integers(list(accumulate(map(len, subjects))))
         kernel.hash_spans(np.frombuffer(b"".join(subjects), np.uint8), ends, batch.subject)
-        return batch, joined, marks
+        return batch, marks
 
     def _number(self, mark: Mark) -> int:
         """Number a mark that was not seen before."""
@@ -241,9 +226,12 @@ class Caps:
         self._state = new
 
 
-def _integers(flat: list[int], width: int) -> np.ndarray:
-    column = np.frombuffer(array("q", flat), np.int64)
-    return column if width == 1 else column.reshape(-1, width)
+def _integers(values: list[int]) -> np.ndarray:
+    return np.fromiter(values, np.int64, len(values))
+
+
+def _bytes(values: list[Any]) -> np.ndarray:
+    return np.frombuffer(bytes(values), np.uint8)
 
 
 def _table_size(entries: int) -> int:
@@ -265,5 +253,5 @@ def _empty(subjects: int, offers: int, grants: int, scenarios: int) -> CapArrays
     )
 
 
-def _halves(offer_id: bytes) -> tuple[Any, Any]:
-    return np.uint64(int.from_bytes(offer_id[:8], "big")), np.uint64(int.from_bytes(offer_id[8:], "big"))
+def _halves(offer_id: str) -> tuple[Any, Any]:
+    return np.uint64(int(offer_id[:16], 16)), np.uint64(int(offer_id[16:], 16))

@@ -88,8 +88,7 @@ class Database:
         (version,) = self._writer.execute("PRAGMA user_version").fetchone()
         if version not in (0, schema.VERSION):
             raise StoreCorrupt(f"{self.path} is of version {version}; this program knows {schema.VERSION}")
-        for statement in schema.TABLES.split(";"):
-            self._writer.execute(statement)
+        self._writer.executescript(schema.TABLES)
         self._writer.execute(f"PRAGMA user_version = {schema.VERSION}")
 
 

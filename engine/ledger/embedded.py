@@ -9,7 +9,7 @@ Two threads use it: the engine reserves and commits, the dispatcher handoff.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,15 +17,13 @@ import numpy as np
 import orjson
 
 from engine.errors import StoreUnavailable
-from engine.ledger import handoff, schema
-from engine.ledger.caps import Caps, GrantRow, Mark
+from engine.ledger import handoff, history
+from engine.ledger.caps import Caps, GrantRow
 from engine.ledger.database import Database
 from engine.ledger.dispatch import NOT_SENT, Claim
 from engine.ledger.handoff import ConsentRow, DispatchRow
+from engine.ledger.history import DecisionRow
 from engine.model import DispatchState, Offer, ReserveAnswer, ReserveRequest
-
-DecisionRow = tuple[str, str, bytes]
-"""decision id (32 hexadecimal digits), user, body (JSON)."""
 
 
 class EmbeddedLedger:
@@ -46,17 +44,13 @@ class EmbeddedLedger:
         self.assumed_consent = assumed_consent
         self.caps = Caps()
         self._made: list[GrantRow] = []
-        self._released: list[bytes] = []
+        self._released: list[str] = []
         self._database = Database(path, fsync)
         with self._database.writing() as cursor:
             self.epoch = int(_meta(cursor, "epoch", 0)) + 1
             _set_meta(cursor, "epoch", self.epoch)
             self.unsettled = handoff.settle_submitting(cursor, self.epoch)
-            self._position = int(_meta(cursor, "position", -1))
-            self._marks: dict[Mark, int] = {
-                (scenario, category, partner, channel): mark
-                for mark, scenario, category, partner, channel in cursor.execute("SELECT * FROM marks")
-            }
+            self._position = int(cursor.execute("SELECT position FROM progress").fetchone()[0])
 
     # --- caps -------------------------------------------------------------------------------------------------------
 
@@ -66,9 +60,8 @@ class EmbeddedLedger:
 
     def release(self, offer_id: str) -> None:
         """Give back what an offer took (a definite failure, C2). Harmless where there is nothing to give back."""
-        key = bytes.fromhex(offer_id)
-        if self.caps.release(key):
-            self._released.append(key)
+        if self.caps.release(offer_id):
+            self._released.append(offer_id)
 
     def settle(self, offer_id: str, state: DispatchState) -> None:
         """Take an outcome into account: a definite failure gives back, anything else keeps what was taken (C2)."""
@@ -81,13 +74,8 @@ class EmbeddedLedger:
         self._made.clear()
         self._released.clear()
         with self._database.reading() as cursor:
-            longest_ms = int(_meta(cursor, "longest_ms", 0))
-            rows = cursor.execute(
-                "SELECT offer_id, subject, user, scenario, category, partner, channel, flags, at_ms, code, released "
-                "FROM reservations JOIN marks USING (mark) WHERE position <= ? ORDER BY at_ms, position, offer_id",
-                (through_position,),
-            )
-            self.caps.restore_grants(_grants(rows, through_position), longest_ms)
+            (longest_ms,) = cursor.execute("SELECT longest_ms FROM progress").fetchone()
+            self.caps.restore_grants(history.read_reservations(cursor, through_position), longest_ms)
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
@@ -115,26 +103,20 @@ class EmbeddedLedger:
             return
         with self._database.writing() as cursor:
             if self._made:
-                self._put_reservations(cursor, position)
+                history.put_reservations(cursor, self._made, position, now_ms)
             if self._released:
-                cursor.executemany(
-                    "UPDATE reservations SET released = ? WHERE offer_id = ? AND released IS NULL",
-                    [(position, key) for key in self._released],
-                )
+                history.put_releases(cursor, self._released, position)
             if decisions:
-                cursor.executemany(
-                    "INSERT OR REPLACE INTO decisions VALUES (?,?,?,?)",
-                    [(bytes.fromhex(key), user, position, body) for key, user, body in decisions],
-                )
+                history.put_decisions(cursor, decisions, position, now_ms)
             if offers:
                 handoff.put_offers(cursor, offers, {row[0]: row[1] for row in self._made}, position)
             handoff.put_consents(cursor, consents, closed_users)
             handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
                 handoff.put_dispatch(cursor, one, self.epoch)
-            _set_meta(cursor, "position", position)
-            _set_meta(cursor, "now_ms", now_ms)
-            _set_meta(cursor, "longest_ms", self.caps.longest_ms)
+            cursor.execute(
+                "UPDATE progress SET position = ?, now_ms = ?, longest_ms = ?", (position, now_ms, self.caps.longest_ms)
+            )
         self._position = position
         self._made.clear()
         self._released.clear()
@@ -202,12 +184,7 @@ class EmbeddedLedger:
     def decisions(self, *, user: str, from_ms: int, until_ms: int, limit: int = 100) -> list[bytes]:
         """List bodies of a user's decisions whose trigger lies in [from_ms, until_ms), newest first."""
         with self._database.reading() as cursor:
-            rows = cursor.execute(
-                "SELECT body FROM decisions WHERE decision_id >= ? AND decision_id < ? AND user = ? "
-                "ORDER BY decision_id DESC LIMIT ?",
-                (_id_from(from_ms), _id_from(until_ms), user, limit),
-            ).fetchall()
-        return [body for (body,) in rows]
+            return history.find_decisions(cursor, user, from_ms, until_ms, limit)
 
     def paused(self) -> set[str]:
         """The scenarios that are paused; "*" stands for all."""
@@ -216,9 +193,12 @@ class EmbeddedLedger:
 
     def counts(self) -> dict[str, int]:
         """How many rows each table holds, for summaries and tests."""
-        tables = ("reservations", "offers", "outbox", "dispatches", "decisions", "consents", "pauses")
+        tables = ("reservations_read", "offers", "outbox", "dispatches", "decisions_read", "consents", "pauses")
         with self._database.reading() as cursor:
-            return {name: cursor.execute(f"SELECT count(*) FROM {name}").fetchone()[0] for name in tables}
+            return {
+                name.removesuffix("_read"): cursor.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+                for name in tables
+            }
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -227,33 +207,29 @@ class EmbeddedLedger:
         self._database.tidy()
 
     def expire(self, before_ms: int, reservations_before_ms: int) -> None:
-        """Delete decisions, offers and dispatches with a trigger before `before_ms`, and old reservations.
+        """Delete decisions, offers and dispatches from before `before_ms`, and old reservations.
 
         Offers must outlive the journal's retention, or a replay would queue them again. Reservations that a rule
         without a window looks at stay.
         """
-        key = _id_from(before_ms)
+        key = max(before_ms, 0).to_bytes(6, "big")
         with self._database.writing() as cursor:
-            for table, column in (("decisions", "decision_id"), ("offers", "offer_id"), ("outbox", "offer_id")):
-                cursor.execute(f"DELETE FROM {table} WHERE {column} < ?", (key,))
-            cursor.execute("DELETE FROM dispatches WHERE offer_id < ?", (key,))
+            history.expire(cursor, before_ms, reservations_before_ms)
             cursor.execute(
-                "DELETE FROM reservations WHERE offer_id < ? AND at_ms < ? AND flags & 8 = 0",
-                (_id_from(reservations_before_ms), reservations_before_ms),
+                "DELETE FROM releases WHERE offer_id < ?", (max(reservations_before_ms, 0).to_bytes(6, "big"),)
             )
+            for table in ("offers", "outbox", "dispatches"):
+                cursor.execute(f"DELETE FROM {table} WHERE offer_id < ?", (key,))
 
-    def forget(self, user: str, subject: str | None = None) -> None:
-        """Leave no trace of a user (I2): rows, caps, free pages and the write-ahead log."""
-        self.caps.forget(user if subject is None else subject)
+    def forget(self, user: str) -> None:
+        """Leave no trace of a user or subject (I2): rows, caps, free pages and the write-ahead log."""
+        self.caps.forget(user)
         with self._database.writing() as cursor:
-            ids = [
-                key
-                for (key,) in cursor.execute("SELECT offer_id FROM offers WHERE user = ? OR subject = ?", (user, user))
-            ]
-            for table in ("outbox", "dispatches", "submitting"):
-                cursor.executemany(f"DELETE FROM {table} WHERE offer_id = ?", [(key,) for key in ids])
-            for table, column in schema.USER_COLUMNS:
-                cursor.execute(f"DELETE FROM {table} WHERE {column} = ?", (user,))
+            offer_ids = [bytes.fromhex(one) for one in history.forget(cursor, user)]
+            offer_ids += handoff.offers_of(cursor, user)
+            for table in ("outbox", "dispatches", "submitting", "releases", "offers"):
+                cursor.executemany(f"DELETE FROM {table} WHERE offer_id = ?", [(key,) for key in offer_ids])
+            cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
         self._database.compact()
 
     def arrays(self) -> dict[str, np.ndarray]:
@@ -274,27 +250,6 @@ class EmbeddedLedger:
         """Close the file; what was not committed is decided again by replay."""
         self._database.close()
 
-    # --- inside --------------------------------------------------------------------------------------------------
-
-    def _put_reservations(self, cursor: sqlite3.Cursor, position: int) -> None:
-        marks = self._marks
-        for mark in {row[3] for row in self._made} - marks.keys():
-            cursor.execute(
-                "INSERT INTO marks (scenario, category, partner, channel) SELECT ?,?,?,? WHERE NOT EXISTS "
-                "(SELECT 1 FROM marks WHERE (scenario, category, partner, channel) = (?,?,?,?))",
-                (*mark, *mark),
-            )
-            (marks[mark],) = cursor.execute(
-                "SELECT mark FROM marks WHERE (scenario, category, partner, channel) = (?,?,?,?)", mark
-            ).fetchone()
-        cursor.executemany(
-            "INSERT OR IGNORE INTO reservations VALUES (?,?,?,?,?,?,?,?,NULL)",
-            [
-                (key, subject, None if user == subject else user, marks[mark], flags, at_ms, position, code)
-                for key, subject, user, mark, flags, at_ms, code in self._made
-            ],
-        )
-
 
 def _meta(cursor: sqlite3.Cursor, key: str, default: Any) -> Any:
     row = cursor.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
@@ -303,15 +258,3 @@ def _meta(cursor: sqlite3.Cursor, key: str, default: Any) -> Any:
 
 def _set_meta(cursor: sqlite3.Cursor, key: str, value: Any) -> None:
     cursor.execute("INSERT OR REPLACE INTO meta VALUES (?,?)", (key, value))
-
-
-def _grants(rows: Any, through_position: int) -> Iterator[tuple[GrantRow, bool]]:
-    for key, subject, user, scenario, category, partner, channel, flags, at_ms, code, released in rows:
-        mark = (scenario, category, partner, channel)
-        is_released = released is not None and released <= through_position
-        yield (key, subject, user or subject, mark, flags, at_ms, code), is_released
-
-
-def _id_from(trigger_ms: int) -> bytes:
-    """The smallest id of a trigger instant (D4)."""
-    return max(trigger_ms, 0).to_bytes(6, "big") + bytes(10)

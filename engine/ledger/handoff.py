@@ -130,14 +130,14 @@ def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
     return len(rows)
 
 
-def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mapping[bytes, str], position: int) -> None:
+def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mapping[str, str], position: int) -> None:
     """Store offers and queue those that are new here: one that a replay brings again may have been claimed."""
     for offer in offers:
         key = bytes.fromhex(offer.offer_id)
         row = (
             key,
             offer.user_id,
-            subjects.get(key, offer.user_id),
+            subjects.get(offer.offer_id, offer.user_id),
             offer.scenario,
             offer.channel,
             offer.offer_class == "service",
@@ -148,6 +148,11 @@ def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mappin
         cursor.execute("INSERT OR IGNORE INTO offers VALUES (?,?,?,?,?,?,?,?,?)", row)
         if cursor.rowcount:
             cursor.execute("INSERT OR IGNORE INTO outbox VALUES (?)", (key,))
+
+
+def offers_of(cursor: sqlite3.Cursor, user: str) -> list[bytes]:
+    """The ids of a user's or subject's offers; reads the whole table."""
+    return [key for (key,) in cursor.execute("SELECT offer_id FROM offers WHERE user = ? OR subject = ?", (user, user))]
 
 
 def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow], closed_users: Sequence[str]) -> None:

@@ -64,21 +64,27 @@ USED, SUBJECTS, OFFERS, LONGEST_MS, NEXT_SWEEP_MS = 0, 1, 2, 3, 4
 class Batch(NamedTuple):
     """Requests in columns, and the answers. Spans are given by their ends; each begins where the one before ended.
 
-    subject     uint64[N]    hash of the subject
-    request     int64[N, 2]  now_ms, end of its options
-    offer       uint64[M, 2] offer id of each option, both halves
-    option      int64[M, 3]  end of its rules, mark (see `mark_of`), COUNTS | WITHHELD | SHADOW
-    rule        int64[K, 4]  since_ms, most, scope, whether uncounted grants count too
-    granted     int64[N]     out: index of the granted option within its request, or -1
-    flags       int64[N]     out: flags of the grant that was made, -1 none made, -2 offer id granted before
-    refused_by  int64[M]     out: which of the option's rules refused, or PASSED, UNTRIED, REPEATED
+    Requests: subject uint64[N] hashed, now_ms int64[N], option_end int64[N].
+    Options: offer uint64[M, 2] both halves of the id, rule_end int64[M], mark int64[M] (see `mark_of`),
+    option_flags uint8[M] COUNTS | WITHHELD | SHADOW.
+    Rules: since_ms int64[K], most int64[K], scope uint8[K], uncounted_too uint8[K].
+    Out, overwritten:
+    granted     int64[N]  index of the granted option within its request, or -1
+    flags       int64[N]  flags of the grant that was made, -1 none made, -2 offer id granted before
+    refused_by  int64[M]  which of the option's rules refused, or PASSED, UNTRIED, REPEATED
     """
 
     subject: Any
-    request: Any
+    now_ms: Any
+    option_end: Any
     offer: Any
-    option: Any
-    rule: Any
+    rule_end: Any
+    mark: Any
+    option_flags: Any
+    since_ms: Any
+    most: Any
+    scope: Any
+    uncounted_too: Any
     granted: Any
     flags: Any
     refused_by: Any
@@ -148,13 +154,14 @@ def add_deployment(state: Any, scenario: int, at_ms: int, change: int) -> None:
 
 
 @kernel
-def refuses(state: Any, head: int, mark: int, is_withheld: bool, rule: Any, now_ms: int) -> Any:
+def refuses(state: Any, batch: Any, rule: int, head: int, mark: int, is_withheld: bool, now_ms: int) -> Any:
     """Say whether a rule refuses: at least `most` grants of its scope lie after `since_ms`.
 
-    head  newest grant of the subject; mark, is_withheld  of the option that asks; rule int64[4]
+    rule  row of batch; head  newest grant of the subject; mark, is_withheld  of the option that asks
     Cost: grants of the subject that are newer than `since_ms`, at most until `most` are found.
     """
-    since_ms, most, scope, uncounted_too = rule[0], rule[1], rule[2], rule[3]
+    since_ms, most, scope = batch.since_ms[rule], batch.most[rule], batch.scope[rule]
+    uncounted_too = batch.uncounted_too[rule] != 0
     if scope == DEPLOYMENT:
         return count_deployment(state, mark >> 38, since_ms, now_ms) >= most
     found = 0
@@ -188,12 +195,12 @@ def reserve(state: Any, batch: Any, first: int) -> Any:
     Room for as many grants, subjects and offers as there are requests has been made. No allocation.
     """
     counters = state.counters
-    request_end = batch.request[first - 1, 1] if first > 0 else 0
-    for row in range(first, len(batch.request)):
-        now_ms = batch.request[row, 0]
+    request_end = batch.option_end[first - 1] if first > 0 else 0
+    for row in range(first, len(batch.now_ms)):
+        now_ms = batch.now_ms[row]
         if now_ms >= counters[NEXT_SWEEP_MS]:
             return row
-        start, request_end = request_end, batch.request[row, 1]
+        start, request_end = request_end, batch.option_end[row]
         batch.granted[row] = -1
         batch.flags[row] = -1
         for k in range(start, request_end):
@@ -211,20 +218,18 @@ def reserve(state: Any, batch: Any, first: int) -> Any:
         subject = find_subject(state, batch.subject[row])
         head = state.subject_head[subject] if state.subject_key[subject] == batch.subject[row] else -1
         for k in range(start, request_end):
-            option_flags = batch.option[k, 2]
-            mark = batch.option[k, 1]
+            option_flags = np.int64(batch.option_flags[k])
+            mark = batch.mark[k]
             verdict = PASSED
             flags = option_flags & (COUNTS | WITHHELD)
-            rule_start = batch.option[k - 1, 0] if k > 0 else 0
-            for r in range(rule_start, batch.option[k, 0]):
-                since_ms = batch.rule[r, 0]
+            rule_start = batch.rule_end[k - 1] if k > 0 else 0
+            for r in range(rule_start, batch.rule_end[k]):
+                since_ms = batch.since_ms[r]
                 if since_ms <= 0:
                     flags |= KEEP
-                elif batch.rule[r, 2] != DEPLOYMENT:
+                elif batch.scope[r] != DEPLOYMENT:
                     counters[LONGEST_MS] = max(counters[LONGEST_MS], now_ms - since_ms)
-                if verdict == PASSED and refuses(
-                    state, head, mark, option_flags & WITHHELD != 0, batch.rule[r], now_ms
-                ):
+                if verdict == PASSED and refuses(state, batch, r, head, mark, option_flags & WITHHELD != 0, now_ms):
                     verdict = r - rule_start
             batch.refused_by[k] = verdict
             if verdict != PASSED:
@@ -234,11 +239,11 @@ def reserve(state: Any, batch: Any, first: int) -> Any:
                 batch.flags[row] = flags
                 add_grant(state, batch.subject[row], batch.offer[k, 0], batch.offer[k, 1], mark, flags, now_ms)
             break
-    return len(batch.request)
+    return len(batch.now_ms)
 
 
 @kernel
-def add_grant(state: Any, subject_key: Any, high: Any, low: Any, mark: int, flags: int, at_ms: int) -> None:
+def add_grant(state: Any, subject_key: Any, high: Any, low: Any, mark: Any, flags: Any, at_ms: int) -> None:
     """Write one grant: pool, subject, offer id and deployment counter."""
     counters = state.counters
     subject = find_subject(state, subject_key)

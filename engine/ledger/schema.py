@@ -1,7 +1,7 @@
 """The tables of ledger.db.
 
-Ids are the 16 bytes of an offer id, so that keys rise with time and inserts stay at one end of a table. No table has a
-second index: looked up by user means read by time.
+Keys are positions, or the 16 bytes of an offer id: both rise with time, so that inserts stay at one end of a table.
+No table has a second index.
 """
 
 from __future__ import annotations
@@ -10,23 +10,29 @@ VERSION = 1
 
 TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS marks (
-    mark INTEGER PRIMARY KEY, scenario TEXT NOT NULL, category TEXT NOT NULL, partner TEXT NOT NULL,
-    channel TEXT NOT NULL
+CREATE TABLE IF NOT EXISTS progress (
+    one INTEGER PRIMARY KEY CHECK (one = 1), position INTEGER NOT NULL, now_ms INTEGER NOT NULL,
+    longest_ms INTEGER NOT NULL  -- the longest window a cap ever asked for
 );
-CREATE TABLE IF NOT EXISTS reservations (
-    offer_id BLOB PRIMARY KEY, subject TEXT NOT NULL,
-    user TEXT,                   -- where it is not the subject
-    mark INTEGER NOT NULL,
-    flags INTEGER NOT NULL,      -- 1 counts, 2 withheld, 8 kept for ever
-    at_ms INTEGER NOT NULL,      -- the log's now
-    position INTEGER NOT NULL,   -- of the commit that brought it
-    code TEXT,
-    released INTEGER             -- position of the commit that gave it back
-) WITHOUT ROWID;
+INSERT OR IGNORE INTO progress VALUES (1, -1, -1, 0);
+CREATE TABLE IF NOT EXISTS reservations (position INTEGER PRIMARY KEY, now_ms INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE VIEW IF NOT EXISTS reservations_read AS
-    SELECT hex(offer_id) AS offer_id, subject, coalesce(user, subject) AS user, scenario, category, partner, channel,
-           flags, at_ms, position, code, released FROM reservations JOIN marks USING (mark);
+    SELECT position, value ->> 0 AS offer_id, value ->> 1 AS subject, value ->> 2 AS user,
+           value ->> '$[3][0]' AS scenario, value ->> '$[3][1]' AS category, value ->> '$[3][2]' AS partner,
+           value ->> '$[3][3]' AS channel,
+           value ->> 4 AS flags,  -- 1 counts, 2 withheld, 8 kept for ever
+           value ->> 5 AS at_ms, value ->> 6 AS code
+    FROM reservations, json_each(CAST(body AS TEXT));
+CREATE TABLE IF NOT EXISTS releases (offer_id BLOB PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS decisions (position INTEGER PRIMARY KEY, now_ms INTEGER NOT NULL, body BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS decision_users (
+    position INTEGER PRIMARY KEY, now_ms INTEGER NOT NULL,
+    users BLOB NOT NULL          -- uint32 crc32 of the user of every decision of that commit
+);
+CREATE VIEW IF NOT EXISTS decisions_read AS
+    SELECT position, value ->> 'decision_id' AS decision_id, value ->> 'user' AS user,
+           value ->> 'scenario' AS scenario, value ->> 'outcome' AS outcome, value ->> 'reason' AS reason, value AS body
+    FROM decisions, json_each(CAST(body AS TEXT));
 CREATE TABLE IF NOT EXISTS offers (
     offer_id BLOB PRIMARY KEY, user TEXT NOT NULL, subject TEXT NOT NULL, scenario TEXT NOT NULL,
     channel TEXT NOT NULL, service INTEGER NOT NULL, deadline_ms INTEGER NOT NULL,
@@ -41,22 +47,9 @@ CREATE TABLE IF NOT EXISTS dispatches (
     PRIMARY KEY (offer_id, seq)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS submitting (offer_id BLOB PRIMARY KEY, dispatch_id TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS decisions (
-    decision_id BLOB PRIMARY KEY, user TEXT NOT NULL, position INTEGER NOT NULL, body BLOB NOT NULL
-) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS consents (
     user TEXT NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL, at_ms INTEGER NOT NULL, source TEXT,
     PRIMARY KEY (user, purpose)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pauses (scenario TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 """
-
-USER_COLUMNS = (
-    ("reservations", "user"),
-    ("reservations", "subject"),
-    ("offers", "user"),
-    ("offers", "subject"),
-    ("decisions", "user"),
-    ("consents", "user"),
-)
-"""Where users are named, for `forget`."""

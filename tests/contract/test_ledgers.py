@@ -83,6 +83,15 @@ def offer(number: int, user: str = "u1", **fields) -> Offer:
     return Offer(offer_id(number), user_id=user, text="你好", benefit="b", created_ms=T0, **values)
 
 
+def decision(number: int, user: str, outcome: str, at_ms: int = T0) -> tuple[str, str, bytes]:
+    key = offer_id(number, at_ms)
+    return (
+        key,
+        user,
+        b'{"decision_id":"%b","user":"%b","outcome":"%b"}' % (key.encode(), user.encode(), outcome.encode()),
+    )
+
+
 # --- reserving --------------------------------------------------------------------------------------------------------
 
 
@@ -219,7 +228,7 @@ def test_position_and_effects_are_stored_together(home):
     ledger = home.open()
     assert ledger.position() == -1
     ledger.reserve([ask(option(1, code="A1"))])
-    ledger.commit(10, T0, offers=[offer(1)], decisions=[(offer_id(1), "u1", b'{"n":1}')])
+    ledger.commit(10, T0, offers=[offer(1)], decisions=[decision(1, "u1", "offer")])
     ledger.close()
     again = home.open()
     assert again.position() == 10
@@ -282,10 +291,56 @@ def test_a_replay_of_committed_records_changes_nothing(home):
 
 
 def test_a_second_record_of_a_decision_replaces_the_first(ledger):
-    ledger.commit(1, T0, decisions=[(offer_id(1), "u1", b"held"), (offer_id(2), "u2", b"other")])
-    ledger.commit(2, T0, decisions=[(offer_id(1), "u1", b"offer")])
-    assert ledger.decisions(user="u1", from_ms=T0, until_ms=T0 + 1) == [b"offer"]
+    """Contract, Decision: one id, its last record."""
+    ledger.commit(1, T0, decisions=[decision(1, "u1", "held"), decision(2, "u2", "offer")])
+    ledger.commit(2, T0, decisions=[decision(1, "u1", "offer")])
+    assert ledger.decisions(user="u1", from_ms=T0, until_ms=T0 + 1) == [decision(1, "u1", "offer")[2]]
     assert ledger.decisions(user="u1", from_ms=T0 + 1, until_ms=T0 + 2) == []
+
+
+def test_decisions_of_a_user_come_newest_first_and_only_theirs(ledger):
+    for k in range(20):
+        ledger.commit(
+            k, T0 + k, decisions=[decision(k, f"u{k % 3}", "lost", T0 + k), decision(99, "u9", "lost", T0 - k)]
+        )
+    bodies = ledger.decisions(user="u1", from_ms=T0 + 3, until_ms=T0 + 17, limit=3)
+    assert bodies == [decision(k, "u1", "lost", T0 + k)[2] for k in (16, 13, 10)]
+
+
+def test_a_forgotten_user_leaves_no_trace_in_any_file(home, tmp_path):
+    """I2: rows, free pages, write-ahead log and caps; others keep theirs."""
+    ledger = home.open()
+    for k in range(40):
+        user = ("zarathustra", "other")[k % 2]
+        ledger.reserve([ask(option(k), subject=user)])
+        ledger.commit(k, T0, offers=[offer(k, user)], decisions=[decision(k, user, "offer")])
+    ledger.claim([(offer_id(0), "d0")], T0)
+    ledger.commit(200, T0, consents=[Consent("zarathustra", "marketing.sms", True)])
+    ledger.forget("zarathustra")
+    assert ledger.decisions(user="zarathustra", from_ms=0, until_ms=T0 * 2) == []
+    assert len(ledger.decisions(user="other", from_ms=0, until_ms=T0 * 2)) == 20
+    assert [one.user_id for one in ledger.outbox(99)] == ["other"] * 20
+    answers = ledger.reserve([ask(option(60, at_most(1)), subject=user) for user in ("other", "zarathustra")])
+    assert [answer.granted for answer in answers] == [-1, 0]
+    for path in tmp_path.iterdir():
+        assert b"zarathustra" not in path.read_bytes(), path.name
+
+
+def test_old_rows_go_and_what_a_rule_without_a_window_looks_at_stays(home):
+    """B5: re-entry `once` is for ever; the rest is kept as long as a cap or a replay may ask for it."""
+    ledger = home.open()
+    day_ms = 24 * HOUR_MS
+    ledger.reserve([ask(option(1, Rule(Scope.SCENARIO, 0, 1, "reentry"))), ask(option(2), subject="u2")])
+    ledger.commit(1, T0, offers=[offer(1), offer(2)], decisions=[decision(1, "u1", "offer")])
+    late_ms = T0 + 40 * day_ms
+    ledger.reserve([ask(Option(offer_id(3, late_ms), "a/s", "sms", "video", "p", ()), subject="u3", now_ms=late_ms)])
+    ledger.commit(2, late_ms)
+    ledger.expire(T0 + 4 * day_ms, T0 + 32 * day_ms)
+    counts = ledger.counts()
+    assert (counts["reservations"], counts["offers"], counts["outbox"], counts["decisions"]) == (2, 0, 0, 0)
+    ledger.rebuild(2)
+    request = ask(option(9, Rule(Scope.SCENARIO, 0, 1, "reentry")), now_ms=late_ms)
+    assert ledger.reserve([request])[0].refusals == ("reentry",)
 
 
 # --- claims -----------------------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class MemoryLedger:
         return self.caps.reserve(requests, self.grants)
 
     def release(self, offer_id: str) -> None:
-        self.caps.release(bytes.fromhex(offer_id))
+        self.caps.release(offer_id)
 
 
 def circle(name: str, lon: float, lat: float, radius_m: float, **more: Any) -> Fence:
@@ -77,7 +77,12 @@ def small_content(version: str = "v1", **more: Any) -> Content:
         scenario("arrive", PresenceTrigger("enter", names[:2]), priority=2.0, holdout_percent=20.0),
         scenario("leave", PresenceTrigger("exit", (names[1],)), audience=HasTag("member")),
         scenario("linger", PresenceTrigger("dwell", (names[1], names[3]), 300), reentry=Reentry("cooldown", 3_600_000)),
-        scenario("metro", PresenceTrigger("enter", (names[2],)), quiet_hours=QuietHours(0, 1439, "hold")),
+        scenario(
+            "metro",
+            PresenceTrigger("enter", (names[2],)),
+            quiet_hours=QuietHours(0, 13 * 60, "hold"),
+            offer=offer(deadline_s=86_400),
+        ),
         scenario(
             "shop",
             UsageTrigger(
