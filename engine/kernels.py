@@ -1,14 +1,16 @@
-"""The one place that compiles: `kernel` marks a function for Numba, `warm` compiles everything once.
+"""The one place that compiles: `kernel` marks a function for Numba, `warm` (engine.runtime) compiles everything once.
 
 Numba's on-disk cache misses an edit of a callee in another file and breaks when several processes compile at once.
-So the cache folder is named by a hash of every kernel source and of the versions that matter, one process compiles
-under a file lock, and `OPPORTUNE_NO_COMPILE=1` fails loudly instead of compiling.
+So each module's kernels are cached in a folder named by a hash of its source, of every engine module it imports,
+however indirectly, and of the versions that matter; one process compiles under a file lock; and
+`OPPORTUNE_NO_COMPILE=1` fails loudly instead of compiling.
 
 A kernel module is a file called `kernel.py` or `*_kernel.py` below `engine/`; only those import `kernel`.
 """
 
 from __future__ import annotations
 
+import ast
 import fcntl
 import hashlib
 import os
@@ -16,51 +18,84 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy
 
-_ROOT = Path(__file__).parent
-
-
-def kernel_sources() -> list[Path]:
-    """List the files whose text decides what the compiled code does."""
-    return sorted({*_ROOT.rglob("kernel.py"), *_ROOT.rglob("*_kernel.py"), _ROOT / "model.py", _ROOT / "kernels.py"})
-
-
-def fingerprint() -> str:
-    """Hash the kernel sources together with the versions of Python, numpy, numba and the machine's architecture."""
-    from importlib.metadata import version
-
-    digest = hashlib.sha256()
-    for part in (sys.version, numpy.__version__, version("numba"), version("llvmlite"), platform.machine()):
-        digest.update(part.encode() + b"\0")
-    digest.update(os.environ.get("NUMBA_CPU_NAME", "").encode() + b"\0")
-    for path in kernel_sources():
-        digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()[:20]
+_ROOT = Path(__file__).resolve().parent
 
 
 def cache_root() -> Path:
     """Where compiled kernels live: OPPORTUNE_CACHE_DIR, or the user's cache folder."""
     chosen = os.environ.get("OPPORTUNE_CACHE_DIR") or os.environ.get("XDG_CACHE_HOME")
-    return Path(chosen) / "opportune" if chosen else Path.home() / ".cache" / "opportune"
+    return (Path(chosen) if chosen else Path.home() / ".cache") / "opportune" / "kernels"
 
 
-CACHE = cache_root() / f"kernels-{fingerprint()}"
+def kernel_sources() -> list[Path]:
+    """List the kernel modules."""
+    return sorted({*_ROOT.rglob("kernel.py"), *_ROOT.rglob("*_kernel.py")})
+
+
+@cache
+def fingerprint(source: Path) -> str:
+    """Hash a module together with all engine modules it can reach, and with the versions and the kind of machine."""
+    digest = hashlib.sha256(_platform())
+    for path in sorted(_closure(source)):
+        digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:20]
+
+
+@cache
+def _platform() -> bytes:
+    from importlib.metadata import version
+
+    facts = (sys.version, numpy.__version__, version("numba"), version("llvmlite"), platform.machine())
+    return "\0".join((*facts, os.environ.get("NUMBA_CPU_NAME", ""))).encode()
+
+
+def _closure(source: Path) -> set[Path]:
+    reached, waiting = set(), [source]
+    while waiting:
+        path = waiting.pop()
+        if path not in reached:
+            reached.add(path)
+            waiting.extend(_imports(path))
+    return reached
+
+
+@cache
+def _imports(path: Path) -> tuple[Path, ...]:
+    """List the engine modules that a module names in its import statements."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            names += [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+    found = []
+    for name in names:
+        if name.startswith(f"{_ROOT.name}."):
+            module = _ROOT.joinpath(*name.split(".")[1:]).with_suffix(".py")
+            if module.is_file():
+                found.append(module)
+    return tuple(found)
+
+
+CACHE = cache_root()
 CACHE.mkdir(parents=True, exist_ok=True)
 os.environ["NUMBA_CACHE_DIR"] = str(CACHE)
 
 import numba  # noqa: E402  (the cache folder must be set before Numba reads its configuration)
-
-numba.config.CACHE_DIR = str(CACHE)
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def kernel(function: F) -> F:
     """Compile `function` on first call: cached on disk, without the GIL, without bounds checks, without fastmath."""
+    # Numba asks for the folder when it wraps a function, so every module can have its own.
+    numba.config.CACHE_DIR = str(CACHE / fingerprint(Path(function.__code__.co_filename).resolve()))
     compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     if os.environ.get("OPPORTUNE_NO_COMPILE"):
         _refuse_to_compile(compiled)
@@ -110,6 +145,12 @@ def compile_lock() -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_UN)
 
 
+def warm_mark() -> Path:
+    """The file that says that all kernels, as they are now, were compiled."""
+    every = hashlib.sha256("".join(fingerprint(source) for source in kernel_sources()).encode())
+    return CACHE / f"warm-{every.hexdigest()[:20]}"
+
+
 def is_warm() -> bool:
     """Say whether `warm` has finished once for these sources."""
-    return (CACHE / "warm").exists()
+    return warm_mark().exists()

@@ -22,7 +22,7 @@ from engine.definitions import (
     Shape,
     UsageTrigger,
 )
-from engine.kernels import CACHE, compile_lock, is_warm
+from engine.kernels import CACHE, compile_lock, is_warm, warm_mark
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Mode, RecordKind
 from engine.pipeline import Pipeline
@@ -46,7 +46,7 @@ def warm() -> float:
     with compile_lock():
         if not is_warm():
             _run_a_day()
-            (CACHE / "warm").touch()
+            warm_mark().touch()
     return monotonic_s() - started
 
 
