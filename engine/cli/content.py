@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from engine.content import Inspection, inspect_content
+from engine.clock import wall_ms
+from engine.content import Inspection, inspect_content, outdated
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
 from engine.errors import Fault
 from engine.settings import load_settings
@@ -39,6 +40,9 @@ def check(
 ) -> None:
     """Load all content as the engine would and report everything that is wrong; exit status 1 where anything is."""
     inspection = inspect_folders(geofences, scenarios)
+    if inspection.content is not None:
+        faults = (*inspection.faults, *outdated(inspection.content, wall_ms()))
+        inspection = Inspection(inspection.content, faults)
     if as_json:
         print(json.dumps(_report(inspection), ensure_ascii=False, indent=2))
     else:

@@ -15,7 +15,6 @@ from rich.table import Table
 from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults, print_table
 from engine.content.faults import Faults
 from engine.content.files import ReadLimits, read_bytes
-from engine.content.geocoding import Provider, geocode, read_addresses
 from engine.content.importing import ImportChoices, Imported, collection_bytes, import_drafts
 from engine.content.readers import READERS
 
@@ -133,6 +132,9 @@ def geocode_addresses(
     force: ForceOption = False,
 ) -> None:
     """Make circles from a list of addresses by a geocoding service; exit status 1 where any is not found."""
+    # geopy brings a web client with it; only this command needs them.
+    from engine.content.geocoding import Provider, geocode, read_addresses
+
     faults = Faults()
     service = Provider(name=provider, domain=domain, api_key=api_key, pause_s=pause_s)
     data = read_bytes(addresses, addresses.name, ReadLimits().yaml_bytes * 16, faults)

@@ -55,6 +55,22 @@ def inspect_content(geofences: Path, scenarios: Path, limits: ReadLimits | None 
     return Inspection(content, tuple(faults.all()))
 
 
+def outdated(content: Content, now_ms: int) -> list[Fault]:
+    """List, as warnings, the scenarios and fences that are over at `now_ms`: sound, and without effect."""
+    hint = "it is over; move the date or remove it"
+    scenarios = [
+        Fault(one.file, "$.schedule.until", "a date that is past", "a date to come", hint, "warning")
+        for one in content.scenarios
+        if one.schedule.until_ms is not None and one.schedule.until_ms <= now_ms
+    ]
+    fences = [
+        Fault("geofences", f"fence {one.id}", "a valid_until that is past", "a date to come", hint, "warning")
+        for one in content.fences
+        if one.valid_until_ms is not None and one.valid_until_ms <= now_ms
+    ]
+    return scenarios + fences
+
+
 def _check_folder(folder: Path, suffixes: tuple[str, ...], faults: Faults) -> None:
     """Note a missing folder, and every file in it that would be passed over."""
     if not folder.is_dir():

@@ -6,10 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
-from engine.content.conditions import Condition, FenceChoice, Model, UsageFilter, exactly_one
+from engine.content.conditions import Condition, Model, exactly_one
 from engine.content.faults import refuse
 from engine.content.fence_model import ContentId, Word
 from engine.content.spans import ClockTime, HoursWindow, InstantText, Span, ZoneName
+from engine.content.trigger_model import Trigger, While
 
 BENEFIT_CLASSES = ("video", "travel", "living", "entertainment", "education", "health")
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -19,105 +20,6 @@ BenefitClass = Literal["video", "travel", "living", "entertainment", "education"
 Channel = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,19}$")]
 PlaceholderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,29}$")]
 Percent = Annotated[float, Field(ge=0, lt=100)]
-
-
-# --- triggers -------------------------------------------------------------------------------------------------------
-
-
-class Presence(FenceChoice):
-    """ENTER or EXIT of the chosen fences."""
-
-    min_confidence: Literal["LOW", "MEDIUM", "HIGH"] | None = Field(
-        None, description="ignore transitions less sure than this (rule L7)"
-    )
-
-
-class Dwell(Presence):
-    """Staying inside one of the chosen fences for a time."""
-
-    span: Span = Field(alias="for", description="how long, counted from entering, e.g. 15 min")
-
-
-class Step(Model):
-    """One thing that happens, as a part of a pattern."""
-
-    usage: UsageFilter | None = None
-    enter: Presence | None = None
-    exit: Presence | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Step:
-        exactly_one(self, ("usage", "enter", "exit"))
-        return self
-
-
-class Count(Model):
-    """At least n such things within a span (rule B2)."""
-
-    of: Step
-    at_least: int = Field(ge=1, le=128)
-    within: Span
-
-
-class Distinct(Count):
-    """At least n different values of a field within a span."""
-
-    field: Word = Field(description="app, category, action or props.<name>")
-
-
-class Sum(Model):
-    """A field's sum of at least x within a span."""
-
-    of: Step
-    field: Word = Field(description="props.<name>, a number")
-    at_least: float = Field(gt=0)
-    within: Span
-
-
-class Sequence(Model):
-    """These things in this order within a span (rule B3)."""
-
-    steps: list[Step] = Field(min_length=2, max_length=8)
-    within: Span
-    same: Word | None = Field(None, description="a field that must be equal in all of them")
-
-
-class Absence(Model):
-    """A thing not followed by another within a span (rule B3)."""
-
-    after: Step
-    without: Step
-    within: Span
-    same: Word | None = None
-
-
-TRIGGERS = ("enter", "dwell", "exit", "usage", "count", "sum", "distinct", "sequence", "absence")
-
-
-class Trigger(Model):
-    """What starts the scenario: exactly one of these."""
-
-    enter: Presence | None = None
-    dwell: Dwell | None = None
-    exit: Presence | None = None
-    usage: UsageFilter | None = None
-    count: Count | None = None
-    sum: Sum | None = None
-    distinct: Distinct | None = None
-    sequence: Sequence | None = None
-    absence: Absence | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> Trigger:
-        exactly_one(self, TRIGGERS)
-        return self
-
-
-class While(Model):
-    """What must hold besides, at the instant of the trigger (rule B4)."""
-
-    inside: FenceChoice | None = None
-    pattern: Count | None = None
 
 
 # --- offer ----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from engine.content import conditions, scenario_model
+from engine.content import conditions, scenario_model, trigger_model
 from engine.content.built import NOT_SUPPORTED_YET
 from engine.content.faults import Faults, Shown
 from engine.content.files import ReadLimits, read_yaml
@@ -49,7 +49,7 @@ MOST_DWELL_THRESHOLDS = 8
 
 KNOWN_FIELDS = frozenset(
     field.alias or name
-    for module in (scenario_model, conditions)
+    for module in (scenario_model, trigger_model, conditions)
     for model in vars(module).values()
     if isinstance(model, type) and issubclass(model, BaseModel)
     for name, field in model.model_fields.items()

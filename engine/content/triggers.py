@@ -7,7 +7,7 @@ from typing import Any
 
 from engine.content.conditions import COMPARISONS, ConditionModel, FenceChoice, Matcher, UsageFilter
 from engine.content.faults import Faults, Shown, did_you_mean
-from engine.content.scenario_model import TRIGGERS, Dwell, Presence, Step, Trigger
+from engine.content.trigger_model import TRIGGERS, Dwell, Presence, Step, Trigger
 from engine.definitions import (
     Compare,
     Every,

@@ -60,6 +60,14 @@ def test_check_speaks_json(tmp_path: Path) -> None:
     assert set(bad["faults"][0]) == {"severity", "file", "path", "found", "expected", "hint"}
 
 
+def test_check_warns_of_what_is_over(tmp_path: Path) -> None:
+    over = scenario(schedule={"until": "2020-01-01"})
+    result = call("check", *folders(tmp_path, fences=collection(fence(valid_until="2020-01-01")), scenarios=[over]))
+    assert result.exit_code == 0
+    assert "scenarios/s0.yaml: $.schedule.until: found a date that is past" in result.output
+    assert "fence beijing/one: found a valid_until that is past" in result.output
+
+
 def test_a_fault_table_keeps_brackets_and_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from rich.console import Console
 

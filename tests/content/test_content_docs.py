@@ -15,7 +15,8 @@ from engine.content.built import NOT_SUPPORTED_YET
 from engine.content.cells import COLUMNS
 from engine.content.fence_model import FENCE_FIELDS
 from engine.content.readers import READERS
-from engine.content.scenario_model import TRIGGERS, LimitsModel, OfferModel, PolicyModel, ScenarioModel
+from engine.content.scenario_model import LimitsModel, OfferModel, PolicyModel, ScenarioModel
+from engine.content.trigger_model import TRIGGERS
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 

@@ -93,13 +93,13 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("fuzz")
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.sampled_from([RICH, *PATTERNS]).flatmap(bent))
 def test_a_bent_scenario_is_answered(root: Path, one: Any) -> None:
     check(root, scenarios=[], files={"scenarios/s.yaml": json.dumps(one, ensure_ascii=True)})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(bent({**POLICY, "caps": [{"at_most": 1, "calendar": "day"}], "quiet_hours": {"from": "21:00", "to": "08:00"}}))
 def test_a_bent_policy_is_answered(root: Path, one: Any) -> None:
     check(root, files={"scenarios/policy.yaml": json.dumps(one)})
@@ -125,14 +125,14 @@ MULTI = {**FENCE, "geometry": {"type": "MultiPolygon", "coordinates": [[SQUARE]]
 LINE = {**FENCE, "geometry": {"type": "LineString", "coordinates": SQUARE[:3]}}
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.sampled_from([collection(FULL), collection(MULTI, datum="wgs84", crs=CRS84), collection(LINE)]).flatmap(bent))
 def test_a_bent_fence_file_is_answered(root: Path, one: Any) -> None:
     cells = "cell,lon,lat,radius_m\n460-1,116.4,39.9,500\n"
     check(root, fences=json.dumps(one), scenarios=[], cells=cells)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.lists(st.lists(st.one_of(st.text(max_size=8), st.just("116.4"), st.just("460-1")), max_size=8), max_size=5))
 def test_a_bent_cell_file_is_answered(root: Path, rows: list[list[str]]) -> None:
     text = "cell,lon,lat,radius_m,azimuth,beam,indoor,datum\n" + "\n".join(",".join(row) for row in rows)
@@ -145,7 +145,7 @@ WAYPOINTS = {
 }
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=70, deadline=None)
 @given(st.sampled_from([("geojson", collection(FULL, LINE)), ("owntracks", WAYPOINTS)]), st.data())
 def test_a_bent_import_is_answered(source: tuple[str, Any], data: st.DataObject) -> None:
     file_format, sound = source
@@ -157,7 +157,7 @@ def test_a_bent_import_is_answered(source: tuple[str, Any], data: st.DataObject)
     assert orjson.loads(collection_bytes(imported.features))["features"] == imported.features
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.sampled_from(sorted(READERS)), st.one_of(st.binary(max_size=60), st.text(max_size=60).map(str.encode)))
 def test_bytes_that_are_nothing_are_answered_by_every_reader(file_format: str, data: bytes) -> None:
     faults = Faults()
@@ -165,7 +165,7 @@ def test_bytes_that_are_nothing_are_answered_by_every_reader(file_format: str, d
     assert all(fault.expected for fault in faults.all())
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.binary(max_size=60))
 def test_bytes_that_are_nothing_are_answered(root: Path, data: bytes) -> None:
     check(root, fences=data or b" ", scenarios=[], files={"scenarios/s.yaml": data})
