@@ -120,7 +120,7 @@ class FieldTest:
 
     field: str
     op: str  # == in range prefix
-    value: Any  # range: (low, high), both inclusive, None where open; in: a tuple
+    value: Any  # range: (low, high), half-open, None where unbounded; in: a tuple
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,13 +77,13 @@ def _matcher(value: Any) -> Any:
 
 
 class Matcher(Model):
-    """What a field must be: a value, one of a list, a beginning, or a range with both ends in it."""
+    """What a field must be: a value, one of a list, a beginning, or a range: at_least, and below."""
 
     is_: Scalar | None = Field(None, alias="is")
     in_: list[Scalar] | None = Field(None, alias="in", min_length=1, max_length=1000)
     starts_with: Annotated[str, StringConstraints(min_length=1)] | None = None
     at_least: float | None = None
-    at_most: float | None = None
+    below: float | None = None
 
     @model_validator(mode="after")
     def _one(self) -> Matcher:
@@ -91,12 +91,12 @@ class Matcher(Model):
             self.is_ is not None,
             self.in_ is not None,
             self.starts_with is not None,
-            self.at_least is not None or self.at_most is not None,
+            self.at_least is not None or self.below is not None,
         ]
         if sum(kinds) != 1:
-            raise refuse("a value, a list, {starts_with: ...} or {at_least: ..., at_most: ...}")
-        if self.at_least is not None and self.at_most is not None and self.at_least > self.at_most:
-            raise refuse("at_least not above at_most")
+            raise refuse("a value, a list, {starts_with: ...} or {at_least: ..., below: ...}")
+        if self.at_least is not None and self.below is not None and self.at_least >= self.below:
+            raise refuse("at_least less than below")
         return self
 
 
@@ -111,7 +111,7 @@ _MATCH_SCHEMA: dict[str, Any] = {
                 "in": {"type": "array", "minItems": 1},
                 "starts_with": {"type": "string"},
                 "at_least": {"type": "number"},
-                "at_most": {"type": "number"},
+                "below": {"type": "number"},
             },
             "additionalProperties": False,
         },
@@ -137,7 +137,7 @@ class UsageFilter(Model):
             if match is None:
                 continue
             values = match.in_ or ([match.is_] if match.is_ is not None else [])
-            if match.at_least is not None or match.at_most is not None or not all(isinstance(v, str) for v in values):
+            if match.at_least is not None or match.below is not None or not all(isinstance(v, str) for v in values):
                 raise refuse(f"text for {name}", "quote a number that is meant as text")
         return self
 

@@ -122,7 +122,7 @@ def _field_test(name: str, match: Matcher) -> FieldTest:
         return FieldTest(name, "in", tuple(match.in_))
     if match.starts_with is not None:
         return FieldTest(name, "prefix", match.starts_with)
-    return FieldTest(name, "range", (match.at_least, match.at_most))
+    return FieldTest(name, "range", (match.at_least, match.below))
 
 
 def audience_expression(condition: ConditionModel) -> Expression:

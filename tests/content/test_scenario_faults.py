@@ -56,9 +56,9 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "an empty usage filter": (scenario(trigger={"usage": {}}), "$.trigger.usage", "at least one of app, category"),
     "a number for an app": (scenario(trigger={"usage": {"app": 5}}), "$.trigger.usage", "text for app"),
     "a range the wrong way round": (
-        scenario(trigger={"usage": {"app": "x", "props": {"price": {"at_least": 5, "at_most": 1}}}}),
+        scenario(trigger={"usage": {"app": "x", "props": {"price": {"at_least": 5, "below": 5}}}}),
         "$.trigger.usage.props.price",
-        "at_least not above at_most",
+        "at_least less than below",
     ),
     "a regular expression": (
         scenario(trigger={"usage": {"app": {"matches": "^(a+)+$"}}}),

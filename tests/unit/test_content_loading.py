@@ -201,7 +201,7 @@ def test_a_usage_trigger_is_a_list_of_tests(tmp_path: Path) -> None:  # B1
         "app": {"starts_with": "com."},
         "category": ["video", "live"],
         "action": "play",
-        "props": {"price": {"at_least": 1, "at_most": 5}, "hd": True, "fen": {"at_least": 2}},
+        "props": {"price": {"at_least": 1, "below": 5}, "hd": True, "fen": {"at_least": 2}},
     }
     found = one(tmp_path, trigger={"usage": usage}, offer__text="您好").trigger
     assert isinstance(found, UsageTrigger)
