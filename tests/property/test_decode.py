@@ -8,56 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from decode_blocks import NOW, block_of, decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.decode.decoder import Decoded, Decoder
-from engine.decode.users import UserTable
-from engine.definitions import CellTable
-from engine.model import Block, DeadReason, RecordKind
-from engine.settings import FeedSettings, FeedTable
-
-NOW = 1_760_000_000_000
-
-FEEDS = FeedTable(
-    {
-        "default": FeedSettings(),
-        "app": FeedSettings(zone="Asia/Shanghai", max_accuracy_m=100),
-        "signalling": FeedSettings(signalling=True, radius_percent=95),
-        "gcj": FeedSettings(datum="gcj02"),
-        "bd": FeedSettings(datum="bd09"),
-        "owntracks": FeedSettings(),
-        "segment": FeedSettings(),
-    }
-)
-CELLS = CellTable(
-    ids=("460-01-1-1", "460-01-1-2", "塔"),
-    lon_e7=np.array([1163900000, 1164000000, -1163900000], np.int32),
-    lat_e7=np.array([399000000, 399100000, -399000000], np.int32),
-    radius_m=np.array([500.0, 0.0, 90.0]),
-    indoor=np.array([False, True, False]),
-)
-
-
-def block_of(values: Sequence[bytes], append_ms: Sequence[int], kinds: Sequence[int] | None = None) -> Block:
-    sizes = np.array([len(value) for value in values], np.int64)
-    end = np.cumsum(sizes)
-    return Block(
-        data=b"".join(values),
-        start=end - sizes,
-        end=end,
-        position=np.arange(len(values), dtype=np.int64) * 7,
-        append_ms=np.array(append_ms, np.int64),
-        kind=np.array(kinds or [RecordKind.EVENTS] * len(values), np.uint8),
-        partition=3,
-    )
+from engine.model import DeadReason
 
 
 def decoders(tenant: str = "default") -> tuple[Decoder, Decoder]:
-    return (
-        Decoder(FEEDS, CELLS, UserTable(), tenant),
-        Decoder(FEEDS, CELLS, UserTable(), tenant, reader="typed"),
-    )
+    return decoder(tenant), decoder(tenant, "typed")
 
 
 def assert_same(scanned: Decoded, typed: Decoded, where: Any) -> None:
