@@ -48,6 +48,7 @@ class Caps:
         batch, marks = self._columns(requests)
         self._make_room(len(requests))
         first = kernel.reserve(self._state, batch, 0)
+        swept = first < len(requests)
         while first < len(requests):
             self._sweep(requests[first].now_ms)
             self._make_room(len(requests) - first)
@@ -70,6 +71,9 @@ class Caps:
                 if won.code is not None:
                     self._codes[won.offer_id] = (request.now_ms, won.code)
             at += len(options)
+        if swept:
+            oldest_ms = requests[-1].now_ms - REPLAY_HORIZON_MS
+            self._codes = {key: stored for key, stored in self._codes.items() if stored[0] > oldest_ms}
         return answers
 
     def release(self, offer_id: str) -> bool:
@@ -213,7 +217,6 @@ class Caps:
         oldest_ms = now_ms - max(self.longest_ms, REPLAY_HORIZON_MS)
         oldest_offer_ms = now_ms - REPLAY_HORIZON_MS
         self._rebuild(oldest_ms, oldest_offer_ms, 0)
-        self._codes = {key: stored for key, stored in self._codes.items() if stored[0] > oldest_offer_ms}
         self._state.counters[kernel.NEXT_SWEEP_MS] = now_ms - now_ms % _SWEEP_MS + _SWEEP_MS
 
     def _rebuild(self, oldest_ms: int, oldest_offer_ms: int, forgotten: int, more: int = 0) -> None:

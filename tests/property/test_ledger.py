@@ -197,12 +197,12 @@ class CapMachine(RuleBasedStateMachine):
 
 
 CapMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25, stateful_step_count=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestCaps = CapMachine.TestCase
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), steps=st.lists(st.sampled_from([0, 1, HOUR_MS // 2, 9 * HOUR_MS, 2 * DAY_MS]), max_size=25))
 def test_how_requests_are_grouped_does_not_matter(data, steps: list[int]) -> None:
     """T4, with sweeps in between: any cut into calls gives the same answers and the same memory."""
