@@ -75,6 +75,7 @@ class Decider:
         self._shapes: dict[Any, Rules] = {}
         self._fence_names = {fence.id: fence.name for fence in content.fences}
         self.plans = [self._compile_row(row) for row in range(len(content.scenarios))]
+        self._has_limits = any(plan.is_limited for plan in self.plans)
         self._row = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
 
     def _compile_row(self, row: int) -> Plan:
@@ -162,6 +163,11 @@ class Decider:
                 stop += 1
             if now_ms >= self.held.due_ms or now_ms >= self._hold_due_ms:
                 self._release(now_ms)
+            # Before cases are made: a flush may pause a scenario, which compiles its plan anew.
+            if user in self._busy:
+                self._flush()
+            if self._has_limits:
+                self._flush_at_new_window(now_ms)
             cases = [
                 Case(plans[one.scenario], user, one.user_id, one.trigger, now_ms, now_ms)
                 for one in candidates[start:stop]
@@ -215,13 +221,8 @@ class Decider:
 
     def _enter(self, cases: list[Case]) -> None:
         """Send the candidates of one user and instant through the gates, and into the wave or straight to their end."""
-        case = cases[0]
-        if case.slot in self._busy:
-            self._flush()
         survivors = 0
         for case in cases:
-            if case.plan.is_limited:
-                self._flush_at_new_window(case.now_ms)
             for gate in case.plan.gates:
                 reason = gate(case, None)
                 if reason is not None:
