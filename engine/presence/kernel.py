@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.geometry_kernel import FenceArrays
 from engine.kernels import kernel
-from engine.model import Drop, EventType, TransitionKind
+from engine.model import HIT, Drop, EventType, TransitionKind
 from engine.presence.admission_kernel import (
     ADMIT,
     ADMIT_HELD_FIRST,
@@ -100,24 +100,28 @@ def advance(
         lacking = lacking_room(state, out, event.user, hit_start[row + 1] - hit_start[row])
         if lacking != DONE:
             return row, lacking
-        fix = fixes[0]
-        describe_fix(fix, event, row)
-        answer = admit(state, rules, fix)
-        if answer == ADMIT:
-            process(state, rules, fences, out, fix, hits, hit_start[row], hit_start[row + 1], -1)
-        elif answer == HOLD:
+        describe_fix(fixes[0], event, row)
+        answer = admit(state, rules, fixes[0])
+        if answer == HOLD:
             event.drop = _TOO_FAST
-            hold(state, fix, hits, hit_start[row], hit_start[row + 1])
-        elif answer == ADMIT_HELD_FIRST:
+            hold(state, fixes[0], hits, hit_start[row], hit_start[row + 1])
+            continue
+        number = 0
+        fix_hits, first, last = hits, hit_start[row], hit_start[row + 1]
+        if answer == ADMIT_HELD_FIRST:
+            number = 1
+            fix_hits = take_held(state, fixes)
+            first, last = 0, fix_hits.shape[0]
+            answer = ADMIT
             state.counts[RELEASED] += 1
-            process_held(state, rules, fences, out, fixes, hits)
-            answer = admit(state, rules, fix)
-            if answer == ADMIT:
-                process(state, rules, fences, out, fix, hits, hit_start[row], hit_start[row + 1], -1)
-            else:
-                event.drop = answer
-                state.counts[answer] += 1
-        else:
+        while answer == ADMIT:
+            process(state, rules, fences, out, fixes[number], fix_hits, first, last)
+            if number == 0:
+                break
+            number = 0
+            fix_hits, first, last = hits, hit_start[row], hit_start[row + 1]
+            answer = admit(state, rules, fixes[0])
+        if answer != ADMIT:
             event.drop = answer
             state.counts[answer] += 1
     if not fire_timers(state, rules, out, now_ms, events.shape[0]):
@@ -159,7 +163,7 @@ def lacking_room(state: State, out: np.ndarray, user: int, hits: int) -> int:
     control = state.control
     free = min(
         min(state.visit.shape[0] - control[LIVE_VISITS], free_timers(state.wheel)),
-        min(state.held_hit.shape[0] - control[LIVE_HELD_HITS], out.shape[0] - control[OUT_ROWS]),
+        state.held_hit.shape[0] - control[LIVE_HELD_HITS],
     )
     if state.held.shape[0] <= control[LIVE_HELD]:
         control[WANTED] = 1
@@ -167,7 +171,10 @@ def lacking_room(state: State, out: np.ndarray, user: int, hits: int) -> int:
     if state.same.shape[0] <= control[LIVE_SAME] + 1:
         control[WANTED] = 2
         return MORE_SAME
-    if free > ROOM and state.user[user].visits < 0 and state.user[user].held < 0 and hits < 4:
+    # One way may cross any number of fences, two where a held fix is released.
+    crossings = 2 * state.occupancy.shape[0]
+    free = min(free, out.shape[0] - control[OUT_ROWS] - crossings)
+    if free > ROOM and hits < 4 and state.user[user].visits < 0 and state.user[user].held < 0:
         return DONE
     pairs = hits + 1
     row = state.user[user].visits
@@ -187,24 +194,38 @@ def lacking_room(state: State, out: np.ndarray, user: int, hits: int) -> int:
     control[WANTED] = 2 * pairs
     if free_timers(state.wheel) < 2 * pairs:
         return MORE_TIMERS
-    control[WANTED] = TRANSITIONS_A_PAIR * pairs
-    if out.shape[0] - control[OUT_ROWS] < TRANSITIONS_A_PAIR * pairs:
+    control[WANTED] = TRANSITIONS_A_PAIR * pairs + crossings + 1
+    if out.shape[0] - control[OUT_ROWS] < control[WANTED]:
         return MORE_OUT
     return DONE
 
 
 @kernel
-def process_held(
-    state: State, rules: Rules, fences: FenceArrays, out: np.ndarray, fixes: np.ndarray, hits: np.ndarray
-) -> None:
-    """Process the user's held fix as the fix it turned out to be, at the row and `now` of the one that proved it."""
+def take_held(state: State, fixes: np.ndarray) -> np.ndarray:
+    """Make the user's held fix fixes[1], at the row and `now` of fixes[0] that proved it right; return its hits.
+
+    Allocating is no matter here: a held fix that proves right is one flight or one tunnel.
+    """
     user = state.user[fixes[0].user]
-    held = fixes[1]
     fixes[1] = state.held[user.held]
-    held.now_ms = fixes[0].now_ms
-    held.event = fixes[0].event
-    process(state, rules, fences, out, held, hits, 0, 0, held.hits)
+    fixes[1].now_ms = fixes[0].now_ms
+    fixes[1].event = fixes[0].event
+    count = 0
+    place = fixes[1].hits
+    while place >= 0:
+        count += 1
+        place = state.held_hit[place].next
+    hits = np.zeros(count, HIT)
+    place = fixes[1].hits
+    for number in range(count):
+        kept = state.held_hit[place]
+        hits[number].distance_m = kept.distance_m
+        hits[number].fence = kept.fence
+        hits[number].confidence = kept.confidence
+        hits[number].inside = kept.inside
+        place = kept.next
     release_held(state, user)
+    return hits
 
 
 @kernel
@@ -217,15 +238,12 @@ def process(
     hits: np.ndarray,
     first: int,
     last: int,
-    held_hit: int,
 ) -> None:
-    """Take one admitted fix: own-time timers, then its pairs and hits in fence order, then remember it.
-
-    held_hit  first row of the fix's hits in the held pool, used instead of hits[first:last]; -1
-    """
-    user = state.user[fix.user]
-    had_visits = user.visits >= 0
-    if had_visits:
+    """Take one admitted fix: own-time timers, then its pairs and hits in fence order, then remember it."""
+    # `0 +` makes an int64: one type of row everywhere, so that nothing is compiled twice.
+    slot = fix.user
+    user = state.user[slot]
+    if user.visits >= 0:
         fire_in_own_time(state, rules, out, fix)
     set_lag(state, fix, fix.now_ms - fix.at_ms > LAG_MS)
     hop_ms = NEVER
@@ -235,33 +253,27 @@ def process(
             hop_ms = left_ms
             state.counts[RETURNS] += 1
     begin = state.control[OUT_ROWS]
-    row = user.visits
-    place = held_hit if held_hit >= 0 else first
+    row = 0 + user.visits
+    place = first
     while True:
-        if held_hit >= 0:
-            hit_fence = state.held_hit[place].fence if place >= 0 else _NO_FENCE
-        else:
-            hit_fence = hits[place].fence if place < last else _NO_FENCE
+        hit_fence = hits[place].fence if place < last else _NO_FENCE
         row_fence = state.visit[row].fence if row >= 0 else _NO_FENCE
-        fence = min(hit_fence, row_fence)
+        fence = 0 + min(hit_fence, row_fence)
         if fence == _NO_FENCE:
             break
+        rule = rules.fence[fence]
+        if hit_fence == fence:
+            zone = zone_of_hit(rule, hits[place], fix.accuracy_m)
+            place += 1
+        else:
+            zone = zone_without_hit(rule, fences, fence, fix)
         pair = -1
         if row_fence == fence:
             pair = row
-            row = state.visit[row].next
-        rule = rules.fence[fence]
-        if hit_fence != fence:
-            zone = zone_without_hit(rule, fences, fence, fix)
-        elif held_hit >= 0:
-            zone = zone_of_hit(rule, state.held_hit[place], fix.accuracy_m)
-            place = state.held_hit[place].next
-        else:
-            zone = zone_of_hit(rule, hits[place], fix.accuracy_m)
-            place += 1
+            row = 0 + state.visit[row].next
         pair = step_pair(state, rules, fences, out, fence, pair, fix, zone, hop_ms)
         if pair >= 0 and user.flags & LAGS == 0:
-            arm_visit(state, rules, fix.user, pair, fix.now_ms)
+            arm_visit(state, rules, slot, pair, fix.now_ms)
     if state.control[OUT_ROWS] - begin > 1:
         order_step(state, out, begin)
     write_crossings(state, rules, fences, out, fix, begin)
@@ -273,18 +285,19 @@ def process(
 @kernel
 def fire_in_own_time(state: State, rules: Rules, out: np.ndarray, fix: Any) -> None:
     """Fire what was due before this fix in the user's own time (T8, docs/presence.md section 6)."""
-    user = state.user[fix.user]
-    row = user.visits
+    slot = fix.user
+    user = state.user[slot]
+    row = 0 + user.visits
     while row >= 0:
         visit = state.visit[row]
-        following = visit.next
+        following = 0 + visit.next
         until_ms = NEVER
         if state_due_ms(rules, visit) <= fix.at_ms:
             until_ms = fix.at_ms
         elif user.flags & LAGS:
             until_ms = fix.at_ms - rules.feed[visit.feed].delay_ms
         if until_ms != NEVER:
-            fire(state, rules, out, fix.user, row, until_ms, fix.now_ms, fix.event)
+            fire(state, rules, out, slot, row, until_ms, fix.now_ms, fix.event)
         row = following
 
 

@@ -79,9 +79,9 @@ FIX = np.dtype(
         ("lon_e7", "i4"),
         ("lat_e7", "i4"),
         ("accuracy_m", "f8"),
+        ("user", "i8"),
+        ("event", "i8"),  # row of the event that is being processed
         ("cell", "i4"),
-        ("user", "i4"),
-        ("event", "i4"),  # row of the event that is being processed
         ("hits", "i4"),  # held: first row of its hits in the pool, -1; free rows are chained by it
         ("feed", "u1"),
         ("method", "u1"),
@@ -125,6 +125,26 @@ FEED_RULE = np.dtype(
 )
 
 
+BOX = np.dtype([("fence", "i4"), ("west", "i4"), ("east", "i4"), ("south", "i4"), ("north", "i4")])
+TILE_SHIFT = 16
+"""A tile is 2^16 e7 wide: about 700 m, so that a step on foot asks one or two tiles, each with few fences."""
+
+
+class Tiles(NamedTuple):
+    """Bounding boxes of shape fences by tile.
+
+    key    int64[T]      tile_of(column, row), rising
+    start  int64[T + 1]  boxes of tile t: box[start[t]:start[t + 1]]
+    box    BOX[...]
+    wide   int32[...]    fences too wide for tiles, or over the antimeridian: always looked at
+    """
+
+    key: np.ndarray
+    start: np.ndarray
+    box: np.ndarray
+    wide: np.ndarray
+
+
 class Rules(NamedTuple):
     """What does not change between activations.
 
@@ -133,6 +153,7 @@ class Rules(NamedTuple):
     hours    int64[K, 2]         open intervals [start, end) of all fences, rising within one
     feed     FEED_RULE[...]
     table    uint8[5, INPUTS]    the next state of (state, input)
+    tiles    Tiles               where fences are, for CROSS
     """
 
     fence: np.ndarray
@@ -140,6 +161,7 @@ class Rules(NamedTuple):
     hours: np.ndarray
     feed: np.ndarray
     table: np.ndarray
+    tiles: Tiles
 
 
 # Places in State.control
@@ -259,7 +281,7 @@ def closing_ms(rules: Rules, fence: int, at_ms: int) -> int:
 
 
 @kernel
-def next_row(state: State, out: np.ndarray, user: int, fence: int, kind: int, reason: int) -> int:
+def next_row(state: State, out: np.ndarray, user: int, fence: int, kind: int) -> int:
     """Begin a transition and return its row, with everything at its usual value.  The caller has made sure of room."""
     row = state.control[OUT_ROWS]
     state.control[OUT_ROWS] += 1
@@ -272,7 +294,7 @@ def next_row(state: State, out: np.ndarray, user: int, fence: int, kind: int, re
     one.fence = fence
     one.threshold_s = -1
     one.kind = kind
-    one.reason = reason
+    one.reason = 0
     one.initial = 0
     one.by_timer = 0
     one.wide_gap = 0

@@ -9,13 +9,14 @@ import numpy as np
 
 from engine.definitions import Fence
 from engine.geometry_kernel import FenceArrays
-from engine.model import EVENT, HIT, TRANSITION, Drop, TransitionKind, TransitionReason
-from engine.presence import kernel
+from engine.model import EVENT, HIT, TRANSITION, Drop, TransitionKind
+from engine.presence import activation_kernel, kernel
 from engine.presence import layout_kernel as layout
 from engine.presence.rules import compile_rules, with_hours
 from engine.presence.state import blank_user, new_state, state_arrays, state_of, with_room, with_users
 from engine.presence.table import STATES
 from engine.settings import FeedTable
+from engine.wheel_kernel import new_wheel
 
 _OUT_ROWS = 16_384
 _POOL_OF = {
@@ -51,7 +52,8 @@ class Presence:
         self._arrays = arrays
         self._rules = compile_rules(self.fences, arrays, feeds, dwell_thresholds or {}, open_intervals or {})
         self._state = new_state(len(self.fences))
-        self._out = np.zeros(_OUT_ROWS, TRANSITION)
+        # Rows beyond what is used are never touched, so they cost no memory.
+        self._out = np.zeros(_OUT_ROWS + 2 * len(self.fences), TRANSITION)
         self._blank = blank_user()
 
     # --- the stream -------------------------------------------------------------------------------------------------
@@ -103,6 +105,54 @@ class Presence:
             kernel.reset(self._state, user, self._blank)
 
     # --- content ----------------------------------------------------------------------------------------------------
+
+    def activate(
+        self,
+        fences: Sequence[Fence],
+        arrays: FenceArrays,
+        dwell_thresholds: Mapping[int, Sequence[int]] | None = None,
+        open_intervals: Mapping[int, np.ndarray] | None = None,
+        *,
+        cell_rows: np.ndarray | None = None,
+        now_ms: int | None = None,
+    ) -> np.ndarray:
+        """Take new content (L10); return the EXITs `removed` of fences that are gone or changed, as TRANSITION[K].
+
+        cell_rows  int32[C], the new row of each old cell, -1 where it is gone; None: the cells are as before
+        now_ms     the log's now at the activation; None: of the last `advance`, which must have come so far
+        """
+        now_ms = int(self._state.control[layout.NOW_MS]) if now_ms is None else now_ms
+        old, old_rules, old_state = self.fences, self._rules, self._state
+        rows = {(fence.id, fence.state_hash): row for row, fence in enumerate(fences)}
+        new_row = np.array([rows.get((fence.id, fence.state_hash), -1) for fence in old], np.int32)
+        gone = self._leave_removed(new_row, now_ms)
+        rules = compile_rules(fences, arrays, self._feeds, dwell_thresholds or {}, open_intervals or {})
+        rules.fence["added_ms"] = max(now_ms, int(old_state.control[layout.NEWEST_MS]))
+        kept = np.flatnonzero(new_row >= 0)
+        rules.fence["added_ms"][new_row[kept]] = old_rules.fence["added_ms"][kept]
+        self._rules, self._arrays, self.fences = rules, arrays, tuple(fences)
+        self._out = np.zeros(_OUT_ROWS + 2 * len(self.fences), TRANSITION)
+        self._state = self._state._replace(
+            wheel=new_wheel(len(old_state.wheel.timer)), occupancy=np.zeros(len(fences), np.int64)
+        )
+        numbers = _new_numbers(old_rules, rules, new_row)
+        activation_kernel.renumber(self._state, rules, new_row, numbers, now_ms)
+        if cell_rows is not None:
+            activation_kernel.renumber_cells(self._state, cell_rows)
+        return gone
+
+    def _leave_removed(self, new_row: np.ndarray, now_ms: int) -> np.ndarray:
+        chunks = [self._out[:0].copy()]
+        if (new_row < 0).any():
+            user = 0
+            while user < len(self._state.user):
+                user = activation_kernel.leave_removed(self._state, self._out, new_row, user, now_ms)
+                written = int(self._state.control[layout.OUT_ROWS])
+                if not written and user < len(self._state.user):
+                    self._out = np.zeros(2 * len(self._out), TRANSITION)
+                chunks.append(self._out[:written].copy())
+                self._state.control[layout.OUT_ROWS] = 0
+        return np.concatenate(chunks)
 
     def set_open_intervals(self, open_intervals: Mapping[int, np.ndarray]) -> None:
         """Take opening hours compiled for another stretch of time; they must agree where both speak."""
@@ -181,9 +231,17 @@ def _instant(value: Any) -> int | None:
     return None if value == layout.NEVER else int(value)
 
 
+def _new_numbers(old: layout.Rules, new: layout.Rules, new_row: np.ndarray) -> np.ndarray:
+    """Number of each old threshold among the new ones of the same fence, uint8[F, DWELLS], 255 for none."""
+    numbers = np.full(old.dwell_ms.shape, 255, np.uint8)
+    for row in np.flatnonzero(new_row >= 0):
+        after = new.dwell_ms[new_row[row], : new.fence["dwells"][new_row[row]]].tolist()
+        for number in range(old.fence["dwells"][row]):
+            if old.dwell_ms[row, number] in after:
+                numbers[row, number] = after.index(old.dwell_ms[row, number])
+    return numbers
+
+
 def no_events() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The arguments of `advance` for a tick: no events, no hits."""
     return np.zeros(0, EVENT), np.zeros(1, np.int64), np.zeros(0, HIT)
-
-
-REMOVED = int(TransitionReason.REMOVED)

@@ -7,14 +7,16 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from engine.definitions import Fence, Shape
-from engine.geometry_kernel import FenceArrays
-from engine.presence.layout_kernel import DWELLS, FEED_RULE, NEVER, RULE, Rules
+from engine.geometry_kernel import CELLS, FenceArrays
+from engine.presence.layout_kernel import BOX, DWELLS, FEED_RULE, NEVER, RULE, TILE_SHIFT, Rules, Tiles
 from engine.presence.table import transition_table
 from engine.settings import FeedTable
 
 TTL_MS, SIGNALLING_TTL_MS = 30 * 60_000, 3 * 3_600_000
 SILENCE_MS = 10 * 60_000
 GAP_MS, SIGNALLING_GAP_MS = 60 * 60_000, 3 * 3_600_000
+_MOST_TILES = 4096
+_HALF_TURN_E7 = 1_800_000_000
 _ALWAYS = np.array([[NEVER, -NEVER]], np.int64)
 
 
@@ -46,7 +48,9 @@ def compile_rules(
             raise ValueError(f"fence {fence.id} has {len(thresholds)} dwell thresholds; at most {DWELLS} are possible")
         one["dwells"] = len(thresholds)
         dwell_ms[row, : len(thresholds)] = np.array(thresholds, np.int64) * 1000
-    rules = Rules(rule, dwell_ms, np.zeros((0, 2), np.int64), feed_rules(feeds), transition_table())
+    rules = Rules(
+        rule, dwell_ms, np.zeros((0, 2), np.int64), feed_rules(feeds), transition_table(), fence_tiles(arrays)
+    )
     return with_hours(rules, fences, open_intervals)
 
 
@@ -95,3 +99,27 @@ def feed_rules(feeds: FeedTable) -> np.ndarray:
     feed["gap_ms"] = np.where(signalling, SIGNALLING_GAP_MS, GAP_MS)
     feed["max_accuracy_m"] = feeds.array["max_accuracy_m"]
     return feed
+
+
+def fence_tiles(arrays: FenceArrays) -> Tiles:
+    """Sort the bounding boxes of shape fences into tiles, for CROSS (P8)."""
+    row = arrays.row
+    west, east = (row["origin_lon_e7"].astype(np.int64) + row[name] for name in ("min_x", "max_x"))
+    south, north = (row["origin_lat_e7"].astype(np.int64) + row[name] for name in ("min_y", "max_y"))
+    columns = (east >> TILE_SHIFT) - (west >> TILE_SHIFT) + 1
+    rows = (north >> TILE_SHIFT) - (south >> TILE_SHIFT) + 1
+    has_shape = row["shape"] != CELLS
+    tiled = has_shape & (columns * rows <= _MOST_TILES) & (west >= -_HALF_TURN_E7) & (east <= _HALF_TURN_E7)
+    fence = np.repeat(np.arange(len(row)), np.where(tiled, columns * rows, 0))
+    first = np.cumsum(np.where(tiled, columns * rows, 0)) - np.where(tiled, columns * rows, 0)
+    number = np.arange(len(fence)) - first[fence]
+    column = (west[fence] >> TILE_SHIFT) + number // rows[fence]
+    key = (column << 32) + (south[fence] >> TILE_SHIFT) + number % rows[fence]
+    order = np.lexsort((fence, key))
+    keys, start = np.unique(key[order], return_index=True)
+    box = np.zeros(len(fence), BOX)
+    for name, values in (("west", west), ("east", east), ("south", south), ("north", north)):
+        box[name] = values[fence[order]]
+    box["fence"] = fence[order]
+    wide = np.flatnonzero(has_shape & ~tiled).astype(np.int32)
+    return Tiles(keys.astype(np.int64), np.append(start, len(fence)).astype(np.int64), box, wide)

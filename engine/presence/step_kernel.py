@@ -64,9 +64,10 @@ def note_evidence(visit: Any, fix: Any, zone: Zone) -> None:
 
 
 @kernel
-def by_fix(out: np.ndarray, at: int, fix: Any, zone: Zone) -> None:
+def by_fix(out: np.ndarray, at: int, fix: Any, zone: Zone, reason: int) -> None:
     """Complete a transition that this fix gave."""
     one = out[at]
+    one.reason = reason
     one.now_ms = fix.now_ms
     one.event = fix.event
     one.distance_m = zone.distance_m
@@ -80,8 +81,8 @@ def exit_by_fix(
 ) -> None:
     """Write the EXIT that this fix gives; the fix is the new witness if it is OUT."""
     visit = state.visit[row]
-    at = end_visit(state, out, user, row, crossed_ms, fix.at_ms, reason)
-    by_fix(out, at, fix, zone)
+    at = end_visit(state, out, user, row, crossed_ms, fix.at_ms)
+    by_fix(out, at, fix, zone, reason)
     if zone.is_out:
         visit.mark_ms = fix.at_ms
     else:
@@ -119,10 +120,8 @@ def step_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int,
     elif visit.edge_ms == NEVER:
         visit.edge_ms = fix.at_ms
     if after == OUTSIDE:
-        if was == SUSPENDED:
-            exit_by_fix(state, out, user, row, fix, zone, visit.mark_ms, _GAP)
-        else:
-            exit_by_fix(state, out, user, row, fix, zone, visit.edge_ms, _FIX)
+        crossed_ms = visit.mark_ms if was == SUSPENDED else visit.edge_ms
+        exit_by_fix(state, out, user, row, fix, zone, crossed_ms, _GAP if was == SUSPENDED else _FIX)
         return
     if after == EXITING:
         if was != EXITING:
@@ -130,7 +129,7 @@ def step_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int,
     else:
         visit.run_ms = NEVER
     if was == SUSPENDED and after != SUSPENDED:
-        occupy(state, user, visit.fence, 1)
+        occupy(state, user, 0 + visit.fence, 1)
     visit.state = after
 
 
@@ -146,7 +145,7 @@ def step_outside(state: State, rules: Rules, out: np.ndarray, user: int, row: in
     if zone.zone != IN_ENOUGH:
         visit.state = rules.table[visit.state, zone.zone]
         return
-    if rule.has_hours != 0 and closing_ms(rules, visit.fence, fix.at_ms) == NEVER:
+    if rule.has_hours != 0 and closing_ms(rules, 0 + visit.fence, fix.at_ms) == NEVER:
         visit.state = OUTSIDE
         visit.mark_ms = NEVER
         visit.flags = (visit.flags | CLOSED_INSIDE) & ~TAKEABLE & 255
@@ -166,43 +165,45 @@ def step_outside(state: State, rules: Rules, out: np.ndarray, user: int, row: in
         visit.dwelt = 0
         if is_opened:
             visit.mark_ms = NEVER
-        at = begin_visit(state, rules, out, user, row, fix.at_ms, _OPENED if is_opened else _FIX)
-        by_fix(out, at, fix, zone)
+        at = begin_visit(state, rules, out, user, row, fix.at_ms)
+        by_fix(out, at, fix, zone, _OPENED if is_opened else _FIX)
 
 
 @kernel
-def step_by_return(
+def undo_hop(
     state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone, hop_ms: int
-) -> None:
-    """Step a remembered pair by a return to the cell left at `hop_ms` (L8): what the hop left pending is undone."""
+) -> bool:
+    """Step a pair by a return to the cell left at `hop_ms` (L8): what the hop left pending is undone.
+
+    Returns True where the fix counts as usual, as one inside a fence that the hop has not touched does.
+    """
     visit = state.visit[row]
-    if visit.state == OUTSIDE:
+    was = visit.state
+    if was == OUTSIDE:
         if visit.flags & TAKEABLE == 0 or visit.run_ms < hop_ms or fix.at_ms - visit.run_ms >= HOP_MS:
-            return
-        if rules.fence[visit.fence].has_hours != 0 and closing_ms(rules, visit.fence, fix.at_ms) == NEVER:
-            return
-        visit.state = rules.table[OUTSIDE, EXIT_TAKEN_BACK]
+            return False
+        if rules.fence[visit.fence].has_hours != 0 and closing_ms(rules, 0 + visit.fence, fix.at_ms) == NEVER:
+            return False
+        visit.state = rules.table[was, EXIT_TAKEN_BACK]
         note_evidence(visit, fix, zone)
         visit.mark_ms = NEVER
-        at = begin_visit(state, rules, out, user, row, fix.at_ms, _RETURNED)
-        by_fix(out, at, fix, zone)
-    elif visit.state == ENTERING and visit.crossed_ms >= hop_ms:
-        visit.state = rules.table[ENTERING, HOP_UNDONE]
-    elif visit.state == EXITING and visit.run_ms >= hop_ms:
-        visit.state = rules.table[EXITING, HOP_UNDONE]
+        at = begin_visit(state, rules, out, user, row, fix.at_ms)
+        by_fix(out, at, fix, zone, _RETURNED)
+        return False
+    if was == ENTERING and visit.crossed_ms >= hop_ms:
+        visit.state = rules.table[was, HOP_UNDONE]
+        return False
+    if was == EXITING and visit.run_ms >= hop_ms:
+        visit.state = rules.table[was, HOP_UNDONE]
         note_evidence(visit, fix, zone)
         visit.mark_ms = fix.at_ms
         visit.edge_ms = NEVER
         visit.run_ms = NEVER
-    elif visit.state == ENTERING:
-        if zone.zone == IN_ENOUGH:
-            step_outside(state, rules, out, user, row, fix, zone)
-        else:
-            note_evidence(visit, fix, zone)
-    elif zone.zone == IN_ENOUGH or zone.zone == UNSURE:
-        step_visit(state, rules, out, user, row, fix, zone)
-    else:
-        note_evidence(visit, fix, zone)
+        return False
+    if zone.zone == IN_ENOUGH or (zone.zone == UNSURE and was != ENTERING):
+        return True
+    note_evidence(visit, fix, zone)
+    return False
 
 
 @kernel
@@ -214,7 +215,7 @@ def give_dwells(state: State, rules: Rules, out: np.ndarray, user: int, row: int
             continue
         if fix.at_ms < visit.crossed_ms + rules.dwell_ms[visit.fence, number]:
             return
-        by_fix(out, write_dwell(state, rules, out, user, row, number, fix.at_ms, _FIX), fix, zone)
+        by_fix(out, write_dwell(state, rules, out, user, row, number, fix.at_ms), fix, zone, _FIX)
 
 
 @kernel
@@ -243,8 +244,8 @@ def step_pair(
             return -1
         row = open_visit(state, user, fence, witness_before(state.user[user], rule, fences, fence))
     visit = state.visit[row]
-    if hop_ms != NEVER:
-        step_by_return(state, rules, out, user, row, fix, zone, hop_ms)
+    if hop_ms != NEVER and not undo_hop(state, rules, out, user, row, fix, zone, hop_ms):
+        pass
     elif visit.state == OUTSIDE or visit.state == ENTERING:
         step_outside(state, rules, out, user, row, fix, zone)
     else:

@@ -64,7 +64,7 @@ def state_due_ms(rules: Rules, visit: Any) -> int:
         return FOREVER
     due_ms = visit.seen_ms + (DAY_MS if visit.state == SUSPENDED else rules.feed[visit.feed].ttl_ms)
     if rules.fence[visit.fence].has_hours != 0:
-        closes_ms = closing_ms(rules, visit.fence, visit.seen_ms)
+        closes_ms = closing_ms(rules, 0 + visit.fence, visit.seen_ms)
         if closes_ms != NEVER:
             due_ms = min(due_ms, closes_ms)
     return int(due_ms)
@@ -86,7 +86,7 @@ def next_duty(rules: Rules, visit: Any) -> tuple[int, int]:
         due_ms = visit.seen_ms + rules.feed[visit.feed].ttl_ms
         duty = SUSPEND_DUE
     if rule.has_hours != 0:
-        closes_ms = closing_ms(rules, visit.fence, visit.seen_ms)
+        closes_ms = closing_ms(rules, 0 + visit.fence, visit.seen_ms)
         if closes_ms != NEVER and closes_ms <= due_ms:
             due_ms = closes_ms
             duty = CLOSING
@@ -120,15 +120,13 @@ def occupy(state: State, user: int, fence: int, change: int) -> None:
 
 
 @kernel
-def begin_visit(
-    state: State, rules: Rules, out: np.ndarray, user: int, row: int, confirmed_ms: int, reason: int
-) -> int:
+def begin_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int, confirmed_ms: int) -> int:
     """Write ENTER, make the pair's witness its gap, and return the transition's row for the caller to complete.
 
     The pair's evidence must be noted already; its last evidence counts as its last fix inside.
     """
     visit = state.visit[row]
-    at = next_row(state, out, user, visit.fence, _ENTER, reason)
+    at = next_row(state, out, user, 0 + visit.fence, _ENTER)
     one = out[at]
     one.crossed_ms = visit.crossed_ms
     one.confirmed_ms = confirmed_ms
@@ -144,17 +142,15 @@ def begin_visit(
     visit.edge_ms = NEVER
     visit.run_ms = NEVER
     visit.flags &= ~(CLOSED_INSIDE | TAKEABLE) & 255
-    occupy(state, user, visit.fence, 1)
+    occupy(state, user, 0 + visit.fence, 1)
     return at
 
 
 @kernel
-def end_visit(
-    state: State, out: np.ndarray, user: int, row: int, crossed_ms: int, confirmed_ms: int, reason: int
-) -> int:
+def end_visit(state: State, out: np.ndarray, user: int, row: int, crossed_ms: int, confirmed_ms: int) -> int:
     """Write EXIT and leave the pair OUTSIDE without a witness; return the transition's row."""
     visit = state.visit[row]
-    at = next_row(state, out, user, visit.fence, _EXIT, reason)
+    at = next_row(state, out, user, 0 + visit.fence, _EXIT)
     one = out[at]
     one.crossed_ms = crossed_ms
     one.confirmed_ms = confirmed_ms
@@ -162,7 +158,7 @@ def end_visit(
     one.confidence = _HIGH
     one.method = visit.method
     if visit.state != SUSPENDED:
-        occupy(state, user, visit.fence, -1)
+        occupy(state, user, 0 + visit.fence, -1)
     visit.state = OUTSIDE
     visit.mark_ms = NEVER
     visit.edge_ms = NEVER
@@ -172,8 +168,9 @@ def end_visit(
 
 
 @kernel
-def by_timer(out: np.ndarray, at: int, now_ms: int, event: int) -> None:
+def by_timer(out: np.ndarray, at: int, now_ms: int, event: int, reason: int) -> None:
     """Complete a transition that no fix gave."""
+    out[at].reason = reason
     out[at].by_timer = 1
     out[at].now_ms = now_ms
     out[at].event = event
@@ -197,17 +194,17 @@ def fire(
             # Thresholds of a fence differ, so this is the one that next_duty meant.
             for number in range(rules.fence[visit.fence].dwells):
                 if visit.crossed_ms + rules.dwell_ms[visit.fence, number] == due_ms:
-                    by_timer(out, write_dwell(state, rules, out, user, row, number, due_ms, _TIMER), now_ms, event)
+                    by_timer(out, write_dwell(state, rules, out, user, row, number, due_ms), now_ms, event, _TIMER)
             continue
         if duty == ENTER_DUE:
             visit.state = rules.table[was, duty]
             visit.dwelt = 0
-            by_timer(out, begin_visit(state, rules, out, user, row, due_ms, _TIMER), now_ms, event)
+            by_timer(out, begin_visit(state, rules, out, user, row, due_ms), now_ms, event, _TIMER)
         elif duty == EXIT_DUE:
             is_out = visit.flags & LAST_OUT
             seen_ms = visit.seen_ms
-            at = end_visit(state, out, user, row, visit.edge_ms, due_ms, _TIMER)
-            by_timer(out, at, now_ms, event)
+            at = end_visit(state, out, user, row, visit.edge_ms, due_ms)
+            by_timer(out, at, now_ms, event, _TIMER)
             if is_out:
                 visit.mark_ms = seen_ms
             else:
@@ -216,31 +213,31 @@ def fire(
                 visit.flags |= TAKEABLE
         elif duty == CLOSING:
             if was != ENTERING:
-                by_timer(out, end_visit(state, out, user, row, due_ms, due_ms, _CLOSED), now_ms, event)
+                by_timer(out, end_visit(state, out, user, row, due_ms, due_ms), now_ms, event, _CLOSED)
             visit.state = rules.table[was, duty]
             visit.mark_ms = NEVER
             visit.flags |= CLOSED_INSIDE
         elif duty == EXPIRE_DUE:
-            at = end_visit(state, out, user, row, visit.mark_ms, due_ms, _EXPIRED)
-            by_timer(out, at, now_ms, event)
+            at = end_visit(state, out, user, row, visit.mark_ms, due_ms)
+            by_timer(out, at, now_ms, event, _EXPIRED)
             out[at].confidence = _LOW
             forget_visit(state, user, row)
             return False
         else:
             visit.state = rules.table[was, duty]
             if visit.state == SUSPENDED:
-                occupy(state, user, visit.fence, -1)
+                occupy(state, user, 0 + visit.fence, -1)
                 visit.edge_ms = NEVER
                 visit.run_ms = NEVER
 
 
 @kernel
 def write_dwell(
-    state: State, rules: Rules, out: np.ndarray, user: int, row: int, number: int, confirmed_ms: int, reason: int
+    state: State, rules: Rules, out: np.ndarray, user: int, row: int, number: int, confirmed_ms: int
 ) -> int:
-    """Write DWELL of one threshold, note it as given, and return the transition's row."""
+    """Write DWELL of one threshold, note it, and return the transition's row."""
     visit = state.visit[row]
-    at = next_row(state, out, user, visit.fence, _DWELL, reason)
+    at = next_row(state, out, user, 0 + visit.fence, _DWELL)
     one = out[at]
     one.crossed_ms = visit.crossed_ms
     one.confirmed_ms = confirmed_ms
