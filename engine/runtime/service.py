@@ -108,7 +108,7 @@ class Service:
         if self._threads and self.failure is None:
             if self._pending is not None:
                 self._finish_checkpoint(wait=True)
-            checkpoint.write(self._checkpoints, self._checkpoint())
+            checkpoint.write(self._checkpoints, self.snapshot_checkpoint())
         self.journal.close()
         self.ledger.close()
 
@@ -224,7 +224,8 @@ class Service:
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
-    def _checkpoint(self) -> checkpoint.Checkpoint:
+    def snapshot_checkpoint(self) -> checkpoint.Checkpoint:
+        """Return the state as of the last processed record; call it while nothing is being processed."""
         arrays, objects = self.pipeline.snapshot()
         arrays.update({f"ledger.{name}": array for name, array in self.ledger.arrays().items()})
         return checkpoint.Checkpoint(
@@ -243,7 +244,7 @@ class Service:
         if monotonic_s() < self._checkpoint_due_s or self._done < 0:
             return
         if self._checkpoint_due_s:
-            self._pending = checkpoint.write_in_background(self._checkpoints, self._checkpoint())
+            self._pending = checkpoint.write_in_background(self._checkpoints, self.snapshot_checkpoint())
         self._checkpoint_due_s = monotonic_s() + self.settings.checkpoint_interval_s
 
     def _finish_checkpoint(self, *, wait: bool) -> None:
