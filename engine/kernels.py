@@ -94,12 +94,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def kernel(function: F) -> F:
     """Compile `function` on first call: cached on disk, without the GIL, without bounds checks, without fastmath."""
-    # Numba asks for the folder when it wraps a function, so every module can have its own.
-    numba.config.CACHE_DIR = str(CACHE / fingerprint(Path(function.__code__.co_filename).resolve()))
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
-    if os.environ.get("OPPORTUNE_NO_COMPILE"):
-        _refuse_to_compile(compiled)
-    return compiled
+    return _jit(function)
 
 
 def lean_kernel(function: F) -> F:
@@ -108,15 +103,23 @@ def lean_kernel(function: F) -> F:
     Numba counts references whenever an array is taken out of a tuple; for calls of some 50 ns that was half the cost.
     Everything it calls must be lean too, or its callees count again.
     """
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", _nrt=False)(function)
-    if os.environ.get("OPPORTUNE_NO_COMPILE"):
-        _refuse_to_compile(compiled)
-    return compiled
+    return _jit(function, _nrt=False)
 
 
 def inlined_kernel(function: F) -> F:
     """As `kernel`, for a small function called within loops: its code is copied into each caller."""
-    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", forceinline=True)(function)
+    return _jit(function, forceinline=True)
+
+
+def inlined_lean_kernel(function: F) -> F:
+    """Lean and inlined: a call that hands over a tuple of arrays copies some hundred words otherwise."""
+    return _jit(function, _nrt=False, forceinline=True)
+
+
+def _jit(function: F, **options: bool) -> F:
+    # Numba asks for the folder when it wraps a function, so every module can have its own.
+    numba.config.CACHE_DIR = str(CACHE / fingerprint(Path(function.__code__.co_filename).resolve()))
+    compiled: F = numba.njit(cache=True, nogil=True, error_model="numpy", **options)(function)
     if os.environ.get("OPPORTUNE_NO_COMPILE"):
         _refuse_to_compile(compiled)
     return compiled
