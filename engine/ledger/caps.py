@@ -21,6 +21,7 @@ from engine.model import Option, ReserveAnswer, ReserveRequest
 REPLAY_HORIZON_MS = 72 * 3_600_000
 _SWEEP_MS = 3_600_000
 _FULL = 0.9
+_EVER = np.iinfo(np.int64).min
 _GRANTED_FIRST = ReserveAnswer(0)
 
 
@@ -36,7 +37,7 @@ class Caps:
 
     def __init__(self) -> None:
         self._state = _empty(256, 256, 1024, 16)
-        self._state.counters[kernel.NEXT_SWEEP_MS] = np.iinfo(np.int64).min
+        self._state.counters[kernel.NEXT_SWEEP_MS] = _EVER
         self._codes: dict[str, tuple[int, str]] = {}
         self._names: dict[str, dict[str, int]] = {kind: {} for kind in ("scenario", "category", "partner", "channel")}
         self._marks: dict[Mark, int] = {}
@@ -54,15 +55,13 @@ class Caps:
             self._make_room(len(requests) - first)
             first = kernel.reserve(self._state, batch, first)
         answers: list[ReserveAnswer] = []
-        refused_by: list[int] | None = None
+        refused_by: list[int] = batch.refused_by.tolist()
         at = 0
         for request, chosen, flags in zip(requests, batch.granted.tolist(), batch.flags.tolist(), strict=True):
             options = request.options
             if chosen == 0 and flags != -2 and options[0].code is None:
                 answers.append(_GRANTED_FIRST)
             else:
-                if refused_by is None:
-                    refused_by = batch.refused_by.tolist()
                 answers.append(self._answer(options, chosen, flags, refused_by[at : at + len(options)]))
             if flags >= 0:
                 won = options[chosen]
@@ -99,7 +98,7 @@ class Caps:
 
     def forget(self, subject: str) -> None:
         """Leave no grant of this subject (I2). Its offer ids are forgotten too."""
-        self._rebuild(np.iinfo(np.int64).min, np.iinfo(np.int64).min, hash_text(subject))
+        self._rebuild(_EVER, _EVER, hash_text(subject))
 
     @property
     def longest_ms(self) -> int:
@@ -210,13 +209,19 @@ class Caps:
             pool[:used] = state.grants[:used]
             self._state = state = state._replace(grants=pool)
         if subjects + grants > _FULL * len(state.subject_key) or offers + grants > _FULL * len(state.offer_low):
-            self._rebuild(np.iinfo(np.int64).min, np.iinfo(np.int64).min, 0, grants)
+            self._rebuild(_EVER, _EVER, 0, grants)
 
     def _sweep(self, now_ms: int) -> None:
         """Let go of what no rule can ask for any more, and set the hour of the next sweep."""
         oldest_ms = now_ms - max(self.longest_ms, REPLAY_HORIZON_MS)
         oldest_offer_ms = now_ms - REPLAY_HORIZON_MS
         self._rebuild(oldest_ms, oldest_offer_ms, 0)
+        state = self._state
+        used, subjects, offers = (int(state.counters[k]) for k in (kernel.USED, kernel.SUBJECTS, kernel.OFFERS))
+        if 2 * _table_size(subjects) < len(state.subject_key) or 2 * _table_size(offers) < len(state.offer_low):
+            self._rebuild(_EVER, _EVER, 0)
+        if 2 * used + 1024 < len(state.grants):
+            self._state = self._state._replace(grants=self._state.grants[:used].copy())
         self._state.counters[kernel.NEXT_SWEEP_MS] = now_ms - now_ms % _SWEEP_MS + _SWEEP_MS
 
     def _rebuild(self, oldest_ms: int, oldest_offer_ms: int, forgotten: int, more: int = 0) -> None:

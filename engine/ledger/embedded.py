@@ -8,6 +8,7 @@ Two threads use it: the engine reserves and commits, the dispatcher handoff.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,12 +26,18 @@ from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
 from engine.model import DispatchState, Offer, ReserveAnswer, ReserveRequest
 
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
 
 class EmbeddedLedger:
     """Reserve, commit, claim. Raises StoreUnavailable where SQLite cannot write, StoreCorrupt where it cannot read.
 
     assumed_consent  purposes that apply without a record (Policy.assumed_consent); may be set at any time
     fsync            `always`: every commit and claim is on the disk before it is answered; else see docs/storage.md
+    boot_id          names this run of the machine; None: as Linux says
+
+    `lost_power` says that the machine went down under the last owner, and claims that were answered may be lost. What
+    was queued then is UNKNOWN and never sent; so is, after `distrust_through`, what replay queues again.
     """
 
     def __init__(
@@ -39,6 +46,7 @@ class EmbeddedLedger:
         *,
         assumed_consent: frozenset[str] = frozenset(),
         fsync: Literal["always", "interval", "never"] = "interval",
+        boot_id: str | None = None,
     ) -> None:
         self.path = path
         self.assumed_consent = assumed_consent
@@ -50,6 +58,14 @@ class EmbeddedLedger:
             self.epoch = int(_meta(cursor, "epoch", 0)) + 1
             _set_meta(cursor, "epoch", self.epoch)
             self.unsettled = handoff.settle_submitting(cursor, self.epoch)
+            here = _BOOT_ID.read_text().strip() if boot_id is None and _BOOT_ID.exists() else boot_id or ""
+            was_closed, last = _meta(cursor, "closed", 1), _meta(cursor, "boot_id", here)
+            self.lost_power = fsync != "always" and not was_closed and last != here
+            if self.lost_power:
+                handoff.distrust_outbox(cursor, self.epoch)
+            _set_meta(cursor, "closed", 0)
+            _set_meta(cursor, "boot_id", here)
+            self._distrusted = -1
             self._position = int(cursor.execute("SELECT position FROM progress").fetchone()[0])
 
     # --- caps -------------------------------------------------------------------------------------------------------
@@ -110,6 +126,8 @@ class EmbeddedLedger:
                 history.put_decisions(cursor, decisions, position, now_ms)
             if offers:
                 handoff.put_offers(cursor, offers, {row[0]: row[1] for row in self._made}, position)
+                if position <= self._distrusted:
+                    handoff.distrust_outbox(cursor, self.epoch)
             handoff.put_consents(cursor, consents, closed_users)
             handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
@@ -120,6 +138,10 @@ class EmbeddedLedger:
         self._position = position
         self._made.clear()
         self._released.clear()
+
+    def distrust_through(self, position: int) -> None:
+        """After a power loss: offers of records up to here may have gone out already, so they never do again."""
+        self._distrusted = position
 
     def position(self) -> int:
         """The last record whose effects are stored, -1 if none."""
@@ -192,13 +214,16 @@ class EmbeddedLedger:
             return {scenario for (scenario,) in cursor.execute("SELECT scenario FROM pauses")}
 
     def counts(self) -> dict[str, int]:
-        """How many rows each table holds, for summaries and tests."""
-        tables = ("reservations_read", "offers", "outbox", "dispatches", "decisions_read", "consents", "pauses")
+        """How many of each are stored, for summaries and tests; reads everything."""
         with self._database.reading() as cursor:
-            return {
-                name.removesuffix("_read"): cursor.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-                for name in tables
+            counted = {
+                name: cursor.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
+                for name in ("offers", "outbox", "dispatches", "consents", "pauses")
             }
+            # A batch cut differently in a replay may hold again what an earlier one held.
+            for name, key in (("reservations", "offer_id"), ("decisions", "decision_id")):
+                (counted[name],) = cursor.execute(f"SELECT count(DISTINCT {key}) FROM {name}_read").fetchone()
+        return counted
 
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
@@ -248,6 +273,10 @@ class EmbeddedLedger:
 
     def close(self) -> None:
         """Close the file; what was not committed is decided again by replay."""
+        if self._database.is_closed:
+            return
+        with contextlib.suppress(StoreUnavailable), self._database.writing() as cursor:
+            _set_meta(cursor, "closed", 1)
         self._database.close()
 
 

@@ -130,6 +130,20 @@ def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
     return len(rows)
 
 
+def distrust_outbox(cursor: sqlite3.Cursor, epoch: int) -> None:
+    """What is queued may have been claimed and sent before a power loss took the claim: UNKNOWN, never submitted."""
+    for key, channel, body in cursor.execute(
+        "SELECT offer_id, channel, body FROM outbox JOIN offers USING (offer_id)"
+    ).fetchall():
+        at_ms = orjson.loads(body)["created_ms"]
+        seq = len(_dispatches(cursor, key))
+        cursor.execute(
+            "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,'power_loss')",
+            (key, f"{key.hex()}/{channel}/1", seq, DispatchState.UNKNOWN.value, at_ms, epoch),
+        )
+    cursor.execute("DELETE FROM outbox")
+
+
 def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mapping[str, str], position: int) -> None:
     """Store offers and queue those that are new here: one that a replay brings again may have been claimed."""
     for offer in offers:
