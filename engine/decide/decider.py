@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from engine.decide.case import Case
 from engine.decide.explain import Trace, explain_case
-from engine.decide.gates import Case
 from engine.decide.held import Held, HeldQueue
 from engine.decide.local_time import LocalTime
 from engine.decide.plan import FACTORS, Plan, Rules, compile_plan

@@ -6,8 +6,9 @@ from typing import Any
 
 import msgspec
 
+from engine.decide.case import Case
 from engine.decide.compose import is_fixed
-from engine.decide.gates import GATES, Case
+from engine.decide.gates import GATES
 from engine.decide.profiles import ProfileTable
 from engine.decide.wave import build_request
 from engine.errors import StoreUnavailable

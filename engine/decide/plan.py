@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from engine.decide import gates
+from engine.decide import gates, timing_gates
+from engine.decide.case import Case, Gate
 from engine.decide.compose import is_fixed
-from engine.decide.gates import Case, Gate
 from engine.decide.ids import arm_maker, offer_id_maker
 from engine.decide.local_time import LocalTime
 from engine.decide.profiles import ProfileTable
@@ -60,7 +60,7 @@ class Plan:
         self.make_id = make_id
         self.is_service = scenario.offer.offer_class == "service"
         self.is_shadow = scenario.mode is Mode.SHADOW
-        self.deadline_ms = gates.deadline_of(scenario) * 1000
+        self.deadline_ms = timing_gates.deadline_of(scenario) * 1000
         self.counts = scenario.limits.counts and not self.is_service
         self.is_limited = scenario.limits.hourly_limit is not None or scenario.limits.daily_limit is not None
         self.fixed_text = scenario.offer.text if is_fixed(scenario.offer) else None
@@ -99,16 +99,16 @@ def compile_plan(
     policy = content.policy
     plan = Plan(row, scenario, offer_id_maker(id_key, tenant, scenario.id))
     if not plan.is_service:
-        plan.channels = gates.reachable_channels(scenario, policy)
+        plan.channels = timing_gates.reachable_channels(scenario, policy)
     fixed = plan.fixed_text is not None
     named = (
         ("mode", gates.mode_gate(scenario, pauses)),
-        ("validity", gates.validity_gate(scenario, policy, clock)),
+        ("validity", timing_gates.validity_gate(scenario, policy, clock)),
         ("audience", gates.audience_gate(scenario, profiles)),
         ("consent", gates.consent_gate(scenario, policy, profiles)),
         ("suppression", gates.suppression_gate(scenario, policy, profiles)),
         ("reentry", gates.reentry_gate(scenario, row, reserved)),
-        ("quiet_hours", gates.quiet_gate(scenario, policy, profiles, clock)),
+        ("quiet_hours", timing_gates.quiet_gate(scenario, policy, profiles, clock)),
         ("compose", gates.compose_gate(scenario, policy, profiles, fence_names, fixed)),
     )
     plan.named_gates = tuple((name, gate) for name, gate in named if gate is not None)

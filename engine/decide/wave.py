@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from engine.decide.gates import Case
+from engine.decide.case import Case
 from engine.decide.profiles import ProfileTable
 from engine.model import Offer, Option, Outcome, Reason, ReserveAnswer, ReserveRequest, Rule
 

@@ -37,5 +37,5 @@ def test_every_reason_but_granted_comes_from_a_gate() -> None:  # D1
 
 def test_the_factors_of_the_score_are_named_in_order() -> None:  # D2
     assert [row[0].strip("`") for row in rows("Score")] == list(FACTORS)
-    assert {"HIGH": 1, "MEDIUM": 0.8, "LOW": 0.5} == CONTEXT_WEIGHT
+    assert CONTEXT_WEIGHT == {"HIGH": 1, "MEDIUM": 0.8, "LOW": 0.5}
     assert f"{MOST_RUNS:,} runs" in TEXT

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from engine.decide import encode
-from engine.decide.gates import HOLD_JITTER_MS
 from engine.decide.ids import claim_token, offer_id
 from engine.decide.records import decode
 from engine.decide.runs import MOST_RUNS, Runs
+from engine.decide.timing_gates import HOLD_JITTER_MS
 from engine.definitions import Cap, HasTag, Limits, QuietHours, Reentry
 from engine.model import Mode, Scope
 from tests.oracle.decide_world import (
