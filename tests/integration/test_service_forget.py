@@ -1,4 +1,4 @@
-"""Rule I2, FAULTS A15: after `forget` no file of the state holds the user's id or address, and nobody else is harmed."""
+"""Rule I2, FAULTS A15: after `forget` no file of the state holds the user or the address, and nobody else is harmed."""
 
 from __future__ import annotations
 
