@@ -9,22 +9,22 @@ records (T2), the ledger is handed in. Same records, same effects, however they 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
 from engine.behavior import Behavior
+from engine.candidates import CandidateMaker, usage_trigger
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
 from engine.decide import Decider, Decision, ProfileTable
 from engine.decode.decoder import Decoded, Decoder
+from engine.decode.events import AddressChanged, Consent, InboundMessage, Profile, Receipt, UserClosed
 from engine.decode.users import UserTable
-from engine.definitions import Content, PresenceTrigger, UsageTrigger
+from engine.definitions import Content, Fence
 from engine.hashing_kernel import hash_text
 from engine.locate.index import FenceIndex
 from engine.model import (
@@ -32,36 +32,20 @@ from engine.model import (
     HIT,
     Block,
     Candidate,
-    Confidence,
     DeadLetter,
     Drop,
-    EventType,
-    Method,
     Offer,
     RecordKind,
     ReserveAnswer,
     ReserveRequest,
-    TransitionKind,
-    TransitionReason,
-    Trigger,
 )
 from engine.presence import Presence
 from engine.settings import FeedTable, Settings
+from engine.transitions import transition_lines
 
 HOUR_MS = 3_600_000
 _HOURS_AHEAD_MS = 28 * 24 * HOUR_MS
 _HOURS_BEHIND_MS = 2 * 24 * HOUR_MS
-_QUIET_REASONS = frozenset(
-    {
-        TransitionReason.CLOSED,
-        TransitionReason.OPENED,
-        TransitionReason.GAP,
-        TransitionReason.EXPIRED,
-        TransitionReason.REMOVED,
-        TransitionReason.RETURNED,
-    }
-)
-"""Transitions that never make an offer by themselves (L8, L9, L10, P7)."""
 
 
 class Reserver(Protocol):
@@ -101,6 +85,11 @@ class Effects:
     candidates: int = 0
     types: dict[int, int] = field(default_factory=dict)  # EventType -> events
     alarms: list[Any] = field(default_factory=list)
+    fences: list[tuple[Fence, ...]] = field(default_factory=list)  # what `fence` of transitions[i] counts in
+
+    def add_transitions(self, transitions: np.ndarray, fences: tuple[Fence, ...]) -> None:
+        self.transitions.append(transitions)
+        self.fences.append(fences)
 
 
 class Pipeline:
@@ -122,33 +111,33 @@ class Pipeline:
         self.decider = Decider(content, self.profiles, settings.tenant, id_key, ledger.reserve)
         self._set_content(content)
         self.presence = Presence(
-            content.fences, self.index.arrays, self.feeds, self._thresholds, open_intervals=self._hours(0)
+            content.fences, self.index.arrays, self.feeds, self._maker.thresholds, open_intervals=self._hours(0)
         )
 
     # --- content ----------------------------------------------------------------------------------------------------
 
-    def activate(self, content: Content) -> Effects:
+    def activate(self, content: Content, effects: Effects) -> None:
         """Take new content from the next record on (L10); presence keeps the state of unchanged fences."""
-        effects = Effects(self.now_ms)
+        old = self.content
         self._set_content(content)
         self.decoder.set_cells(content.cells)
-        self._note(self.decider.activate(content), effects)
         removed = self.presence.activate(
-            content.fences, self.index.arrays, self._thresholds, open_intervals=self._hours(self.now_ms)
+            content.fences,
+            self.index.arrays,
+            self._maker.thresholds,
+            open_intervals=self._hours(self.now_ms),
+            cell_rows=_new_rows(old.cells.ids, content.cells.ids),
+            now_ms=self.now_ms,
         )
-        return effects
+        if len(removed):
+            effects.add_transitions(removed, old.fences)
+        self._note(self.decider.activate(content), effects)
 
     def _set_content(self, content: Content) -> None:
         self.content = content
         self.index = FenceIndex.build(content.fences, content.cells)
-        self._routes, self._thresholds = _route_transitions(content)
-        usage = [
-            (row, one.trigger) for row, one in enumerate(content.scenarios) if isinstance(one.trigger, UsageTrigger)
-        ]
-        self._usage_scenario = [row for row, _ in usage]
-        self.behavior.activate([trigger for _, trigger in usage])
-        # The smallest fence wins where one event fires a scenario for several (P8).
-        self._fence_size = self.index.arrays.row["characteristic_m"].tolist()
+        self._maker = CandidateMaker(content, self.index.arrays.row["characteristic_m"])
+        self.behavior.activate(self._maker.usage_triggers())
 
     def _hours(self, now_ms: int) -> dict[int, np.ndarray]:
         from_ms = now_ms - now_ms % HOUR_MS - _HOURS_BEHIND_MS
@@ -172,7 +161,7 @@ class Pipeline:
                 self._pass_time(max(self.now_ms, int(piece.append_ms[0])), effects)
                 if load_content is not None:
                     start, end = int(piece.start[0]), int(piece.end[0])
-                    self.activate(load_content(bytes(piece.data[start:end])))
+                    self.activate(load_content(bytes(piece.data[start:end])), effects)
                 continue
             self._process_events(piece, effects)
         effects.now_ms = self.now_ms
@@ -241,6 +230,11 @@ class Pipeline:
         self._release_held(now_ms, effects)
         return None
 
+    def _consent_columns(self) -> tuple[np.ndarray, np.ndarray, bool, bool]:
+        assumed = self.content.policy.assumed_consent
+        location, usage = (self.profiles.purpose_column(purpose).array for purpose in ("location", "usage"))
+        return location, usage, "location" in assumed, "usage" in assumed
+
     # --- candidates -------------------------------------------------------------------------------------------------
 
     def _decide(
@@ -253,12 +247,11 @@ class Pipeline:
         effects: Effects,
     ) -> None:
         if len(transitions):
-            effects.transitions.append(transitions)
+            effects.add_transitions(transitions, self.content.fences)
         candidates = list(self._merge(block, events, transitions, usage_rows, usage_triggers))
-        if not candidates:
-            return
-        effects.candidates += len(candidates)
-        self._note(self.decider.decide(candidates), effects)
+        if candidates:
+            effects.candidates += len(candidates)
+            self._note(self.decider.decide(candidates), effects)
 
     def _merge(
         self,
@@ -269,82 +262,22 @@ class Pipeline:
         usage_triggers: np.ndarray,
     ) -> Iterator[Candidate]:
         """Yield candidates in log order: by event row, what timers fired before it first."""
+
+        def place(row: int) -> tuple[int, int]:
+            assert block is not None
+            event = events[row]
+            return int(block.position[event["record"]]), int(event["item"])
+
         matches = iter(zip(usage_rows.tolist(), usage_triggers.tolist(), strict=True))
         match = next(matches, None)
-        for place, row in self._transitions_by_event(transitions):
+        for row, made in self._maker.from_transitions(self._maker.awaited(transitions), self.users.id_of, place):
             while match is not None and match[0] < row:
                 yield from self._from_usage(block, events, match)
                 match = next(matches, None)
-            yield from self._from_transitions(place, block, events)
+            yield from made
         while match is not None:
             yield from self._from_usage(block, events, match)
             match = next(matches, None)
-
-    def _consent_columns(self) -> tuple[np.ndarray, np.ndarray, bool, bool]:
-        assumed = self.content.policy.assumed_consent
-        location, usage = (self.profiles.purpose_column(purpose).array for purpose in ("location", "usage"))
-        return location, usage, "location" in assumed, "usage" in assumed
-
-    def _transitions_by_event(self, transitions: np.ndarray) -> Iterator[tuple[list[Any], int]]:
-        """Group transitions that one fix or one timer of a user gave, in the order they were given."""
-        if not len(transitions):
-            return
-        names = ("event", "user", "by_timer", "now_ms", "kind", "fence", "threshold_s", "reason", "initial", "gap_ms")
-        more = ("crossed_ms", "confirmed_ms", "duration_ms", "confidence", "method", "wide_gap")
-        group: list[Any] = []
-        key: tuple[int, ...] | None = None
-        for row in zip(*(transitions[name].tolist() for name in names + more), strict=True):
-            if row[:4] != key:
-                if group:
-                    yield group, group[0][0]
-                group, key = [], row[:4]
-            group.append(row)
-        yield group, group[0][0]
-
-    def _from_transitions(self, group: list[Any], block: Block | None, events: np.ndarray) -> Iterator[Candidate]:
-        """Make one candidate per scenario of what one fix gave; the smallest fence wins, the others are named (P8)."""
-        chosen: dict[int, list[Any]] = {}
-        for row in group:
-            if row[7] in _QUIET_REASONS:
-                continue
-            for scenario in self._routes.get((row[4], row[5], row[6]), ()):
-                chosen.setdefault(scenario, []).append(row)
-        if not chosen:
-            return
-        event, user, by_timer, now_ms = group[0][:4]
-        user_id = self.users.id_of(user)
-        position, item = -1, -1
-        if not by_timer and block is not None:
-            position, item = int(block.position[events[event]["record"]]), int(events[event]["item"])
-        for scenario in sorted(chosen):
-            rows = chosen[scenario]
-            if len(rows) > 1:
-                rows.sort(key=lambda row: (self._fence_size[row[5]], row[5]))
-            trigger = self._presence_trigger(rows[0])
-            trigger.also_fences = tuple(self.content.fences[row[5]].id for row in rows[1:])
-            yield Candidate(scenario, user, user_id, trigger, now_ms, position, item)
-
-    def _presence_trigger(self, row: Sequence[Any]) -> Trigger:
-        kind, fence_row, threshold_s, _, initial, gap_ms = row[4:10]
-        crossed_ms, confirmed_ms, duration_ms, confidence, method, wide_gap = row[10:]
-        fence = self.content.fences[fence_row]
-        name = _KIND_NAMES[kind]
-        values: dict[str, Any] = {
-            "crossed_at": crossed_ms,
-            "confirmed_at": confirmed_ms,
-            "confidence": _CONFIDENCE_NAMES[confidence],
-            "method": _METHOD_NAMES[method],
-            "initial": bool(initial),
-        }
-        if gap_ms >= 0:
-            values["gap_s"] = gap_ms / 1000
-            values["wide_gap"] = bool(wide_gap)
-        if duration_ms >= 0:
-            values["duration_s"] = duration_ms / 1000
-        if threshold_s > 0:
-            values["threshold_s"] = threshold_s
-        key = f"{fence.id}|{name}|{crossed_ms}|{threshold_s if threshold_s > 0 else 0}"
-        return Trigger(name, key, confirmed_ms, fence.id, fence.time_zone, (), values)
 
     def _from_usage(self, block: Block | None, events: np.ndarray, match: tuple[int, int]) -> Iterator[Candidate]:
         row, number = match
@@ -353,20 +286,10 @@ class Pipeline:
         read = self.decoder.read(block, event)
         if self.behavior.needs_event(number) and not self.behavior.passes(number, read):
             return
-        feed = self.feeds.names[event["feed"]]
-        identity = read.id if read.id is not None else f"{int(event['id_hash']):016x}"
-        values = {name: text for name in ("app", "category", "action") if (text := getattr(read, name)) is not None}
-        trigger = Trigger("usage", f"{feed}|{identity}", int(event["at_ms"]), None, None, (), values)
-        user = int(event["user"])
-        yield Candidate(
-            self._usage_scenario[number],
-            user,
-            self.users.id_of(user),
-            trigger,
-            int(event["now_ms"]),
-            int(block.position[event["record"]]),
-            int(event["item"]),
-        )
+        user, position = int(event["user"]), int(block.position[event["record"]])
+        trigger = usage_trigger(self.feeds.names[event["feed"]], read, int(event["at_ms"]), int(event["id_hash"]))
+        scenario, now_ms = self._maker.usage_scenarios[number], int(event["now_ms"])
+        yield Candidate(scenario, user, self.users.id_of(user), trigger, now_ms, position, int(event["item"]))
 
     def _note(self, decisions: Sequence[Decision], effects: Effects) -> None:
         effects.decisions.extend(decisions)
@@ -383,26 +306,28 @@ class Pipeline:
     def _apply_rare(self, block: Block, decoded: Decoded, row: int, effects: Effects) -> None:
         """Apply a profile, consent, receipt, ... at its place in the log."""
         event, read = decoded.events[row], decoded.rare[row]
-        self._pass_time(int(event["now_ms"]), effects)
+        now_ms = int(event["now_ms"])
+        if now_ms > self.now_ms:
+            self._pass_time(now_ms, effects)
         slot, user_id, at_ms = int(event["user"]), read.user, int(event["at_ms"])
-        match EventType(int(event["type"])):
-            case EventType.PROFILE:
+        match read:
+            case Profile():
                 self.profiles.apply_profile(slot, read, self.now_ms)
-            case EventType.CONSENT:
+            case Consent():
                 if self.profiles.apply_consent(slot, read):
                     effects.consents.append(ConsentChange(user_id, read.purpose, read.granted, at_ms, "consent"))
-            case EventType.INBOUND_MESSAGE:
+            case InboundMessage():
                 purpose = self.profiles.apply_inbound(slot, read)
                 if purpose is not None:
                     effects.consents.append(ConsentChange(user_id, purpose, False, at_ms, "inbound-message"))
-            case EventType.USER_CLOSED | EventType.ADDRESS_CHANGED:
+            case UserClosed() | AddressChanged():
                 self._note(self.decider.close(slot, self.now_ms), effects)
                 self.presence.reset_user(slot)
                 self.behavior.reset_user(slot)
                 effects.closed_users.append(user_id)
-            case EventType.RECEIPT:
+            case Receipt():
                 effects.receipts.append(read)
-                if read.state in _DEFINITE_FAILURES:
+                if read.state in _DEFINITE_FAILURES and read.offer_id is not None:
                     self.ledger.release(read.offer_id)
 
     def _apply_control(self, block: Block, record: int, effects: Effects) -> None:
@@ -414,32 +339,10 @@ class Pipeline:
         """Close what is still open at the end of a recording: runs of equal refusals (D5)."""
         return self.decider.finish()
 
-    def transition_lines(self, transitions: np.ndarray) -> Iterator[bytes]:
-        """Yield transitions as the contract's JSON, one line each."""
-        tenant = self.settings.tenant
-        for row in transitions:
-            distance_m, accuracy_m = float(row["distance_m"]), float(row["accuracy_m"])
-            yield orjson.dumps(
-                {
-                    "v": 1,
-                    "tenant": tenant,
-                    "user": self.users.id_of(int(row["user"])),
-                    "fence": self.content.fences[row["fence"]].id,
-                    "kind": _KIND_NAMES[row["kind"]],
-                    "crossed_at": rfc3339(int(row["crossed_ms"])),
-                    "confirmed_at": rfc3339(int(row["confirmed_ms"])),
-                    "initial": bool(row["initial"]),
-                    "gap_s": int(row["gap_ms"]) / 1000 if row["gap_ms"] >= 0 else None,
-                    "threshold_s": int(row["threshold_s"]) if row["threshold_s"] >= 0 else None,
-                    "duration_s": int(row["duration_ms"]) / 1000 if row["duration_ms"] >= 0 else None,
-                    "reason": TransitionReason(int(row["reason"])).name.lower(),
-                    "confidence": _CONFIDENCE_NAMES[row["confidence"]],
-                    "method": _METHOD_NAMES[row["method"]],
-                    "distance_m": round(distance_m, 2) if math.isfinite(distance_m) else None,
-                    "accuracy_m": round(accuracy_m, 2) if math.isfinite(accuracy_m) else None,
-                },
-                option=orjson.OPT_APPEND_NEWLINE,
-            )
+    def transition_lines(self, effects: Effects) -> Iterator[bytes]:
+        """Yield a block's transitions as the contract's JSON, one line each."""
+        for transitions, fences in zip(effects.transitions, effects.fences, strict=True):
+            yield from transition_lines(transitions, self.settings.tenant, fences, self.users.id_of)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -476,14 +379,6 @@ class Pipeline:
             self.presence.set_open_intervals(self._hours(self.now_ms))
 
 
-def rfc3339(instant_ms: int) -> str:
-    """Write an instant as RFC 3339 in UTC with milliseconds."""
-    return datetime.fromtimestamp(instant_ms / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-_KIND_NAMES = {kind: kind.name.lower() for kind in TransitionKind}
-_CONFIDENCE_NAMES = {confidence: confidence.name for confidence in Confidence}
-_METHOD_NAMES = {method: method.name.lower() for method in Method}
 _DEFINITE_FAILURES = frozenset({"rejected", "failed", "expired"})
 _NO_EVENTS = np.zeros(0, EVENT)
 _NO_HIT_START = np.zeros(1, np.int64)
@@ -491,30 +386,12 @@ _NO_HITS = np.zeros(0, HIT)
 _NO_ROWS = np.zeros(0, np.int32)
 
 
-def _route_transitions(
-    content: Content,
-) -> tuple[dict[tuple[int, int, int], tuple[int, ...]], dict[int, tuple[int, ...]]]:
-    """Map (kind, fence row, threshold_s) to scenario rows, and fence rows to their dwell thresholds (P4).
-
-    The threshold is -1 for enter and exit, as in a transition.
-    """
-    fence_row = {fence.id: row for row, fence in enumerate(content.fences)}
-    routes: dict[tuple[int, int, int], list[int]] = {}
-    thresholds: dict[int, set[int]] = {}
-    for row, scenario in enumerate(content.scenarios):
-        trigger = scenario.trigger
-        if not isinstance(trigger, PresenceTrigger):
-            continue
-        kind = TransitionKind[trigger.kind.upper()]
-        threshold_s = trigger.threshold_s if kind == TransitionKind.DWELL else -1
-        for fence in trigger.fences:
-            routes.setdefault((int(kind), fence_row[fence], threshold_s), []).append(row)
-            if kind == TransitionKind.DWELL:
-                thresholds.setdefault(fence_row[fence], set()).add(threshold_s)
-    return (
-        {key: tuple(rows) for key, rows in routes.items()},
-        {row: tuple(sorted(seconds)) for row, seconds in thresholds.items()},
-    )
+def _new_rows(old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray | None:
+    """Say where each old id stands now, -1 where it is gone; None if nothing moved."""
+    if old == new:
+        return None
+    row = {name: place for place, name in enumerate(new)}
+    return np.array([row.get(name, -1) for name in old], np.int32)
 
 
 def _between_contents(block: Block) -> Iterator[Block]:

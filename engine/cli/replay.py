@@ -88,8 +88,7 @@ class _Outputs:
 
     def write(self, effects: Any) -> None:
         if self._transitions is not None:
-            for batch in effects.transitions:
-                self._transitions.writelines(self._pipeline.transition_lines(batch))
+            self._transitions.writelines(self._pipeline.transition_lines(effects))
         self.write_decisions(effects.decisions)
         if self._dead is not None:
             import msgspec

@@ -25,7 +25,7 @@ from engine.definitions import (
 from engine.kernels import CACHE, compile_lock, is_warm, warm_mark
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Mode, RecordKind
-from engine.pipeline import Pipeline
+from engine.pipeline import Effects, Pipeline
 from engine.settings import FeedSettings, Settings, default_feeds
 
 _DAY_MS = 1_767_330_000_000
@@ -64,7 +64,7 @@ def _run_a_day() -> None:
         pipeline.process(_block([b""], len(lines) + 1, RecordKind.TICK, _DAY_MS + 90_000_000))
         arrays, objects = pipeline.snapshot()
         pipeline.restore({name: array.copy() for name, array in arrays.items()}, objects)
-        pipeline.activate(content)
+        pipeline.activate(content, Effects(0))
         ledger.close()
 
 

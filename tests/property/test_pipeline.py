@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from typing import Any
 
@@ -85,7 +86,7 @@ def block(records: list[tuple[Any, int, int]], first: int, last: int) -> Block:
 def run(records: list[tuple[Any, int, int]], cuts: list[int], *, restart_at: int | None = None) -> list[bytes]:
     pipeline, lines = make_pipeline(), []
     edges = [0, *cuts, len(records)]
-    for first, last in zip(edges, edges[1:], strict=False):
+    for first, last in itertools.pairwise(edges):
         effects = pipeline.process(block(records, first, last), load)
         lines += told(pipeline, effects)
         if restart_at is not None and first <= restart_at < last:

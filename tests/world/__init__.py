@@ -155,7 +155,7 @@ def told(pipeline: Pipeline, effects: Effects) -> list[bytes]:
     """Everything a block brought about, as bytes that can be compared."""
     from engine.decide.records import encode
 
-    lines = [line for batch in effects.transitions for line in pipeline.transition_lines(batch)]
+    lines = list(pipeline.transition_lines(effects))
     lines += [encode(decision) for decision in effects.decisions]
     lines += [repr(offer).encode() for offer in effects.offers]
     lines += [f"{letter.reason} {letter.detail} {letter.position} {letter.item}".encode() for letter in effects.dead]

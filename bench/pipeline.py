@@ -1,0 +1,139 @@
+"""JSON bytes to decision bytes through the whole pipeline, one core; peer: msgspec decoding the same bytes.
+
+Realistic and worst mix as in bench/workload.py: 10,000 clustered fences, 255 scenarios, batches of 4,096 events, caps,
+dedupe, timers and metrics on. The result hash is over all decisions and transitions, so that nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+
+from bench import workload
+from engine.decide.records import encode_lines
+from engine.definitions import Content
+from engine.ledger.embedded import EmbeddedLedger
+from engine.model import Block, Drop
+from engine.pipeline import Pipeline
+from engine.runtime.service import count
+from engine.settings import Settings
+
+BATCH = 4096
+
+
+class Event(msgspec.Struct):
+    """The fields of pings and usage events, as a peer would declare them."""
+
+    type: str
+    user: str
+    at: int
+    feed: str = "default"
+    id: str | None = None
+    lon: float | None = None
+    lat: float | None = None
+    accuracy_m: float | None = None
+    method: str | None = None
+    cell: str | None = None
+    app: str | None = None
+    category: str | None = None
+    action: str | None = None
+    props: dict[str, Any] | None = None
+
+
+def run(smoke: bool) -> list[dict]:
+    rows = []
+    sizes = (20_000,) if smoke else (200_000, 1_000_000)
+    events = 40_000 if smoke else 2_000_000
+    content = workload.make_content(1_000 if smoke else 10_000, 255)
+    for users in sizes:
+        made = workload.realistic(users, events, content)
+        rows += measure(f"pipeline.realistic.{users}", content, made, warm_share=0.5)
+    count_worst = 8_192 if smoke else 200_000
+    open_to_all = workload.make_content(1_000 if smoke else 10_000, 255, audience=None)
+    made = workload.worst(2_000 if smoke else 20_000, count_worst, open_to_all)
+    rows += measure("pipeline.worst", open_to_all, made, warm_share=0.1)
+    return rows
+
+
+def measure(name: str, content: Content, made: workload.Workload, *, warm_share: float) -> list[dict]:
+    """Feed profiles, warm up on the first share of the events, time the rest."""
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = EmbeddedLedger(Path(folder) / "ledger.db", assumed_consent=frozenset(), fsync="never")
+        pipeline = Pipeline(content, Settings(), ledger, id_key=b"bench bench bench bench")
+        for block in profile_blocks(made.users):
+            pipeline.process(block)
+        blocks = made.blocks(BATCH)
+        warm = max(1, int(len(blocks) * warm_share))
+        for block in blocks[:warm]:
+            pipeline.process(block)
+        digest = hashlib.blake2b(digest_size=8)
+        events = candidates = offers = dead = transitions = 0
+        drops = [0] * len(Drop)
+        lines: list[bytes] = []
+        started = perf_counter()
+        for block in blocks[warm:]:
+            effects = pipeline.process(block)
+            lines.append(encode_lines(effects.decisions))
+            count(effects)
+            events += effects.events
+            candidates += effects.candidates
+            offers += len(effects.offers)
+            dead += len(effects.dead)
+            transitions += sum(map(len, effects.transitions))
+            for drop in range(len(Drop)):
+                drops[drop] += int(effects.drops[drop])
+        seconds = perf_counter() - started
+        ledger.close()
+    for line in lines:
+        digest.update(line)
+    assert dead == 0
+    first, last = sum(len(block) for block in blocks[:warm]), len(made.start)
+    peer = decode_rate(made.data[int(made.start[first]) : int(made.end[last - 1]) + 1], last - first)
+    shares = {Drop(drop).name.lower(): number for drop, number in enumerate(drops) if drop and number}
+    return [
+        {
+            "name": f"{name}.events_per_s",
+            "value": events / seconds,
+            "unit": "events/s",
+            "peer": f"msgspec decode_lines at {peer:,.0f}/s",
+            "ratio": events / seconds / peer,
+            "candidates": candidates,
+            "offers": offers,
+            "transitions": transitions,
+            "drops": shares,
+            "hash": digest.hexdigest(),
+        }
+    ]
+
+
+def decode_rate(data: bytes, events: int) -> float:
+    """Events/s of msgspec on these bytes, batch by batch like the pipeline, best of three."""
+    decoder = msgspec.json.Decoder(Event)
+    cuts, start = [], 0
+    lines = data.split(b"\n")
+    for first in range(0, len(lines) - 1, BATCH):
+        size = sum(len(line) + 1 for line in lines[first : first + BATCH])
+        cuts.append(data[start : start + size])
+        start += size
+    best = 0.0
+    for _ in range(3):
+        started, read = perf_counter(), 0
+        for cut in cuts:
+            read += len(decoder.decode_lines(cut))
+        best = max(best, read / (perf_counter() - started))
+    assert abs(read - events) <= 1
+    return best
+
+
+def profile_blocks(users: int) -> list[Block]:
+    lines = workload.profiles(users)
+    return [
+        block
+        for first in range(0, len(lines), 8192)
+        for block in workload._join(users, [line.decode() for line in lines[first : first + 8192]]).blocks(8192)
+    ]
