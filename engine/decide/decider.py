@@ -11,12 +11,12 @@ from typing import Any
 
 from engine.decide.case import Case
 from engine.decide.explain import Trace, explain_case
-from engine.decide.held import Held, HeldQueue
+from engine.decide.held import Held
 from engine.decide.local_time import LocalTime
 from engine.decide.plan import FACTORS, Plan, Rules, compile_plan
 from engine.decide.profiles import ProfileTable
-from engine.decide.records import Decision, DecisionTrigger
-from engine.decide.runs import Runs
+from engine.decide.recorder import Recorder
+from engine.decide.records import Decision
 from engine.decide.wave import Alarm, Group, build_group, settle_group
 from engine.definitions import Content
 from engine.errors import StoreUnavailable
@@ -55,10 +55,8 @@ class Decider:
         self._id_key = id_key
         self.pauses: set[str] = set()
         self.alarms: list[Alarm] = []
-        self.runs = Runs()
-        self.held = HeldQueue()
+        self.recorder = Recorder(tenant, content.version)
         self._reserved: dict[int, tuple[int, str]] = {}
-        self._out: list[Decision] = []
         self._wave: list[Group] = []
         self._requests: list[ReserveRequest] = []
         self._busy: set[int] = set()
@@ -98,10 +96,11 @@ class Decider:
         """Take new content from the next candidate on; held candidates and runs follow their scenarios by id."""
         old = [scenario.id for scenario in self.content.scenarios]
         self.content = content
+        self.recorder.content_version = content.version
         row_of_id = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
         row_of = {row: row_of_id[name] for row, name in enumerate(old) if name in row_of_id}
         closed: list[Decision] = []
-        self.runs.rename_rows(row_of, closed)
+        self.recorder.runs.rename_rows(row_of, closed)
         moved = {
             key >> 20 << 20 | row_of[key & 0xFFFFF]: last
             for key, last in self._reserved.items()
@@ -127,13 +126,13 @@ class Decider:
     def close(self, slot: int, now_ms: int) -> list[Decision]:
         """Start a new user in the slot (A4): void consent, cancel what is held, forget what was remembered."""
         out: list[Decision] = []
-        for held in self.held.take_user(slot):
+        for held in self.recorder.held.take_user(slot):
             row = self._row.get(held.scenario)
             if row is not None:
                 case = self._case(self.plans[row], held, now_ms)
-                out.append(self.record(case, _REFUSED, Reason.OPTED_OUT.value, {"closed": True}))
+                out.append(self.recorder.record(case, _REFUSED, Reason.OPTED_OUT.value, {"closed": True}))
         for row in range(len(self.plans)):
-            self.runs.end(slot << 20 | row, out)
+            self.recorder.runs.end(slot << 20 | row, out)
             self._reserved.pop(slot << 20 | row, None)
         self.profiles.close(slot, now_ms)
         return out
@@ -161,7 +160,7 @@ class Decider:
                 if other.user != user or other.position != position or other.now_ms != now_ms or other.item != item:
                     break
                 stop += 1
-            if now_ms >= self.held.due_ms or now_ms >= self._hold_due_ms:
+            if now_ms >= self.recorder.held.due_ms or now_ms >= self._hold_due_ms:
                 self._release(now_ms)
             # Before cases are made: a flush may pause a scenario, which compiles its plan anew.
             if user in self._busy:
@@ -175,8 +174,7 @@ class Decider:
             self._enter(cases)
             start = stop
         self._flush()
-        out, self._out = self._out, []
-        return out
+        return self.recorder.take()
 
     def release_due(self, now_ms: int) -> list[Decision]:
         """Release what was held until now or earlier, each at its own instant, and close runs that are an hour old.
@@ -185,30 +183,27 @@ class Decider:
         """
         self._release(now_ms)
         self._flush()
-        if now_ms >= self.runs.due_ms:
-            self.runs.close_due(now_ms, self._out)
-        out, self._out = self._out, []
-        return out
+        self.recorder.pass_time(now_ms)
+        return self.recorder.take()
 
     def finish(self) -> list[Decision]:
         """Close every run, at the end of a recording."""
         out: list[Decision] = []
-        self.runs.close_all(out)
+        self.recorder.runs.close_all(out)
         return out
 
     def _release(self, now_ms: int) -> None:
         self._flush()
-        while (due := self.held.pop_due(now_ms)) is not None:
+        while (due := self.recorder.held.pop_due(now_ms)) is not None:
             release_ms, ready = due
-            if release_ms >= self.runs.due_ms:
-                self.runs.close_due(release_ms, self._out)
+            self.recorder.pass_time(release_ms)
             cases = []
             for held in ready:
                 row = self._row.get(held.scenario)
                 if row is not None:
                     cases.append(self._case(self.plans[row], held, release_ms))
                 else:
-                    self._out.append(self._gone(held, release_ms))
+                    self.recorder.out.append(self.recorder.gone(held, release_ms))
             if cases:
                 self._enter(cases)
             self._flush()
@@ -232,16 +227,14 @@ class Decider:
             else:
                 survivors += 1
         if not survivors and not self._wave:
-            now_ms = case.now_ms
-            if now_ms >= self.runs.due_ms:
-                self.runs.close_due(now_ms, self._out)
+            self.recorder.pass_time(cases[0].now_ms)
             for case in cases:
-                self.refuse_by_gate(case)
+                self.recorder.refuse_by_gate(case)
             return
         group = build_group(cases, survivors, self.profiles, self.content.policy.time_zone)
         if survivors:
             if group.remembers:
-                self._busy.add(case.slot)
+                self._busy.add(cases[0].slot)
             group.first_request = len(self._requests)
             self._requests += group.requests
         self._wave.append(group)
@@ -269,8 +262,7 @@ class Decider:
         self._busy.clear()
         answers = self.ask(requests)
         for group in wave:
-            if group.now_ms >= self.runs.due_ms:
-                self.runs.close_due(group.now_ms, self._out)
+            self.recorder.pass_time(group.now_ms)
             last = group.first_request + len(group.requests)
             settle_group(self, group, None if answers is None else answers[group.first_request : last])
         self._hold_due_ms = 1 << 62
@@ -284,111 +276,7 @@ class Decider:
         except StoreUnavailable:
             return None
 
-    # --- outcomes ---------------------------------------------------------------------------------------------------
-
-    def refuse_by_gate(self, case: Case) -> None:
-        """Emit what a gate refused: held, expired, or one of a run of equal refusals."""
-        if case.release_ms:
-            self._hold(case)
-            return
-        reason = case.reason
-        assert reason is not None
-        run = self.runs.open.get(case.slot << 20 | case.plan.row)
-        if run is not None and run.reason == reason and case.now_ms == case.arrived_ms:
-            run.count += 1
-            run.last_ms = case.now_ms
-            return
-        values: dict[str, Any] = {}
-        if case.gate is not None:
-            case.gate(case, values)
-        self.refuse_with(case, reason, values)
-
-    def refuse_with(self, case: Case, reason: str, values: dict[str, Any]) -> None:
-        """Emit a refusal, or count it where it continues a run of equal ones."""
-        if reason == _DEADLINE:
-            self.emit(case, Outcome.EXPIRED.value, reason, values)
-        elif case.now_ms != case.arrived_ms:
-            # The second record of a held candidate is never swallowed by a run (C6).
-            self.emit(case, _REFUSED, reason, values)
-        else:
-            key = case.slot << 20 | case.plan.row
-            run = self.runs.open.get(key)
-            if run is not None and run.reason == reason:
-                run.count += 1
-                run.last_ms = case.now_ms
-                return
-            self.runs.end(key, self._out)
-            decision = self.record(case, _REFUSED, reason, values)
-            self.runs.start(key, decision, self._out)
-            self._out.append(decision)
-
-    def _hold(self, case: Case) -> None:
-        scenario = case.plan.scenario.id
-        other = self.held.find(case.slot, scenario)
-        if other is not None:
-            # The one that waits already is the earlier trigger, and wins.
-            self.emit(case, Outcome.LOST.value, Reason.OUTSCORED.value, {"held": other.offer_id})
-            return
-        values: dict[str, Any] = {}
-        assert case.gate is not None
-        case.gate(case, values)
-        self.held.push(
-            Held(
-                offer_id=case.id(),
-                scenario=scenario,
-                slot=case.slot,
-                user_id=case.user_id,
-                trigger=case.trigger,
-                arrived_ms=case.arrived_ms,
-                release_ms=case.release_ms,
-                quiet_ends_ms=values["ends"],
-            )
-        )
-        self.emit(case, Outcome.HELD.value, Reason.QUIET_HOURS.value, values)
-
-    def emit(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
-        """Emit an outcome that is no refusal; it ends a run of refusals."""
-        self.runs.end(case.slot << 20 | case.plan.row, self._out)
-        decision = self.record(case, outcome, reason, values)
-        self._out.append(decision)
-        return decision
-
-    def record(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
-        trigger, now_ms = case.trigger, case.now_ms
-        return self._record(case.id(), case.plan.scenario.id, case.user_id, trigger, now_ms, outcome, reason, values)
-
-    def _gone(self, held: Held, now_ms: int) -> Decision:
-        """Decide a held candidate whose scenario is no longer in the content."""
-        not_live, user, trigger = Reason.NOT_LIVE.value, held.user_id, held.trigger
-        return self._record(held.offer_id, held.scenario, user, trigger, now_ms, _REFUSED, not_live, {"removed": True})
-
-    def _record(
-        self,
-        offer_id: str,
-        scenario: str,
-        user_id: str,
-        trigger: Trigger,
-        now_ms: int,
-        outcome: str,
-        reason: str,
-        values: dict[str, Any],
-    ) -> Decision:
-        return Decision(
-            1,
-            self.tenant,
-            offer_id,
-            outcome,
-            reason,
-            user_id,
-            scenario,
-            DecisionTrigger(trigger.kind, trigger.key, trigger.at_ms, trigger.fence, trigger.values),
-            now_ms,
-            self.content.version,
-            values,
-            1,
-            now_ms,
-            now_ms,
-        )
+    # --- what settling a group asks for ---------------------------------------------------------------------------
 
     def remember_reservation(self, case: Case) -> None:
         """Let the re-entry gate know at once; the oldest half is forgotten when there are too many."""
@@ -437,8 +325,8 @@ class Decider:
         return {
             "scenarios": [scenario.id for scenario in self.content.scenarios],
             "pauses": sorted(self.pauses),
-            "held": self.held.state(),
-            "runs": self.runs.state(),
+            "held": self.recorder.held.state(),
+            "runs": self.recorder.runs.state(),
             "reserved": [[key, *last] for key, last in self._reserved.items()],
         }
 
@@ -446,8 +334,8 @@ class Decider:
         """Take over a state; call it after the profile table was restored, and with the content it was saved under."""
         assert state["scenarios"] == [scenario.id for scenario in self.content.scenarios], "another content"
         self.pauses = set(state["pauses"])
-        self.held.restore(state["held"])
-        self.runs.restore(state["runs"])
+        self.recorder.held.restore(state["held"])
+        self.recorder.runs.restore(state["runs"])
         self._reserved.clear()
         self._reserved.update({key: (at_ms, offer_id) for key, at_ms, offer_id in state["reserved"]})
         self._compile()

@@ -146,17 +146,18 @@ def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | 
                 case.end(_REFUSED, _STORE_UNAVAILABLE, {})
         else:
             _judge(decider, request, group.ranked[number], group.owners[number], answers[number])
+    recorder = decider.recorder
     for case in group.cases:
         plan = case.plan
         if plan.is_limited and plan.scenario.id in decider.pauses:
             # Paused by its limit since the gates were asked: as if the mode gate had said so.
             case.release_ms = 0
             values = {"mode": plan.scenario.mode.value, "paused": [plan.scenario.id]}
-            decider.refuse_with(case, _PAUSED, values)
+            recorder.refuse_with(case, _PAUSED, values)
         elif case.outcome:
             _emit(decider, case)
         else:
-            decider.refuse_by_gate(case)
+            recorder.refuse_by_gate(case)
 
 
 def _judge(
@@ -211,18 +212,19 @@ def _rule_values(rules: tuple[Rule, ...], reason: str) -> dict[str, Any]:
 def _emit(decider: Decider, case: Case) -> None:
     plan, outcome, reason, values = case.plan, case.outcome, case.reason, case.values
     assert reason is not None
+    recorder = decider.recorder
     if outcome is _REFUSED and reason is not _DUPLICATE:
         if reason == _PAUSED:
             decider.pause_by_limit(case, values)
-        decider.refuse_with(case, reason, values)
+        recorder.refuse_with(case, reason, values)
         return
     if case.channel:
         values["channel"] = case.channel
     if plan.is_shadow:
         values["shadow"] = True
-        decider.emit(case, outcome, reason, values)
+        recorder.emit(case, outcome, reason, values)
         return
-    decision = decider.emit(case, outcome, reason, values)
+    decision = recorder.emit(case, outcome, reason, values)
     if outcome is _OFFER:
         decision.grant(make_offer(case))
     if plan.has_reentry and (outcome is _OFFER or outcome is _WITHHELD):

@@ -98,11 +98,11 @@ def test_a_run_ends_with_another_outcome_and_a_single_refusal_needs_no_closing()
 
 def test_runs_are_bounded_and_the_oldest_closes_early() -> None:  # D5
     world = refusing(8)
-    world.decider.runs = Runs(most=2)
+    world.decider.recorder.runs = Runs(most=2)
     world.decide(candidate(0), candidate(0, NOON_MS + 1), candidate(1, NOON_MS + 2))
     closed, opened = world.decide(candidate(2, NOON_MS + 3))
     assert (closed.user, closed.count, opened.user) == ("u0", 2, "u2")
-    assert len(world.decider.runs.open) == 2 < MOST_RUNS
+    assert len(world.decider.recorder.runs.open) == 2 < MOST_RUNS
 
 
 def night_world(**change: object) -> World:
