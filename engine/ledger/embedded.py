@@ -128,7 +128,9 @@ class EmbeddedLedger:
                 handoff.put_offers(cursor, offers, {row[0]: row[1] for row in self._made}, position)
                 if position <= self._distrusted:
                     handoff.distrust_outbox(cursor, self.epoch)
-            handoff.put_consents(cursor, consents, closed_users)
+            handoff.put_consents(cursor, consents)
+            for user in closed_users:
+                handoff.close_user(cursor, user, now_ms, self.epoch)
             handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
                 handoff.put_dispatch(cursor, one, self.epoch)

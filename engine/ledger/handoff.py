@@ -132,16 +132,10 @@ def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
 
 def distrust_outbox(cursor: sqlite3.Cursor, epoch: int) -> None:
     """What is queued may have been claimed and sent before a power loss took the claim: UNKNOWN, never submitted."""
-    for key, channel, body in cursor.execute(
-        "SELECT offer_id, channel, body FROM outbox JOIN offers USING (offer_id)"
-    ).fetchall():
+    queued = cursor.execute("SELECT offer_id, channel, body FROM outbox JOIN offers USING (offer_id)").fetchall()
+    for key, channel, body in queued:
         at_ms = orjson.loads(body)["created_ms"]
-        seq = len(_dispatches(cursor, key))
-        cursor.execute(
-            "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,'power_loss')",
-            (key, f"{key.hex()}/{channel}/1", seq, DispatchState.UNKNOWN.value, at_ms, epoch),
-        )
-    cursor.execute("DELETE FROM outbox")
+        _end_unclaimed(cursor, key, channel, DispatchState.UNKNOWN, at_ms, epoch, "power_loss")
 
 
 def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mapping[str, str], position: int) -> None:
@@ -169,7 +163,7 @@ def offers_of(cursor: sqlite3.Cursor, user: str) -> list[bytes]:
     return [key for (key,) in cursor.execute("SELECT offer_id FROM offers WHERE user = ? OR subject = ?", (user, user))]
 
 
-def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow], closed_users: Sequence[str]) -> None:
+def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow]) -> None:
     for change in changes:
         if change.granted is None:
             cursor.execute("DELETE FROM consents WHERE user = ? AND purpose = ?", (change.user_id, change.purpose))
@@ -178,8 +172,14 @@ def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow], closed_u
                 "INSERT OR REPLACE INTO consents VALUES (?,?,?,?,?)",
                 (change.user_id, change.purpose, change.granted, change.at_ms, change.source),
             )
-    for user in closed_users:
-        cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
+
+
+def close_user(cursor: sqlite3.Cursor, user: str, now_ms: int, epoch: int) -> None:
+    """Void consent and cancel what is queued: the number may be somebody else's tomorrow (A4)."""
+    cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
+    queued = cursor.execute("SELECT offer_id, channel FROM outbox JOIN offers USING (offer_id) WHERE user = ?", (user,))
+    for key, channel in queued.fetchall():
+        _end_unclaimed(cursor, key, channel, DispatchState.FAILED, now_ms, epoch, "user_closed")
 
 
 def put_pauses(cursor: sqlite3.Cursor, pauses: Sequence[tuple[str, bool]], position: int) -> None:
@@ -188,6 +188,18 @@ def put_pauses(cursor: sqlite3.Cursor, pauses: Sequence[tuple[str, bool]], posit
             cursor.execute("INSERT OR IGNORE INTO pauses VALUES (?,?)", (scenario, position))
         else:
             cursor.execute("DELETE FROM pauses WHERE scenario = ?", (scenario,))
+
+
+def _end_unclaimed(
+    cursor: sqlite3.Cursor, key: bytes, channel: str, state: DispatchState, at_ms: int, epoch: int, code: str
+) -> None:
+    """End the next dispatch of a queued offer before anybody claims it; under its id, so that a claim is too late."""
+    seq = len(_dispatches(cursor, key))
+    cursor.execute(
+        "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,?)",
+        (key, f"{key.hex()}/{channel}/1", seq, state.value, at_ms, epoch, code),
+    )
+    cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
 
 
 def _has_consent(

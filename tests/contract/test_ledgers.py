@@ -398,12 +398,15 @@ def test_a_person_who_withdrew_on_one_number_gets_nothing_on_the_other(ledger):
     assert ledger.claim([(offer_id(1), "d1")], T0) == ["no_consent"]
 
 
-def test_closing_a_user_voids_consent(offered):
-    """A4: user.closed and address.changed void consent."""
-    offered.assumed_consent = frozenset()
-    offered.commit(2, T0, consents=[Consent("u1", "marketing.sms", True)])
+def test_closing_a_user_voids_consent_and_cancels_what_is_queued(offered):
+    """A4: user.closed and address.changed; the number may be somebody else's."""
+    offered.commit(2, T0, consents=[Consent("u1", "marketing.sms", True)], offers=[offer(2, "u2")])
     offered.commit(3, T0, closed_users=["u1"])
-    assert offered.claim([(offer_id(1), "d1")], T0) == ["no_consent"]
+    assert [one.offer_id for one in offered.outbox(10)] == [offer_id(2)]
+    assert offered.claim([(offer_id(1), f"{offer_id(1)}/sms/1")], T0) == ["already"]
+    offered.assumed_consent = frozenset()
+    offered.commit(4, T0, offers=[offer(3)])
+    assert offered.claim([(offer_id(3), "d3")], T0) == ["no_consent"]
 
 
 def test_a_claim_cut_off_by_a_crash_is_unknown_and_never_claimed_again(home):

@@ -13,9 +13,10 @@ import pytest
 
 from engine.errors import StoreError
 from engine.model import Block, RecordKind
+from engine.runtime.fake_source import FakeRecord, FakeSource
 from engine.runtime.file_source import FileSource
 from engine.runtime.journal import Journal
-from engine.runtime.source import FakeRecord, FakeSource, JournalSource, RecordSource
+from engine.runtime.source import JournalSource, RecordSource
 
 COUNT = 40
 
