@@ -6,13 +6,12 @@ import numpy as np
 
 from engine.kernels import kernel
 from engine.model import TransitionReason
+from engine.presence.admission_kernel import discard_held
 from engine.presence.layout_kernel import (
     DWELLS,
     EXITING,
-    FREE_HELD_HIT,
     INSIDE,
     LAGS,
-    LIVE_HELD_HITS,
     NEVER,
     OUT_ROWS,
     SUSPENDED,
@@ -81,29 +80,8 @@ def renumber(state: State, rules: Rules, new_row: np.ndarray, new_number: np.nda
                     state.occupancy[visit.fence] += 1
             row = visit.next
         if state.user[user].held >= 0:
-            renumber_held(state, state.user[user].held, new_row)
-
-
-@kernel
-def renumber_held(state: State, held: int, new_row: np.ndarray) -> None:
-    """Give a held fix's hits their fences' new rows, without those of removed fences."""
-    before = -1
-    place = state.held[held].hits
-    while place >= 0:
-        kept = state.held_hit[place]
-        following = kept.next
-        kept.fence = new_row[kept.fence]
-        if kept.fence >= 0:
-            before = place
-        else:
-            if before < 0:
-                state.held[held].hits = following
-            else:
-                state.held_hit[before].next = following
-            kept.next = state.control[FREE_HELD_HIT]
-            state.control[FREE_HELD_HIT] = place
-            state.control[LIVE_HELD_HITS] -= 1
-        place = following
+            # Its hits are of the old fences; the next fix will tell.
+            discard_held(state, state.user[user])
 
 
 @kernel
@@ -115,5 +93,3 @@ def renumber_cells(state: State, new_row: np.ndarray) -> None:
             one.cell = new_row[one.cell]
         if one.previous_cell >= 0:
             one.previous_cell = new_row[one.previous_cell]
-        if one.held >= 0 and state.held[one.held].cell >= 0:
-            state.held[one.held].cell = new_row[state.held[one.held].cell]
