@@ -48,6 +48,7 @@ class LocalTime:
     def __init__(self, default_zone: str) -> None:
         self.default_zone = default_zone
         self._minute: dict[str, tuple[int, int, int]] = {}
+        self._hours: dict[str, tuple[int, int]] = {}
         self._windows: dict[tuple[str, str], tuple[int, int]] = {}
 
     def known(self, zone: str | None) -> str:
@@ -100,6 +101,13 @@ class LocalTime:
 
     def window_start(self, window: str, zone: str, at_ms: int) -> int:
         """Return the first instant of the local hour, day, ISO week or month that `at_ms` lies in (rule C1)."""
+        if window == "hour":
+            # Clocks may change within an hour, never within a minute.
+            minute = at_ms // MINUTE_MS
+            hour = self._hours.get(zone)
+            if hour is None or hour[0] != minute:
+                hour = self._hours[zone] = (minute, calendar_window(window, zone, at_ms)[0])
+            return hour[1]
         key = (zone, window)
         known = self._windows.get(key)
         if known is None or not known[0] <= at_ms < known[1]:
@@ -116,7 +124,7 @@ def calendar_window(window: str, zone: str, at_ms: int) -> tuple[int, int]:
     local = to_local(zone, at_ms)
     if window == "hour":
         start = local.replace(minute=0)
-        # An hour with a change of the clocks inside may be shorter than it looks, so its end is never remembered.
+        # An hour with a change of the clocks inside is shorter than it looks: its end is not told.
         return to_instant(start), at_ms + 1
     midnight = local.replace(hour=0, minute=0, fold=0)
     if window == "day":

@@ -42,9 +42,11 @@ class Plan:
         "gates",
         "has_channel_cap",
         "has_reentry",
+        "id",
         "is_limited",
         "is_service",
         "is_shadow",
+        "labels",
         "make_id",
         "named_gates",
         "propensity",
@@ -56,6 +58,8 @@ class Plan:
 
     def __init__(self, row: int, scenario: Scenario, make_id: Callable[[str, str, int], str]) -> None:
         self.row = row
+        self.id = scenario.id
+        self.labels = (scenario.id, scenario.offer.benefit_class, scenario.offer.partner)
         self.scenario = scenario
         self.make_id = make_id
         self.is_service = scenario.offer.offer_class == "service"
@@ -199,6 +203,9 @@ def _compile_score(
     name = f"propensity.{scenario.offer.benefit_class}"
     has_propensity, has_context = "propensity" in factors, "context" in factors
 
+    usual = {"priority": priority, "propensity": 1.0, "context": 1.0, "value": value}
+    usual_score = priority * value
+
     def score(case: Case) -> dict[str, float]:
         propensity = 1.0
         column = profiles.numbers.get(name) if has_propensity else None
@@ -207,6 +214,9 @@ def _compile_score(
             if held == held:
                 propensity = min(max(held, 0.0), _MOST_PROPENSITY)
         context = CONTEXT_WEIGHT.get(case.trigger.values.get("confidence", ""), 1.0) if has_context else 1.0
+        if propensity == context == 1.0:
+            case.score = usual_score
+            return usual
         case.score = priority * propensity * context * value
         return {"priority": priority, "propensity": propensity, "context": context, "value": value}
 

@@ -66,7 +66,8 @@ class Recorder:
                 run.count += 1
                 run.last_ms = case.now_ms
                 return
-            self.runs.end(key, self.out)
+            if run is not None:
+                self.runs.end(key, self.out)
             decision = self.record(case, _REFUSED, reason, values)
             self.runs.start(key, decision, self.out)
             self.out.append(decision)
@@ -97,14 +98,16 @@ class Recorder:
 
     def emit(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
         """Emit an outcome that is no refusal; it ends a run of refusals."""
-        self.runs.end(case.slot << 20 | case.plan.row, self.out)
+        key = case.slot << 20 | case.plan.row
+        if key in self.runs.open:
+            self.runs.end(key, self.out)
         decision = self.record(case, outcome, reason, values)
         self.out.append(decision)
         return decision
 
     def record(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
-        trigger, now_ms = case.trigger, case.now_ms
-        return self._record(case.id(), case.plan.scenario.id, case.user_id, trigger, now_ms, outcome, reason, values)
+        offer_id = case.offer_id or case.id()
+        return self._record(offer_id, case.plan.id, case.user_id, case.trigger, case.now_ms, outcome, reason, values)
 
     def gone(self, held: Held, now_ms: int) -> Decision:
         """Decide a held candidate whose scenario is no longer in the content."""

@@ -109,28 +109,14 @@ def build_request(
     owners: list[Case] = []
     for case in ranked:
         plan = case.plan
-        is_withheld = False
         for _, arm in plan.arms:
             if arm(user_id):
-                is_withheld = True
+                case.is_withheld = True
                 break
-        case.is_withheld = is_withheld
-        rules = plan.rules(zone, now_ms)
-        offer = plan.scenario.offer
+        offer_id, rules, (scenario, category, partner) = case.id(), plan.rules(zone, now_ms), plan.labels
+        counts, withheld, shadow = plan.counts, case.is_withheld, plan.is_shadow
         for channel in case.channels if plan.has_channel_cap else case.channels[:1]:
-            options.append(
-                Option(
-                    case.id(),
-                    plan.scenario.id,
-                    channel,
-                    offer.benefit_class,
-                    offer.partner,
-                    rules,
-                    plan.counts,
-                    is_withheld,
-                    plan.is_shadow,
-                )
-            )
+            options.append(Option(offer_id, scenario, channel, category, partner, rules, counts, withheld, shadow))
             owners.append(case)
     return ReserveRequest(subject, user_id, now_ms, tuple(options)), owners
 
@@ -149,7 +135,7 @@ def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | 
     recorder = decider.recorder
     for case in group.cases:
         plan = case.plan
-        if plan.is_limited and plan.scenario.id in decider.pauses:
+        if plan.is_limited and plan.id in decider.pauses:
             # Paused by its limit since the gates were asked: as if the mode gate had said so.
             case.release_ms = 0
             values = {"mode": plan.scenario.mode.value, "paused": [plan.scenario.id]}
@@ -236,8 +222,8 @@ def make_offer(case: Case) -> Offer:
     plan = case.plan
     offer = plan.scenario.offer
     return Offer(
-        case.id(),
-        plan.scenario.id,
+        case.offer_id,
+        plan.id,
         case.user_id,
         case.channel,
         case.text if case.text is not None else offer.text,
