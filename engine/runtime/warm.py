@@ -32,8 +32,9 @@ _DAY_MS = 1_767_330_000_000
 
 
 def warm_aloud() -> None:
-    """Warm the kernels, saying so where it takes time."""
+    """Compile the kernels, saying so where it takes time, or load them, so that the first event need not wait."""
     if is_warm():
+        _run_a_day()
         return
     print("First start: compiling the hot path for this machine, about a minute, once ...", file=sys.stderr, flush=True)
     seconds = warm()
@@ -111,6 +112,7 @@ def _lines() -> list[bytes]:
         usage = {"type": "usage", "feed": "dpi", "user": f"w{step % 2}", "app": "x", "at": _DAY_MS + step * 60_000}
         lines.append(orjson.dumps({**usage, "props": {"price": 1.5}}))
         lines.append(orjson.dumps({**ping, **where, "id": "é", "at": "2026-01-02T05:04:05.5+08:00"}))
+    lines.append(orjson.dumps({"type": "user-closed", "user": "w1", "at": _DAY_MS + 3_600_000}))
     lines.append(b"{broken")
     return lines
 
