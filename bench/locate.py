@@ -1,8 +1,8 @@
 """Points per second through the fence index, beside Shapely's STRtree on the same points with the same answers.
 
-Fences are stars of 4 to 24 corners, some 30 to 400 m across, clustered as shops are; one in a hundred is a district.
-Points spread as people do; about one in twenty lies inside some fence.  STRtree is asked only which fences cover a
-point, from points made beforehand; the index also gives signed distances, confidences and near misses.
+Fences are stars of 4 to 24 corners, some 30 to 400 m across, clustered as shops are; one in a thousand is a
+district.  Points spread as people do; about one in twenty lies inside some fence.  STRtree is asked only which
+fences cover a point, from points made beforehand; the index also gives signed distances, confidences and near misses.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from engine.model import EVENT, HIT, EventType
 
 SEED = 20_240_601
 METRES_PER_E7 = 0.0111
+SPREAD = 5.0
+"""People roam this much wider than shops cluster."""
 NO_CELLS = CellTable((), np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0), np.zeros(0, bool))
 
 
@@ -107,9 +109,9 @@ def scatter(random: np.random.Generator, centres: np.ndarray, spread_e7: np.ndar
 def make_fences(random: np.random.Generator, centres: np.ndarray, spread_e7: np.ndarray, count: int) -> list[Fence]:
     middles = scatter(random, centres, spread_e7, count)
     radii = np.clip(random.lognormal(np.log(50), 0.6, count), 15, 200) / METRES_PER_E7
-    radii[::100] *= 10
+    radii[::1000] *= 10
     corners = random.integers(4, 25, count)
-    corners[::100] = 60
+    corners[::1000] = 60
     fences = []
     for i in range(count):
         angle = np.sort(random.random(corners[i])) * 2 * np.pi
@@ -121,9 +123,9 @@ def make_fences(random: np.random.Generator, centres: np.ndarray, spread_e7: np.
 
 
 def make_events(random: np.random.Generator, centres: np.ndarray, spread_e7: np.ndarray, points: int) -> np.ndarray:
-    """70 pings in a hundred events are located; here all rows are pings: gps, wifi and cell as 4 : 2 : 4."""
+    """All rows are pings: gps, wifi and cell as 4 : 2 : 4."""
     events = np.zeros(points, EVENT)
-    places = scatter(random, centres, spread_e7 * 3.2, points)
+    places = scatter(random, centres, spread_e7 * SPREAD, points)
     events["lon_e7"], events["lat_e7"] = places[:, 0], places[:, 1]
     events["accuracy_m"] = random.choice([20.0, 60.0, 1000.0], points, p=[0.4, 0.2, 0.4])
     events["cell"] = -1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 
-from engine.kernels import lean_kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 
 EQUATOR_M = 6378137.0
 FLATTENING = 1 / 298.257223563
@@ -19,7 +19,7 @@ METRES_PER_E7_LAT_MIN = 0.011054
 """Metres per e7 of latitude are never fewer, anywhere on the ellipsoid."""
 
 
-@lean_kernel
+@inlined_lean_kernel
 def scales(lat: float) -> tuple[float, float]:
     """Metres per e7 of longitude and of latitude at a latitude in radians."""
     cosine = math.cos(lat)
@@ -45,7 +45,7 @@ def point_distance_m(lon_e7: float, lat_e7: float, other_lon_e7: float, other_la
     return far_m(turn, float(lat_e7) * RADIANS_PER_E7, float(other_lat_e7) * RADIANS_PER_E7)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def near_m(turn: float, rise: float, middle: float) -> float:
     """Mid-latitude formula: differences in radians at the middle latitude."""
     kx, ky = scales(middle)

@@ -20,7 +20,7 @@ from engine.distance_kernel import (
     point_distance_m,
     scales,
 )
-from engine.kernels import lean_kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 
 POLYGON, CIRCLE, CORRIDOR, CELLS = 0, 1, 2, 3
 FLAT_M = 5000.0
@@ -116,7 +116,7 @@ def signed_distance_m(fences: FenceArrays, fence: int, lon_e7: int, lat_e7: int)
     return distance if covers(fences, fence, lon_e7, lat_e7) else -distance
 
 
-@lean_kernel
+@inlined_lean_kernel
 def relative_lon(row: Any, lon_e7: int) -> Any:
     """Longitude relative to the fence's origin, within half a turn, as int64."""
     x = np.int64(lon_e7) - np.int64(row.origin_lon_e7)
@@ -135,7 +135,7 @@ def extent_distance_m(fences: FenceArrays, row: Any, x: int, lon_e7: int, lat_e7
     return float(row.extent_m) - nearest_edge_m(fences, row, x, lat_e7)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def is_farther(row: Any, x: int, y: int, limit_m: float) -> bool:
     """Say for certain that the point lies more than `limit_m` outside the bounding box; False proves nothing."""
     if (row.min_y - y) * METRES_PER_E7_LAT_MIN > limit_m or (y - row.max_y) * METRES_PER_E7_LAT_MIN > limit_m:
@@ -143,7 +143,7 @@ def is_farther(row: Any, x: int, y: int, limit_m: float) -> bool:
     return bool(max(row.min_x - x, x - row.max_x) * row.lon_metres > limit_m)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
     """Count crossings of the ray to the east over all rings; a point on any edge is covered.
 
@@ -164,20 +164,28 @@ def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
             continue
         # No branch within a run: which side an edge lies on is a coin toss to the processor.
         for i in range(run.first, run.last):
-            ax = np.int64(vertex[i, 0])
-            ay = np.int64(vertex[i, 1])
-            bx = np.int64(vertex[i + 1, 0])
-            by = np.int64(vertex[i + 1, 1])
-            run_east = (bx - ax) * (y - ay)
-            point_east = (x - ax) * (by - ay)
-            odd ^= ((ay > y) != (by > y)) & ((run_east > point_east) == (by > ay))
-            is_between = (((ax <= x) & (x <= bx)) | ((bx <= x) & (x <= ax))) & (
-                ((ay <= y) & (y <= by)) | ((by <= y) & (y <= ay))
-            )
-            on_edge |= (run_east == point_east) & is_between
+            crosses, touches = edge_test(vertex, i, x, y)
+            odd ^= crosses
+            on_edge |= touches
         if on_edge:
             return True
     return odd
+
+
+@inlined_lean_kernel
+def edge_test(vertex: np.ndarray, i: int, x: int, y: int) -> tuple[bool, bool]:
+    """Say whether the ray to the east crosses edge i, and whether the point lies on it; exact, see polygon_covers."""
+    ax = np.int64(vertex[i, 0])
+    ay = np.int64(vertex[i, 1])
+    bx = np.int64(vertex[i + 1, 0])
+    by = np.int64(vertex[i + 1, 1])
+    run_east = (bx - ax) * (y - ay)
+    point_east = (x - ax) * (by - ay)
+    crosses = ((ay > y) != (by > y)) & ((run_east > point_east) == (by > ay))
+    is_between = (((ax <= x) & (x <= bx)) | ((bx <= x) & (x <= ax))) & (
+        ((ay <= y) & (y <= by)) | ((by <= y) & (y <= ay))
+    )
+    return crosses, (run_east == point_east) & is_between
 
 
 @lean_kernel
@@ -193,7 +201,7 @@ def nearest_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     return distance
 
 
-@lean_kernel
+@inlined_lean_kernel
 def nearest_flat_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> float:
     """Find the nearest edge in the metric at the point; measure a far one again in the metric half-way to it."""
     vertex = fences.vertex
@@ -227,7 +235,7 @@ def nearest_flat_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> f
     return remeasured_m(fences, row, east, north, lat_e7)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def edge_square(ax: float, ay: float, bx: float, by: float) -> float:
     """Square of the distance from the origin to the edge a-b less its first end, without a branch."""
     ux = bx - ax

@@ -14,23 +14,29 @@ from engine.distance_kernel import RADIANS_PER_E7, scales
 from engine.geometry_kernel import CELLS, POLAR_LAT_E7, FenceArrays, relative_lon, signed_distance_m
 from engine.kernels import kernel
 from engine.locate.kernel import (
+    BOUND_BITS,
+    BOUND_M,
+    BOUND_SHIFT,
+    CLASS_BITS,
     DIRECTORY_SHIFT,
     EDGE,
     FENCE_SHIFT,
     INSIDE,
     LAST_BIT,
+    LOCAL_BIT,
     NEAR,
     SOUTH_E7,
     TILE_CELLS,
     TILE_SHIFT,
     WEST_E7,
 )
+from engine.locate.local_kernel import MOST_LOCAL, choose_local
 from engine.model import FINE_ACCURACY_M
 
 SMALLEST_SHIFT = DIRECTORY_SHIFT - 3 * TILE_SHIFT
 NEAR_M = FINE_ACCURACY_M * 1.01 + 1.0
-WORTH_SPLITTING = np.array([6, 6, 16])
-"""More edges than this through a cell of the level make it worth a tile of its own (1 kB)."""
+WORTH_SPLITTING = np.array([6, 6, 40])
+"""More fences' edges than this through a cell of the level make it worth a tile of its own (1 kB)."""
 
 
 @kernel
@@ -55,18 +61,21 @@ def fences_of_directory(
 
 @kernel
 def build_tree(
-    fences: FenceArrays, margin_x: np.ndarray, grid: np.ndarray, start: np.ndarray, member: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return `node` and `word` of IndexArrays.
+    fences: FenceArrays, margin_x: np.ndarray, grid: np.ndarray, start: np.ndarray, member: np.ndarray, fineness: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return `node`, `word` and `local` of IndexArrays.
 
     margin_x  int64[N]  e7 of longitude that reach NEAR_M beyond the box
-    Cells wait in a queue with their candidates (fence << 2 | class) until they become a list or a tile.
+    fineness  a cell is split where a fence whose edge runs through it is less than this many times its size
+    Cells wait in a queue with their candidates (words without LAST_BIT and LOCAL_BIT) until they become a list or tile.
     """
     directory = grid[2] * grid[3]
     node = np.zeros(directory + TILE_CELLS, np.int32)
     nodes = directory
     word = np.zeros(1024, np.int32)
     words = 1
+    local = np.zeros(1024, np.int32)
+    locals_ = 1
     table = np.zeros(2048, np.int32)
     lists = 0
 
@@ -80,6 +89,7 @@ def build_tree(
     for slot in range(directory):
         most = max(most, start[slot + 1] - start[slot])
     scratch = np.empty(most, np.int64)
+    chosen = np.empty(MOST_LOCAL, np.int32)
 
     for slot in range(directory):
         if start[slot] == start[slot + 1]:
@@ -94,7 +104,7 @@ def build_tree(
         if cell_from[1] > len(candidate):
             candidate = np.zeros(2 * cell_from[1], np.int64)
         for i in range(cell_from[1]):
-            candidate[i] = member[start[slot] + i] << 2 | EDGE
+            candidate[i] = member[start[slot] + i] << FENCE_SHIFT | EDGE
         done = 0
         while done < queued:
             # The first entry stands for the directory cell itself, the others for tiles to fill.
@@ -114,15 +124,15 @@ def build_tree(
                 count = 0
                 for c in range(cell_from[done], cell_from[done + 1]):
                     one = candidate[c]
-                    kind = one & 3
-                    if kind != INSIDE:
-                        kind = cell_class(fences, one >> 2, margin_x[one >> 2], east, north, shift)
-                    if kind != 0:
-                        scratch[count] = one >> 2 << 2 | kind
+                    if one & CLASS_BITS != INSIDE:
+                        fence = one >> FENCE_SHIFT
+                        one = fence << FENCE_SHIFT | cell_class(fences, fence, margin_x[fence], east, north, shift)
+                    if one & CLASS_BITS != 0:
+                        scratch[count] = one
                         count += 1
                 if count == 0:
                     continue
-                if is_worth_splitting(fences, scratch[:count], north, level):
+                if is_worth_splitting(fences, scratch[:count], north, level, fineness):
                     if queued + 1 >= len(cell_from):
                         cell_slot = grown(cell_slot)
                         cell_east = grown(cell_east)
@@ -139,26 +149,38 @@ def build_tree(
                     cell_from[queued + 1] = cell_from[queued] + count
                     queued += 1
                 else:
-                    while words + count > len(word):
+                    while words + 2 * count > len(word):
                         word = grown(word)
                     if 2 * lists > len(table):
                         table = rehashed(table, word)
+                    length = 0
                     for i in range(count):
-                        word[words + i] = scratch[i] >> 2 << FENCE_SHIFT | (scratch[i] & 3)
-                    word[words + count - 1] |= LAST_BIT
+                        fence = scratch[i] >> FENCE_SHIFT
+                        last = LAST_BIT if i == count - 1 else 0
+                        edges = choose_local(fences, fence, east, north, shift, scratch[i] & CLASS_BITS == EDGE, chosen)
+                        word[words + length] = scratch[i] | last
+                        length += 1
+                        if edges > 0:
+                            while locals_ + edges > len(local):
+                                local = grown(local)
+                            local[locals_ : locals_ + edges] = chosen[:edges]
+                            word[words + length - 1] |= LOCAL_BIT
+                            word[words + length] = locals_
+                            locals_ += edges
+                            length += 1
                     place = find_list(table, word, words)
                     if table[place] == 0:
                         table[place] = words
-                        words += count
+                        words += length
                         lists += 1
                     node[base + child] = table[place]
             done += 1
-    return node[:nodes].copy(), word[:words].copy()
+    return node[:nodes].copy(), word[:words].copy(), local[:locals_].copy()
 
 
 @kernel
 def cell_class(fences: FenceArrays, fence: int, margin_x: int, east: int, north: int, shift: int) -> int:
-    """Classify one cell against one fence: 0, NEAR, EDGE or INSIDE; in doubt EDGE."""
+    """Classify one cell against one fence: 0, EDGE, INSIDE or NEAR with its bound; in doubt EDGE."""
     row = fences.row[fence]
     half = 1 << (shift - 1)
     lon_e7 = east + half + WEST_E7
@@ -181,11 +203,13 @@ def cell_class(fences: FenceArrays, fence: int, margin_x: int, east: int, north:
         return INSIDE
     if distance >= -corner_m:
         return EDGE
-    return NEAR if distance > -corner_m - NEAR_M and row.tiling == 0 else 0
+    if distance < -corner_m - NEAR_M or row.tiling != 0:
+        return 0
+    return NEAR | int(min((-distance - corner_m) / BOUND_M, BOUND_BITS)) << BOUND_SHIFT
 
 
 @kernel
-def is_worth_splitting(fences: FenceArrays, candidates: np.ndarray, north: int, level: int) -> bool:
+def is_worth_splitting(fences: FenceArrays, candidates: np.ndarray, north: int, level: int, fineness: float) -> bool:
     """Split where many edges run through the cell, or a fence fills so little of it that most points would miss."""
     shift = DIRECTORY_SHIFT - TILE_SHIFT * level
     size = 1 << shift
@@ -193,14 +217,14 @@ def is_worth_splitting(fences: FenceArrays, candidates: np.ndarray, north: int, 
         return False
     edges = 0
     for one in candidates:
-        kind = one & 3
-        row = fences.row[one >> 2]
+        kind = one & CLASS_BITS
+        row = fences.row[one >> FENCE_SHIFT]
         if kind == EDGE:
             edges += 1
         if kind == EDGE or (kind == NEAR and level == 0):
             width = np.int64(row.max_x) - row.min_x
             height = np.int64(row.max_y) - row.min_y
-            if max(width, height) + 10_000 < 0.75 * size:
+            if max(width, height) + 10_000 < size * (fineness if kind == EDGE and level == 1 else 0.75):
                 return True
     return bool(edges > WORTH_SPLITTING[level])
 
@@ -208,27 +232,32 @@ def is_worth_splitting(fences: FenceArrays, candidates: np.ndarray, north: int, 
 @kernel
 def find_list(table: np.ndarray, word: np.ndarray, first: int) -> int:
     """Place in the open-addressing table of the list that equals the one at `first`, or of the gap for it."""
+    length = list_length(word, first)
     digest = 0  # wraps around in 64 bits
-    i = first
-    while True:
+    for i in range(first, first + length):
         digest = (digest ^ word[i]) * 1099511628211
-        if word[i] & LAST_BIT:
-            break
-        i += 1
     place = (digest ^ digest >> 29) & (len(table) - 1)
-    while table[place] != 0 and not are_equal(word, table[place], first):
+    while table[place] != 0 and not are_equal(word, table[place], first, length):
         place = (place + 1) & (len(table) - 1)
     return int(place)
 
 
 @kernel
-def are_equal(word: np.ndarray, one: int, other: int) -> bool:
-    """Compare two lists; their last words carry LAST_BIT, so neither runs over the other's end."""
-    while word[one] == word[other]:
-        if word[one] & LAST_BIT:
-            return True
-        one += 1
-        other += 1
+def list_length(word: np.ndarray, first: int) -> int:
+    i = first
+    while not word[i] & LAST_BIT:
+        i += 2 if word[i] & LOCAL_BIT else 1
+    return i - first + (2 if word[i] & LOCAL_BIT else 1)
+
+
+@kernel
+def are_equal(word: np.ndarray, one: int, other: int, length: int) -> bool:
+    """Compare two lists; equal so far as `length`, they end together, for the ends are marked."""
+    for i in range(length):
+        if word[one + i] != word[other + i]:
+            break
+    else:
+        return True
     return False
 
 

@@ -16,6 +16,9 @@ from engine.locate.shapes import compile_fences, lon_metres
 from engine.model import HIT
 
 POLE_E7 = EARTH_TURN_E7 // 4
+BYTES_PER_FENCE = 3_500
+FINENESS = (4.0, 1.5, 0.75)
+"""How eagerly large fences are cut into small cells; the first that keeps to BYTES_PER_FENCE serves."""
 
 
 class FenceIndex:
@@ -44,9 +47,13 @@ class FenceIndex:
             if one.id == other.id:
                 raise ValueError(f"two fences have the id {one.id}")
         arrays = compile_fences(ordered)
-        grid, node, word = build_directory(arrays)
         cell_start, member = cell_members(ordered, cells)
-        return cls(ordered, IndexArrays(arrays, grid, node, word, cell_start, member))
+        for fineness in FINENESS:
+            grid, node, word, local = build_directory(arrays, fineness)
+            index = IndexArrays(arrays, grid, node, word, local, cell_start, member)
+            if nbytes(index) <= BYTES_PER_FENCE * len(ordered):
+                break
+        return cls(ordered, index)
 
     def locate(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (hit_start int64[N + 1], hits HIT[M]) for EVENT[N]; event i has hits[hit_start[i] : hit_start[i + 1]].
@@ -65,15 +72,18 @@ class FenceIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
-        flat = (*self.index.fences, *self.index[1:])
-        return sum(array.nbytes for array in flat)
+        return nbytes(self.index)
 
 
-def build_directory(fences: FenceArrays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `grid`, `node` and `word` of IndexArrays."""
+def nbytes(index: IndexArrays) -> int:
+    return sum(array.nbytes for array in (*index.fences, *index[1:]))
+
+
+def build_directory(fences: FenceArrays, fineness: float) -> tuple[np.ndarray, ...]:
+    """Return `grid`, `node`, `word` and `local` of IndexArrays."""
     boxes, margin_x = directory_boxes(fences)
     if not len(boxes):
-        return np.zeros(4, np.int64), np.zeros(1, np.int32), np.zeros(1, np.int32)
+        return np.zeros(4, np.int64), np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
     first = boxes[:, [1, 3]].min(axis=0)
     grid = np.concatenate([first, boxes[:, [2, 4]].max(axis=0) - first + 1])
     start = np.zeros(grid[2] * grid[3] + 1, np.int64)
@@ -81,8 +91,7 @@ def build_directory(fences: FenceArrays) -> tuple[np.ndarray, np.ndarray, np.nda
     np.cumsum(start, out=start)
     member = np.zeros(start[-1], np.int32)
     fences_of_directory(boxes, grid, start[:-1].copy(), member, True)
-    node, word = build_tree(fences, margin_x, grid, start, member)
-    return grid, node, word
+    return grid, *build_tree(fences, margin_x, grid, start, member, fineness)
 
 
 def directory_boxes(fences: FenceArrays) -> tuple[np.ndarray, np.ndarray]:

@@ -1,12 +1,13 @@
 """Find the fences that fixes touch: a walk down the cell index, then the exact test where a cell cannot tell.
 
-The index (built by `engine.locate.build_kernel`): a directory of cells 2^21 e7 wide (23 km), each empty, a list of
-fences, or a tile of 16 x 16 smaller cells (2^17, 2^13, 2^9: 1.5 km, 91 m, 5.7 m), and so on down.  A word of a
-list is `fence << 3 | last << 2 | class`:
+The index (built by `engine.locate.build_kernel`): a directory of cells 2^20 e7 wide (12 km), each empty, a list of
+fences, or a tile of 16 x 16 smaller cells (2^16, 2^12, 2^8: 730 m, 46 m, 2.8 m), and so on down.  A word of a
+list is `fence << 7 | bound << 4 | has_local << 3 | last << 2 | class`; where it has_local, the next word is the place
+in `local` of the cell's own choice of edges.  Classes:
 
-    INSIDE  the cell lies wholly inside the fence: a hit without asking the geometry
+    INSIDE  the cell lies wholly inside the fence: a hit without asking whether the point is covered
     EDGE    the fence's edge may run through the cell: ask the geometry
-    NEAR    the cell lies outside, within FINE_ACCURACY_M: only a fine fix can touch the fence from here
+    NEAR    the cell lies outside, at least bound * BOUND_M away: only a fine fix can touch the fence from here
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from engine.geometry_kernel import (
     polygon_covers,
     relative_lon,
 )
-from engine.kernels import lean_kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
+from engine.locate.local_kernel import local_covers, local_nearest_m
 from engine.model import FINE_ACCURACY_M, Confidence, EventType
 
 NEAR, EDGE, INSIDE = 1, 2, 3
-CLASS_BITS, LAST_BIT, FENCE_SHIFT = 3, 4, 3
-DIRECTORY_SHIFT = 21
+CLASS_BITS, LAST_BIT, LOCAL_BIT, BOUND_SHIFT, BOUND_BITS, FENCE_SHIFT = 3, 4, 8, 4, 7, 7
+BOUND_M = 8.0
+DIRECTORY_SHIFT = 20
 TILE_SHIFT = 4
 TILE_CELLS = 1 << 2 * TILE_SHIFT
 WEST_E7 = -1_800_000_000
@@ -50,7 +53,8 @@ class IndexArrays(NamedTuple):
     grid        int64[4]    first column and row of the directory, its columns and rows
     node        int32[...]  the directory row by row, then tiles: 0 empty, > 0 first word of a list in `word`,
                             < 0 minus the place of a tile in `node`
-    word        int32[...]  lists in order of fence
+    word        int32[W]    lists in order of fence
+    local       int32[...]  choices of edges, see `engine.locate.local_kernel`
     cell_start  int32[C+1]  radio cell c is a member of member[cell_start[c] : cell_start[c + 1]]
     member      int32[...]  rows of fences, rising within a cell
     """
@@ -59,6 +63,7 @@ class IndexArrays(NamedTuple):
     grid: np.ndarray
     node: np.ndarray
     word: np.ndarray
+    local: np.ndarray
     cell_start: np.ndarray
     member: np.ndarray
 
@@ -87,7 +92,7 @@ def locate_events(
     return row, at
 
 
-@lean_kernel
+@inlined_lean_kernel
 def locate_one(
     index: IndexArrays, lon_e7: int, lat_e7: int, accuracy_m: float, cell: int, hits: np.ndarray, at: int
 ) -> int:
@@ -112,7 +117,7 @@ def locate_one(
     return n - at
 
 
-@lean_kernel
+@inlined_lean_kernel
 def list_at(index: IndexArrays, lon_e7: int, lat_e7: int) -> int:
     """Walk down to the list of the cell that holds the point; 0 where it is empty."""
     east = np.int64(lon_e7) - WEST_E7
@@ -129,47 +134,33 @@ def list_at(index: IndexArrays, lon_e7: int, lat_e7: int) -> int:
     return value
 
 
-@lean_kernel
+@inlined_lean_kernel
 def judge_list(
     index: IndexArrays, position: int, lon_e7: int, lat_e7: int, accuracy_m: float, hits: np.ndarray, n: int
 ) -> int:
     """Judge every fence of a list (L5, L7); return the new number of hits, or FULL."""
-    fences = index.fences
     at = n
     is_fine = accuracy_m <= FINE
     reach_m = accuracy_m if is_fine else 0.0
     while True:
         word = index.word[position]
-        position += 1
+        local = 0
+        if word & LOCAL_BIT:
+            position += 1
+            local = index.word[position]
         kind = word & CLASS_BITS
-        if kind != NEAR or is_fine:
-            fence = word >> FENCE_SHIFT
-            row = fences.row[fence]
+        if kind != NEAR or (is_fine and (word >> BOUND_SHIFT & BOUND_BITS) * BOUND_M < accuracy_m):
+            row = index.fences.row[word >> FENCE_SHIFT]
             x = relative_lon(row, lon_e7)
             y = np.int64(lat_e7) - row.origin_lat_e7
             if (kind == INSIDE or not is_farther(row, x, y, reach_m)) and not is_set_taken(index, hits, at, n, row):
-                is_inside = kind == INSIDE
-                if row.shape == POLYGON:
-                    if kind == EDGE:
-                        is_inside = polygon_covers(fences, row, x, y) or (
-                            abs(x) == -WEST_E7 and polygon_covers(fences, row, -x, y)
-                        )
-                    distance = -np.inf
-                    if is_inside:
-                        distance = nearest_edge_m(fences, row, x, lat_e7)
-                    elif is_fine and row.tiling == 0:
-                        distance = -nearest_edge_m(fences, row, x, lat_e7)
-                else:
-                    distance = extent_distance_m(fences, row, x, lon_e7, lat_e7)
-                    if is_inside:
-                        distance = max(distance, 0.0)
-                    is_inside = distance >= 0.0
-                if is_inside or (is_fine and row.tiling == 0 and -distance < accuracy_m):
+                is_inside, distance = judge(index, word, local, lon_e7, lat_e7, is_fine)
+                if is_inside or -distance < reach_m:
                     if n >= len(hits):
                         return FULL
                     hit = hits[n]
                     hit.distance_m = distance
-                    hit.fence = fence
+                    hit.fence = word >> FENCE_SHIFT
                     hit.inside = is_inside
                     if row.tiling != 0 or distance >= accuracy_m:
                         hit.confidence = HIGH
@@ -180,9 +171,44 @@ def judge_list(
                     n += 1
         if word & LAST_BIT:
             return n
+        position += 1
 
 
-@lean_kernel
+@inlined_lean_kernel
+def judge(index: IndexArrays, word: int, local: int, lon_e7: int, lat_e7: int, is_fine: bool) -> tuple[bool, float]:
+    """Return whether the fence covers the point, and the signed distance; -inf where an outside point needs none."""
+    fences = index.fences
+    fence = word >> FENCE_SHIFT
+    row = fences.row[fence]
+    kind = word & CLASS_BITS
+    x = relative_lon(row, lon_e7)
+    if row.shape != POLYGON:
+        distance = extent_distance_m(fences, row, x, lon_e7, lat_e7)
+        if kind == INSIDE:
+            distance = max(distance, 0.0)
+        elif distance < 0.0 and row.tiling != 0:
+            distance = -np.inf
+        return distance >= 0.0, distance
+    is_inside = kind == INSIDE
+    if kind == EDGE:
+        y = np.int64(lat_e7) - row.origin_lat_e7
+        if local != 0:
+            is_inside = local_covers(fences, index.local, local, x, y)
+        else:
+            is_inside = polygon_covers(fences, row, x, y)
+            # Half a turn away from the origin one point has two names.
+            if abs(x) == -WEST_E7:
+                is_inside |= polygon_covers(fences, row, -x, y)
+    if not is_inside and (not is_fine or row.tiling != 0):
+        return False, -np.inf
+    if local != 0:
+        distance = local_nearest_m(fences, index.local, local, fence, x, lat_e7)
+    else:
+        distance = nearest_edge_m(fences, row, x, lat_e7)
+    return is_inside, distance if is_inside else -distance
+
+
+@inlined_lean_kernel
 def is_set_taken(index: IndexArrays, hits: np.ndarray, at: int, n: int, row: Any) -> bool:
     """Say whether a fence of the same tiling set already has the point: the lowest row wins a shared edge (L5)."""
     if row.tiling == 0:
