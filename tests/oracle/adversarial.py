@@ -57,12 +57,13 @@ class Ground:
         return self.lon + east_m / self.metres_lon, self.lat + north_m / self.metres_lat
 
 
-def world(seed: int, steps: int = 250) -> World:
+def world(seed: int, steps: int = 250, stalest_ms: int = 20 * 3_600_000) -> World:
+    """One world. `stalest_ms` bounds how long before `now` a fix may have been made."""
     dice = random.Random(seed)
     ground = Ground(*dice.choice(CITIES))
     cells = _cells(dice, ground)
     fences = places.in_row_order(_fences(dice, ground, cells))
-    pings = _pings(dice, ground, cells, steps)
+    pings = _pings(dice, ground, cells, steps, stalest_ms)
     thresholds = {
         fence.id: dice.choice([(60,), (120, 600), (600, 1800), (30, 5400)]) for fence in fences if dice.random() < 0.6
     }
@@ -153,7 +154,7 @@ class _Walker:
     lag_ms: int = 0
 
 
-def _pings(dice: random.Random, ground: Ground, cells: CellTable, steps: int) -> list[dict[str, Any]]:
+def _pings(dice: random.Random, ground: Ground, cells: CellTable, steps: int, stalest_ms: int) -> list[dict[str, Any]]:
     walkers = {
         f"u{i}": _Walker(dice.uniform(-900, 900), dice.uniform(-900, 900), *dice.sample(cells.ids, 2)) for i in range(3)
     }
@@ -164,13 +165,15 @@ def _pings(dice: random.Random, ground: Ground, cells: CellTable, steps: int) ->
         name = dice.choice(list(walkers))
         walker = walkers[name]
         if pings and dice.random() < 0.03:
-            pings.append({**dice.choice(pings[-5:]), "now_ms": now_ms})
-            continue
+            repeated = dice.choice(pings[-5:])
+            if now_ms - repeated["at_ms"] < stalest_ms:
+                pings.append({**repeated, "now_ms": now_ms})
+                continue
         if dice.random() < 0.03:
             walker.lag_ms = dice.choice([0, 0, 0, 4 * 60_000, 15 * 60_000, 90 * 60_000])
         at_ms = now_ms - walker.lag_ms - dice.choice([0, 0, 0, 0, 1_000, 1_999, 2_000, 20_000, 240_000])
         mine = [ping for ping in pings if ping["user"] == name]
-        if mine and dice.random() < 0.05:
+        if mine and dice.random() < 0.05 and now_ms - mine[-1]["at_ms"] < stalest_ms:
             at_ms = mine[-1]["at_ms"]
         ping = {
             "user": name,

@@ -94,16 +94,22 @@ class FenceShape:
         turns = round((self.lon - lon_e7 / 1e7) / 360)
         return lon_e7 + turns * 360e7
 
+    @functools.cached_property
+    def bounds(self) -> tuple[float, float, float, float]:
+        return tuple(self.geometry.bounds)
+
+    @functools.cached_property
+    def least_metres_lon(self) -> float:
+        """A degree of longitude is nowhere shorter within one degree of latitude beside the fence."""
+        return metres_per_degree(min(89.9, max(abs(self.bounds[1]), abs(self.bounds[3])) / 1e7 + 1.0))[0]
+
     def planar_gap_m(self, lon_e7: int, lat_e7: int) -> float:
         """A cheap underestimate of the distance to the drawn geometry; 0 where the bounding boxes touch."""
-        if self.geometry is None:
-            return math.inf
         x = self._near(lon_e7)
-        low_x, low_y, high_x, high_y = self.geometry.bounds
+        low_x, low_y, high_x, high_y = self.bounds
         gap_lat = max(low_y - lat_e7, lat_e7 - high_y, 0.0) / 1e7
         gap_lon = max(low_x - x, x - high_x, 0.0) / 1e7
-        worst_lat = min(89.9, max(abs(lat_e7), abs(low_y), abs(high_y)) / 1e7)
-        return 0.98 * max(gap_lat * 110_500, gap_lon * metres_per_degree(worst_lat)[0])
+        return 0.98 * max(gap_lat * 110_500, gap_lon * self.least_metres_lon if gap_lat < 1 else 0.0)
 
     def edge_m(self, lon_e7: int, lat_e7: int) -> float:
         """Geodesic distance from the point to the nearest point of the outline, the centre or the line.
@@ -147,11 +153,16 @@ class FenceShape:
     def segment_touches(self, lon_a_e7: int, lat_a_e7: int, lon_b_e7: int, lat_b_e7: int) -> bool:
         """P8: whether the straight way between two points touches the fence; in degrees, for discs in local metres."""
         ends = [(self._near(lon_a_e7), float(lat_a_e7)), (self._near(lon_b_e7), float(lat_b_e7))]
+        low_x, low_y, high_x, high_y = self.bounds
+        margin_y = self.reach_m() / 110_000 * 1e7
+        margin_x = self.reach_m() / self.least_metres_lon * 1e7
+        if max(ends[0][0], ends[1][0]) < low_x - margin_x or min(ends[0][0], ends[1][0]) > high_x + margin_x:
+            return False
+        if max(ends[0][1], ends[1][1]) < low_y - margin_y or min(ends[0][1], ends[1][1]) > high_y + margin_y:
+            return False
         way = shapely.LineString(ends)
         if self.fence.shape is Shape.POLYGON:
             return bool(self.geometry.intersects(way))
-        if way.distance(self.geometry) > self.reach_m() / 100_000 / 0.1 * 1e7:
-            return False
         metres_lon, metres_lat = metres_per_degree(self.lat)
         scale = [metres_lon / 1e7, 0, 0, metres_lat / 1e7, 0, 0]
         gap = affinity.affine_transform(way, scale).distance(affinity.affine_transform(self.geometry, scale))

@@ -60,6 +60,8 @@ class PresenceOracle:
     feeds        feed name -> Feed
     thresholds   fence id -> dwell thresholds in seconds
     hours        instants between which opening hours are needed
+    expiry_forgets   EXIT `expired` ends the memory of the pair, as docs/presence.md reads P2; False: P2 to the letter,
+                     where a fix inside is never a witness of "outside before", however late the next fix comes
     """
 
     def __init__(
@@ -68,7 +70,9 @@ class PresenceOracle:
         feeds: Mapping[str, Feed],
         thresholds: Mapping[str, Sequence[int]] | None = None,
         hours: tuple[int, int] = (0, 0),
+        expiry_forgets: bool = True,
     ) -> None:
+        self.expiry_forgets = expiry_forgets
         self.fences = {fence.id: fence for fence in sorted(fences, key=lambda fence: fence.id)}
         self.shapes = {fence_id: FenceShape(fence) for fence_id, fence in self.fences.items()}
         self.feeds = dict(feeds)
@@ -231,7 +235,7 @@ class PresenceOracle:
         at = look.fix.at
         if pair.taken_back is not None and at - pair.taken_back[0] < HOP:
             return
-        no_fine = user.newest_fine is None or at - user.newest_fine > DAY
+        no_fine = user.newest_fine is None or at - user.newest_fine >= DAY
         if look.is_exact or (self.fences[fence_id].shape is not Shape.CELLS and no_fine):
             del user.pairs[fence_id]
 
@@ -270,7 +274,7 @@ class PresenceOracle:
     def _crosses(self, user: User, fence_id: str, look: Look) -> bool:
         """P8: two fixes OUT whose straight segment touches the fence."""
         before, after = user.newest, look.fix
-        if before is None or before.is_cell or after.is_cell or self.fences[fence_id].tiling:
+        if before is None or before.is_cell or after.is_cell:
             return False
         if self.shapes[fence_id].geometry is None or not self.is_open(fence_id, after.at):
             return False
@@ -278,6 +282,8 @@ class PresenceOracle:
             return False
         if not look.is_out or fence_id not in user.out_of:
             return False
+        if (before.lon_e7, before.lat_e7) == (after.lon_e7, after.lat_e7):
+            return False  # who stands on the shared corner of tiles crosses none of those that do not have it
         return self.shapes[fence_id].segment_touches(before.lon_e7, before.lat_e7, after.lon_e7, after.lat_e7)
 
     # --- timers (T8) ------------------------------------------------------------------------------------------------
@@ -313,7 +319,7 @@ class PresenceOracle:
         """What comes before this fix whatever `now` says, pair by pair."""
         for fence_id in sorted(user.pairs):
             pair = user.pairs[fence_id]
-            while True:
+            while fence_id in user.pairs:
                 timers = pair.timers(self._closing(fence_id, pair))
                 if any(due <= at and rank in (CLOSE, EXPIRE, SUSPEND) for due, rank, _ in timers):
                     ready = [timer for timer in timers if timer[0] <= at]
@@ -331,6 +337,8 @@ class PresenceOracle:
         pair.armed_now = max(pair.armed_now, now)
         self.transitions += pair.out
         pair.out = []
+        if rank == EXPIRE and self.expiry_forgets:
+            del user.pairs[fence_id]
 
 
 def delay_of(pair: Pair) -> int:

@@ -171,6 +171,8 @@ class Pair:
 
     def _exit(self, crossed: int, confirmed: int, reason: str, look: Look | None, was_cell: bool) -> None:
         self.state = OUTSIDE
+        seen = look or (self.last if reason == "timer" else None)
+        self.witness = seen.fix.at if seen is not None and seen.is_out else None
         self._emit("exit", crossed, confirmed, reason, look, duration_s=(crossed - self.crossed) / 1000)
         can_return = was_cell and reason in ("fix", "timer", "gap")
         self.taken_back = (confirmed, self.crossed, set(self.dwelt)) if can_return else None
@@ -187,10 +189,8 @@ class Pair:
             self._from_suspended(look)
         else:
             self._from_inside(look)
-        if look.is_out:
-            self.witness = look.fix.at
-            if self.state == OUTSIDE:
-                self.marked = False
+        if look.is_out and self.state == OUTSIDE:
+            self.witness, self.marked = look.fix.at, False
         self._see(look)
         if is_open:
             self._dwell(look)
@@ -214,7 +214,7 @@ class Pair:
         self.last = look
         if self.state == OUTSIDE:
             self.state, self.crossed = ENTERING, at
-            known = self.witness is not None and at - self.witness <= DAY and not self.marked
+            known = self.witness is not None and at - self.witness < DAY and not self.marked
             self.initial = not known
             self.gap = at - self.witness if known and self.witness is not None else None
         if self.marked:
@@ -231,7 +231,7 @@ class Pair:
     def _from_inside(self, look: Look) -> None:
         at = look.fix.at
         if look.is_inside:
-            self._stay(look)
+            self._stay()
             return
         if self.first_outside is None:
             self.first_outside = at
@@ -251,18 +251,16 @@ class Pair:
         if done:
             self._exit(self.first_outside, at, "fix", look, look.fix.is_cell)
 
-    def _stay(self, look: Look) -> None:
+    def _stay(self) -> None:
         self._run_over()
         self.first_outside = None
-        if look.zone == IN:
-            self.witness = None  # P2: the last fix that was not LOW was not OUT
 
     def _run_over(self) -> None:
         self.state, self.run = INSIDE, 0
 
     def _from_suspended(self, look: Look) -> None:
         if look.is_inside:
-            self._stay(look)
+            self._stay()
         elif look.zone == BEYOND:
             self._exit(self.last_inside, look.fix.at, "gap", look, look.fix.is_cell)
 
