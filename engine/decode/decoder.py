@@ -24,6 +24,7 @@ from engine.decode.kernel import (
     NO_ROWS,
     PENDING,
     TABLES,
+    TYPED,
     Known,
     Records,
     Scratch,
@@ -50,9 +51,12 @@ from engine.model import (
 )
 from engine.settings import FeedTable
 
-_RECORD, _OFFSET, _ITEM, _NOW, _ROWS, _ODD_START, _ODD_END = (
-    (CURSOR.names or ()).index(name) for name in ("record", "offset", "item", "now_ms", "rows", "odd_start", "odd_end")
-)
+_PLACES = {name: place for place, name in enumerate(CURSOR.names or ())}
+_RECORD, _OFFSET, _ITEM, _HAS_TYPED = (_PLACES[name] for name in ("record", "offset", "item", "has_typed"))
+_NOW, _ROWS, _ODD_START, _ODD_END = (_PLACES[name] for name in ("now_ms", "rows", "odd_start", "odd_end"))
+
+_USUAL_EVENT = 100
+"""Bytes of a short event: rows for a block are made for as many; where there are more, they grow."""
 
 MAX_AHEAD_MS = 300_000
 """An event further ahead of the log's now than this is a dead letter (T6)."""
@@ -96,7 +100,10 @@ class Decoder:
         self._feed_names = _numbered(feeds.names)
         self._reader = reader
         self._origin_hash = [combine_hashes(hash_text(tenant), hash_text(name)) for name in feeds.names]
-        self._scratch = Scratch(np.zeros(1, FIELDS), np.zeros(CHUNK, PENDING))
+        self._scratch = Scratch(
+            np.zeros(1, FIELDS), np.zeros(CHUNK, PENDING), np.zeros(1, TYPED), np.zeros(512, np.uint8)
+        )
+        self._text = self._scratch.text.data
         self._cursor = np.zeros(1, CURSOR)
         # The same memory as plain numbers, which Python reads and writes much faster than fields of a record.
         self._at = self._cursor.view(np.int64)
@@ -162,7 +169,7 @@ class Decoder:
             if status == DONE:
                 return
             if status == NO_ROOM:
-                self.users.make_room(CHUNK)
+                self.users.make_room(1 + CHUNK)
             elif status == NO_ROWS:
                 sheet.grow()
             else:
@@ -174,7 +181,6 @@ class Decoder:
         record, item, start, end = int(at[_RECORD]), int(at[_ITEM]) - 1, int(at[_ODD_START]), int(at[_ODD_END])
         if self._read_item(sheet, record, item, start, end) > end:
             at[_OFFSET] = sheet.block.end[record]
-        at[_ROWS] = sheet.count
         at[_NOW] = sheet.now_ms
 
     def _read_all(self, sheet: _Sheet) -> None:
@@ -225,6 +231,7 @@ class Decoder:
         return end
 
     def _add(self, sheet: _Sheet, event: Event, record: int, item: int, start: int, end: int) -> None:
+        """Make a row of a typed event: at once, or by the scanner when it goes on."""
         app = category = action = 0
         lon_e7 = lat_e7 = 0
         accuracy_m = 0.0
@@ -237,27 +244,20 @@ class Decoder:
             app, category, action = (hash_text(one) if one else 0 for one in (event.app, event.category, event.action))
         else:
             sheet.rare[sheet.count] = event
-        sheet.next_row()[...] = (
-            event.at_ms,
-            sheet.now_ms,
-            self._id_hash(event, sheet.block.data, start, end),
-            app,
-            category,
-            action,
-            start,
-            end,
-            lon_e7,
-            lat_e7,
-            accuracy_m,
-            self.users.slot_of(event.user),
-            cell,
-            record,
-            item,
-            event.feed,
-            method,
-            EVENT_TYPES[type(event)],
-            drop,
-        )
+        before = (event.at_ms, sheet.now_ms)
+        hashes = (app, category, action)
+        place = (start, end, lon_e7, lat_e7, accuracy_m)
+        after = (cell, record, item, event.feed, method, EVENT_TYPES[type(event)], drop)
+        if self._reader == "scanner":
+            user = event.user.encode()
+            identity = b"" if event.id is None else event.id.encode()
+            self._text[: len(user) + len(identity)] = user + identity
+            lengths = (len(user), -1 if event.id is None else len(identity))
+            self._scratch.typed[0] = (*before, 0, *hashes, *place, 0, *after, *lengths)
+            self._at[_HAS_TYPED] = 1
+        else:
+            id_hash = self._id_hash(event, sheet.block.data, start, end)
+            sheet.next_row()[...] = (*before, id_hash, *hashes, *place, self.users.slot_of(event.user), *after)
 
     def _place(self, ping: Ping) -> tuple[int, int, float, Drop]:
         """Return lon_e7, lat_e7, accuracy_m and drop of a ping (L2, L3, L6, L8)."""
@@ -300,7 +300,7 @@ class _Sheet:
     def __init__(self, block: Block, now_ms: int) -> None:
         self.block = block
         self.now_ms = now_ms
-        self.events = np.empty(len(block) + len(block.data) // 128 + 2 * CHUNK, EVENT)
+        self.events = np.empty(max(len(block), len(block.data) // _USUAL_EVENT) + 2 * CHUNK, EVENT)
         self.count = 0
         self.rare: dict[int, RareEvent] = {}
         self.dead: list[DeadLetter] = []

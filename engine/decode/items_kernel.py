@@ -33,6 +33,7 @@ CURSOR = np.dtype(
         ("odd_start", "i8"),  # span of the item for the typed reader
         ("odd_end", "i8"),
         ("open_at", "i8"),  # address where an array was found to be left open
+        ("has_typed", "i8"),  # 1: the typed reader read the odd item; Scratch.typed is its row
     ]
 )
 

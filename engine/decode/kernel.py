@@ -26,7 +26,7 @@ from engine.decode.table_kernel import (
 from engine.decode.text_kernel import LEFT_BRACE
 from engine.hashing_kernel import address_of, combine, hash_at, load_1
 from engine.kernels import inlined_kernel, lean_kernel
-from engine.model import DEFAULT_ACCURACY_M, Datum, Drop, EventType, Method, RecordKind
+from engine.model import DEFAULT_ACCURACY_M, EVENT, Datum, Drop, EventType, Method, RecordKind
 
 CHUNK = 32
 """Events between parsing and resolving."""
@@ -81,6 +81,10 @@ PENDING = np.dtype(
 """What a parsed event still needs, and what the cursor was before it."""
 
 
+TYPED = np.dtype([*EVENT.descr, ("user_length", "i8"), ("id_length", "i8")])
+"""A row as the typed reader fills it, all but user and id_hash, with the lengths of both texts; -1 where no id."""
+
+
 class Records(NamedTuple):
     """The block (model.Block): data uint8[B] followed by a byte 0; start, end, append_ms int64[N]; kind uint8[N]."""
 
@@ -105,10 +109,12 @@ class Known(NamedTuple):
 
 
 class Scratch(NamedTuple):
-    """fields: FIELDS[1]; pending: PENDING[CHUNK]."""
+    """fields: FIELDS[1]; pending: PENDING[CHUNK]; typed: TYPED[1]; text: uint8[512], user and id of the typed row."""
 
     fields: np.ndarray
     pending: np.ndarray
+    typed: np.ndarray
+    text: np.ndarray
 
 
 @lean_kernel
@@ -122,16 +128,53 @@ def scan(records: Any, known: Any, users: Any, events: Any, scratch: Any, cursor
     """
     one = cursor[0]
     while True:
-        first = one.rows
-        if first + CHUNK > len(events):
+        if one.rows + 1 + CHUNK > len(events):
             return NO_ROWS
-        if not has_room(users, CHUNK, _LONGEST_USER):
+        if not has_room(users, 1 + CHUNK, _LONGEST_USER):
             return NO_ROOM
+        if one.has_typed == 1:
+            _adopt(records.data, known.feeds, users, events[one.rows], scratch)
+            one.has_typed = 0
+            one.rows += 1
+        first = one.rows
         status = _parse_chunk(records, known, users, events, scratch, cursor)
         if not _resolve(records, known, users, events[first : one.rows], scratch.pending, cursor):
             return ODD
         if status != _MORE:
             return status
+
+
+@lean_kernel
+def _adopt(data: Any, feeds: Any, users: Any, event: Any, scratch: Any) -> None:
+    """Make a row of what the typed reader read: intern its user, hash its identity."""
+    typed = scratch.typed[0]
+    event.at_ms = typed.at_ms
+    event.now_ms = typed.now_ms
+    event.app_hash = typed.app_hash
+    event.category_hash = typed.category_hash
+    event.action_hash = typed.action_hash
+    event.span_start = typed.span_start
+    event.span_end = typed.span_end
+    event.lon_e7 = typed.lon_e7
+    event.lat_e7 = typed.lat_e7
+    event.accuracy_m = typed.accuracy_m
+    event.cell = typed.cell
+    event.record = typed.record
+    event.item = typed.item
+    event.feed = typed.feed
+    event.method = typed.method
+    event.type = typed.type
+    event.drop = typed.drop
+    text = address_of(scratch.text)
+    user_hash = hash_at(text, typed.user_length)
+    user = find_text(table_of(users), text, typed.user_length, user_hash)
+    event.user = user if user >= 0 else add_text(users, text, typed.user_length, user_hash)
+    origin_hash = feeds[typed.feed].origin_hash
+    if typed.id_length >= 0:
+        event.id_hash = combine(origin_hash, hash_at(text + typed.user_length, typed.id_length))
+    else:
+        start = address_of(data) + typed.span_start
+        event.id_hash = _identity(origin_hash, user_hash, typed.at_ms, start, typed.span_end - typed.span_start)
 
 
 @lean_kernel
@@ -243,8 +286,12 @@ def _id_hash(fields: Any, origin_hash: Any, user_hash: Any, start: int, end: int
     """Hash what makes an event the same one (T7), after tenant and feed (I1)."""
     if fields.seen & ID != 0:
         return combine(origin_hash, hash_at(fields.id_start, fields.id_end - fields.id_start))
-    identity = combine(combine(origin_hash, user_hash), np.uint64(fields.at_ms))
-    return combine(identity, hash_at(start, end - start))
+    return _identity(origin_hash, user_hash, fields.at_ms, start, end - start)
+
+
+@inlined_kernel
+def _identity(origin_hash: Any, user_hash: Any, at_ms: int, payload: int, length: int) -> Any:
+    return combine(combine(combine(origin_hash, user_hash), np.uint64(at_ms)), hash_at(payload, length))
 
 
 @inlined_kernel
