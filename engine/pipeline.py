@@ -329,6 +329,7 @@ class Pipeline:
                 effects.receipts.append(read)
                 if read.state in _DEFINITE_FAILURES and read.offer_id is not None:
                     self.ledger.release(read.offer_id)
+                    self.decider.released(slot, read.offer_id)
 
     def _apply_control(self, block: Block, record: int, effects: Effects) -> None:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))

@@ -6,6 +6,7 @@ import importlib
 import pkgutil
 import sys
 
+import structlog
 import typer
 
 from engine.errors import ContentError, OpportuneError
@@ -21,8 +22,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; expected errors are told in a line, with exit status 2."""
-    for module in sorted(pkgutil.iter_modules(__path__), key=lambda found: found.name):
-        importlib.import_module(f"{__name__}.{module.name}").register(app)
+    groups = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
+    for group in groups:
+        importlib.import_module(f"engine.cli.{group}").register(app)
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     try:
         app()
     except ContentError as error:

@@ -70,6 +70,10 @@ def pause(
     print(f"{'resumed' if resume else 'paused'}: {'all scenarios' if everything else scenario}")
 
 
+class NotRunning(OpportuneError):
+    """No service answers at the address."""
+
+
 def call_service(method: str, path: str, *, url: str | None = None, **more: object) -> dict:
     """Call the running service and return its JSON; raise OpportuneError saying what to do."""
     settings = load_settings()
@@ -78,9 +82,7 @@ def call_service(method: str, path: str, *, url: str | None = None, **more: obje
     try:
         answer = httpx.request(method, f"{base}{path}", headers=headers, timeout=10.0, trust_env=False, **more)
     except httpx.HTTPError as error:
-        raise OpportuneError(
-            f"no service answers at {base} ({type(error).__name__}); start it: opportune serve"
-        ) from None
+        raise NotRunning(f"no service answers at {base} ({type(error).__name__}); start it: opportune serve") from None
     if answer.is_error:
         raise OpportuneError(f"{base}{path} answered {answer.status_code}: {answer.text[:300]}")
     return orjson.loads(answer.content) if answer.content else {}

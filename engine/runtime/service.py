@@ -38,6 +38,8 @@ log = structlog.get_logger("opportune.service")
 
 MOST_EVENTS = 4096
 TICK_MS = 1000
+DECISION_DAYS = 30
+RESERVATION_DAYS = 62  # the longest calendar window, a month, and one more
 _WAIT_S = 0.25
 _RETRY_S = 0.2
 
@@ -84,10 +86,12 @@ class Service:
         self._waiters: list[tuple[int, Callable[[], None]]] = []
         self._waiters_lock = threading.Lock()
         self._checkpoint_due_s = 0.0
+        self._expire_due_s = 60.0 + monotonic_s()
         self._last_activity_ms = wall_ms()
         self.pipeline = self._recover(wanted)
         self._watch = FolderWatch(settings.geofences, settings.scenarios)
-        if self.pipeline.content.version != wanted.version:
+        if self.pipeline.content.version != wanted.version or self.journal.last_position < 0:
+            # The log names the content from its first record on, so that it alone is enough to decide again.
             self.journal.append(content_record(wanted), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -146,6 +150,8 @@ class Service:
         self._source = JournalSource(self.journal, after=after)
         self._done = after
         self.pipeline = pipeline
+        if self.ledger.lost_power:
+            self.ledger.distrust_through(self.journal.end)
         started = monotonic_s()
         while blocks := self._source.poll(MOST_EVENTS):
             for block in blocks:
@@ -270,10 +276,20 @@ class Service:
                     self.journal.sync()
                 if ticks % max(1, round(1.0 / self.settings.fsync_interval_s)) == 0:
                     self.ledger.tidy()
+                    self._expire_if_due()
                     metrics.BACKLOG_BYTES.set(self.backlog_bytes)
                     self._activate_if_changed()
             except StoreError as error:
                 log.error("housekeeping", error=str(error))
+
+    def _expire_if_due(self) -> None:
+        """Forget stored decisions and offers once no replay can name them again."""
+        if monotonic_s() < self._expire_due_s:
+            return
+        self._expire_due_s = monotonic_s() + 3600.0
+        day_ms = 86_400_000
+        now_ms = self.pipeline.now_ms
+        self.ledger.expire(now_ms - DECISION_DAYS * day_ms, now_ms - RESERVATION_DAYS * day_ms)
 
     def _activate_if_changed(self) -> None:
         if not self._watch.has_settled_change(wall_ms()):

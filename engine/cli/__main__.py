@@ -1,0 +1,5 @@
+"""`python -m engine.cli` is the command `opportune`."""
+
+from engine.cli import main
+
+main()

@@ -1,0 +1,255 @@
+"""kill -9 at any instant (FAULTS F1): no acknowledged event lost, no offer twice, no cap exceeded, same decisions.
+
+Real processes: the service, a webhook receiver, a feeder that repeats what was not acknowledged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import queue
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import msgspec
+import orjson
+import pytest
+from standardwebhooks.webhooks import Webhook
+
+from engine.city import City
+from engine.content import load_content
+from engine.decide.records import encode
+from engine.deliver.addressbook import open_address_book
+from engine.model import RecordKind
+from engine.pipeline import Pipeline
+from engine.runtime.archive import ContentArchive
+from engine.runtime.source import JournalSource
+from engine.settings import Settings
+from tests.world import MemoryLedger
+
+ROOT = Path(__file__).resolve().parents[2]
+SECRET = "whsec_" + "c2VjcmV0" * 5
+DAY_MS = 86_400_000
+
+
+class Receiver:
+    """A gateway that verifies signatures and counts what reached it."""
+
+    def __init__(self) -> None:
+        self.got: Counter[str] = Counter()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                Webhook(SECRET).verify(body, {name.lower(): value for name, value in self.headers.items()})
+                receiver.got[self.headers["webhook-id"]] += 1
+                answer = b"{}"
+                self.send_response(200)
+                self.send_header("content-length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(answer)
+
+            def log_message(self, *_: object) -> None:
+                return None
+
+        class Server(ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """A killed client resets its connections; that is the test."""
+
+        self.server = Server(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/offers"
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+class Running:
+    """`opportune serve` as a process of its own."""
+
+    def __init__(self, state: Path, receiver: Receiver, log: Path) -> None:
+        environment = {
+            **os.environ,
+            "OPPORTUNE_STATE": str(state),
+            "OPPORTUNE_CHECKPOINT_INTERVAL_S": "2",
+        }
+        for channel in ("SMS", "APP"):
+            prefix = f"OPPORTUNE_GATEWAYS__{channel}__"
+            environment |= {
+                f"{prefix}KIND": "webhook",
+                f"{prefix}URL": receiver.url,
+                f"{prefix}SECRET": SECRET,
+                f"{prefix}ALLOW_HTTP": "true",
+                f"{prefix}ALLOW_NETWORKS": '["127.0.0.0/8"]',
+            }
+        command = [sys.executable, "-m", "engine.cli", "serve", "--port", "0", "--clock", "events"]
+        self.log = log.open("ab")
+        self.process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert "listens on http" in line, f"did not start: {line!r}\n{log.read_text()[-3000:]}"
+        self.url = line.split()[3].rstrip(",")
+
+    def kill(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+        self._close()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(timeout=40) == 0
+        self._close()
+
+    def _close(self) -> None:
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self.log.close()
+
+
+def feed(url: str, payloads: queue.Queue[bytes], acknowledged: list[bytes], ended: threading.Event) -> None:
+    """Post payloads in order; stop at the first that is not acknowledged and keep it."""
+    with httpx.Client(trust_env=False, timeout=20) as client:
+        while not ended.is_set():
+            try:
+                payload = payloads.queue[0]
+            except IndexError:
+                return
+            try:
+                answer = client.post(f"{url}/v1/events", content=payload)
+            except httpx.HTTPError:
+                return
+            if answer.status_code == 429:
+                time.sleep(0.05)
+                continue
+            assert answer.status_code == 202, answer.text
+            acknowledged.append(payload)
+            payloads.get()
+
+
+def run_rounds(tmp_path: Path, rounds: int, seed: int) -> None:
+    dice = random.Random(seed)
+    print(f"seed {seed}")
+    state = tmp_path / "state"
+    state.mkdir()
+    content = load_content(ROOT / "geofences", ROOT / "scenarios")
+    city = City(content, people=400, seed=seed, from_hour=9.0, until_hour=13.0)
+    settings = Settings(state=state)
+    book = open_address_book(settings)
+    book.put(city.addresses())
+    book.close()
+    payloads: queue.Queue[bytes] = queue.Queue()
+    payloads.put(city.registrations())
+    for part in city.slices(timedelta(seconds=60)):
+        if part.lines:
+            payloads.put(part.lines)
+    receiver, acknowledged = Receiver(), []
+    total = payloads.qsize()
+    for number in range(rounds + 1):
+        service = Running(state, receiver, tmp_path / "service.log")
+        ended = threading.Event()
+        feeder = threading.Thread(target=feed, args=(service.url, payloads, acknowledged, ended))
+        feeder.start()
+        if number < rounds:
+            # Whatever share of the day is left is spread over the rounds that are left.
+            goal = len(acknowledged) + max(1, payloads.qsize() // (rounds - number + 1))
+            while feeder.is_alive() and len(acknowledged) < goal:
+                time.sleep(0.002)
+            time.sleep(dice.random() * 0.05)
+            service.kill()
+            ended.set()
+            feeder.join()
+            continue
+        feeder.join()
+        assert payloads.empty()
+        service.stop()
+    receiver.close()
+    assert len(acknowledged) >= total
+    audit(state, acknowledged, receiver.got)
+
+
+def audit(state: Path, acknowledged: list[bytes], got: Counter[str]) -> None:
+    blocks = []
+    source = JournalSource(state / "journal")
+    while found := source.poll(4096):
+        blocks += found
+    journaled = b"\n".join(
+        bytes(block.data[block.start[row] : block.end[row]])
+        for block in blocks
+        for row in range(len(block))
+        if block.kind[row] == RecordKind.EVENTS
+    )
+    for payload in acknowledged:
+        assert payload in journaled, "an acknowledged payload is not in the journal"
+    expected = undisturbed(state, blocks)
+    with sqlite3.connect(state / "ledger.db") as ledger:
+        rows = ledger.execute("SELECT decision_id, body FROM decisions_read ORDER BY position").fetchall()
+        queued = ledger.execute("SELECT count(*) FROM outbox").fetchone()[0]
+    ledger.close()
+    stored = {decision_id: orjson.loads(body) for decision_id, body in rows}
+    assert set(stored) == set(expected)
+    for decision_id, decision in expected.items():
+        assert stored[decision_id] == decision
+    granted = {key for key, one in expected.items() if one["outcome"] == "offer"}
+    assert len(granted) >= 20, "too little happened to prove anything"
+    assert queued == 0
+    offers = Counter(webhook_id.split("/")[0] for webhook_id in got.elements())
+    assert set(offers) <= granted
+    assert max(offers.values()) == 1, "an offer was handed over twice"
+    assert len(offers) >= len(granted) * 0.8, "most offers must arrive; a crash may leave few of them unknown"
+    by_user: dict[str, list[int]] = {}
+    for key in granted:
+        by_user.setdefault(expected[key]["user"], []).append(expected[key]["at"])
+    for times in by_user.values():
+        times.sort()
+        for first, third in zip(times, times[2:], strict=False):
+            assert third - first >= DAY_MS, "more than two offers in 24 hours"
+        for one, other in itertools.pairwise(times):
+            assert other - one >= 7_200_000, "two offers within the minimum gap"
+
+
+def undisturbed(state: Path, blocks: list) -> dict[str, dict]:
+    """Decide the same journal once more, in one go and without a crash."""
+    archive = ContentArchive(state / "content")
+    version = next(orjson.loads(_value(block, row))["version"] for block in blocks for row in _contents(block))
+    pipeline = Pipeline(archive.load(version), Settings(), MemoryLedger(), id_key=(state / "offer-id.key").read_bytes())
+    decided: dict[str, dict] = {}
+    for block in blocks:
+        block.append_ms[:] = -1
+        for decision in pipeline.process(block, archive.load_record).decisions:
+            if decision.reason != "duplicate":
+                decided[decision.decision_id] = msgspec.json.decode(encode(decision))
+    return decided
+
+
+def _contents(block: object) -> list[int]:
+    return [row for row in range(len(block)) if block.kind[row] == RecordKind.CONTENT]
+
+
+def _value(block: object, row: int) -> bytes:
+    return bytes(block.data[block.start[row] : block.end[row]])
+
+
+def test_five_kills_change_nothing(tmp_path: Path) -> None:
+    run_rounds(tmp_path, rounds=5, seed=int(os.environ.get("OPPORTUNE_CRASH_SEED", "7")))
+
+
+@pytest.mark.long
+def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
+    run_rounds(tmp_path, rounds=50, seed=int(os.environ.get("OPPORTUNE_CRASH_SEED", "11")))
