@@ -142,7 +142,7 @@ def read(path: Path) -> Checkpoint | str:
             body = _padded(len(line), _BLOCK)
             arrays = {}
             for entry in header["arrays"]:
-                array = np.empty(entry["shape"], descr_to_dtype(_tuples(entry["dtype"])))
+                array = np.empty(entry["shape"], _dtype(entry))
                 if array.nbytes != entry["bytes"]:
                     return f"array {entry['name']} has another size than its header says"
                 file.seek(body + entry["offset"])
@@ -183,6 +183,7 @@ def _write_file(path: Path, checkpoint: Checkpoint) -> None:
             {
                 "name": name,
                 "dtype": dtype_to_descr(array.dtype),
+                "aligned": array.dtype.isalignedstruct,
                 "shape": list(array.shape),
                 "offset": offset,
                 "bytes": array.nbytes,
@@ -230,6 +231,26 @@ def _crc(view: memoryview) -> int:
     for at in range(0, len(view), _CHUNK):
         crc = google_crc32c.extend(crc, bytes(view[at : at + _CHUNK]))
     return crc
+
+
+def _dtype(entry: dict[str, Any]) -> np.dtype[Any]:
+    """Build the dtype a header entry describes.
+
+    numpy's description drops that a layout was declared aligned. To Numba an aligned record is another type: without
+    the mark every kernel would be compiled once more after a restart.
+    """
+    dtype = descr_to_dtype(_tuples(entry["dtype"]))
+    if not entry.get("aligned") or dtype.names is None:
+        return dtype
+    fields = dtype.fields
+    assert fields is not None
+    layout = {
+        "names": list(dtype.names),
+        "formats": [fields[name][0] for name in dtype.names],
+        "offsets": [fields[name][1] for name in dtype.names],
+        "itemsize": dtype.itemsize,
+    }
+    return np.dtype(layout, align=True)  # type: ignore[call-overload,no-any-return]
 
 
 def _tuples(described: Any) -> Any:

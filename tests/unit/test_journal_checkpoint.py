@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +146,15 @@ def test_all_checkpoints_can_be_removed(tmp_path):
     checkpoint.write(tmp_path, sample(1))
     checkpoint.remove_all(tmp_path)
     assert checkpoint.read_newest(tmp_path).checkpoint is None
+
+
+def test_a_layout_declared_aligned_comes_back_aligned(tmp_path: Path) -> None:
+    # To Numba it would else be another type, and a restart would compile every kernel anew.
+    aligned = np.dtype([("a", "u1"), ("b", "i8"), ("c", "u1")], align=True)
+    packed = np.dtype([("a", "u1"), ("b", "i8")])
+    arrays = {"aligned": np.ones(3, aligned), "packed": np.ones(2, packed), "plain": np.ones(2)}
+    stored = Checkpoint(position=1, now_ms=1, arrays=arrays, objects={}, engine="", content_version="")
+    back = checkpoint.read(checkpoint.write(tmp_path, stored))
+    assert isinstance(back, Checkpoint)
+    assert [back.arrays[name].dtype.isalignedstruct for name in arrays] == [True, False, False]
+    assert all((back.arrays[name] == arrays[name]).all() for name in arrays)
