@@ -87,6 +87,6 @@ def _user_of(event: bytes) -> object:
 
 
 def _stands_alone(payload: bytes, start: int, end: int) -> bool:
-    """Whether the event is a line of its own and not an element of an array."""
-    before, after = payload[:start].rstrip(b" \t\r"), payload[end:].lstrip(b" \t\r")
-    return before[-1:] in (b"", b"\n") and after[:1] in (b"", b"\n")
+    """Whether the event is a line of its own and not an element of an array, which may span lines."""
+    before, after = payload[:start].rstrip()[-1:], payload[end:].lstrip()[:1]
+    return before not in (b"[", b",") and after not in (b",", b"]")
