@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.kernels import kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 
 BUCKETS = 1 << 17
 """36 h of seconds; a timer further off waits in the last bucket and is placed again when the wheel comes round."""
@@ -65,14 +65,14 @@ def grown_wheel(wheel: Wheel, capacity: int) -> Wheel:
     return Wheel(wheel.head, timer, heap, control)
 
 
-@kernel
+@lean_kernel
 def free_timers(wheel: Wheel) -> int:
     """Count the timers that can still be armed without growing."""
     control = wheel.control
     return int(wheel.timer.shape[0] - control[HEAPED] - control[WAITING])
 
 
-@kernel
+@lean_kernel
 def comes_before(timer: np.ndarray, first: int, second: int) -> bool:
     """Say whether timer row `first` fires before timer row `second`."""
     if timer[first].fire_ms != timer[second].fire_ms:
@@ -80,7 +80,7 @@ def comes_before(timer: np.ndarray, first: int, second: int) -> bool:
     return bool(timer[first].key < timer[second].key)
 
 
-@kernel
+@lean_kernel
 def push(wheel: Wheel, row: int) -> None:
     """Put a timer row into the heap."""
     heap, timer = wheel.heap, wheel.timer
@@ -95,7 +95,7 @@ def push(wheel: Wheel, row: int) -> None:
     heap[place] = row
 
 
-@kernel
+@lean_kernel
 def settle(wheel: Wheel, row: int) -> None:
     """Place a filled timer row: into the heap if its second is reached, else into its bucket."""
     control = wheel.control
@@ -109,7 +109,7 @@ def settle(wheel: Wheel, row: int) -> None:
     control[WAITING] += 1
 
 
-@kernel
+@lean_kernel
 def arm(wheel: Wheel, fire_ms: int, key: int, generation: int) -> None:
     """Add a timer.  The caller has made sure of room (`free_timers`) and popped once since time began.
 
@@ -131,7 +131,7 @@ def arm(wheel: Wheel, fire_ms: int, key: int, generation: int) -> None:
     settle(wheel, row)
 
 
-@kernel
+@lean_kernel
 def turn(wheel: Wheel, now_ms: int) -> None:
     """Move the cursor on until a timer is in the heap or the second of `now_ms` is reached."""
     control = wheel.control
@@ -153,7 +153,13 @@ def turn(wheel: Wheel, now_ms: int) -> None:
             row = following
 
 
-@kernel
+@inlined_lean_kernel
+def is_reached(wheel: Wheel, now_ms: int) -> bool:
+    """Say whether `pop` may have anything to do at `now_ms`; False is certain."""
+    return bool(wheel.control[HEAPED] > 0 or wheel.control[CURSOR_S] < now_ms // 1000)
+
+
+@lean_kernel
 def pop(wheel: Wheel, now_ms: int) -> int:
     """Take the first timer with fire_ms <= now_ms; its row, or -1 if there is none.
 

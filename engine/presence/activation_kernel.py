@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.kernels import kernel
+from engine.kernels import lean_kernel
 from engine.model import TransitionReason
 from engine.presence.admission_kernel import discard_held
 from engine.presence.layout_kernel import (
@@ -25,7 +25,7 @@ from engine.wheel_kernel import pop
 _REMOVED = int(TransitionReason.REMOVED)
 
 
-@kernel
+@lean_kernel
 def leave_removed(state: State, out: np.ndarray, new_row: np.ndarray, first_user: int, now_ms: int) -> int:
     """End and forget all pairs of fences that are gone, by user slot and fence, from `first_user` on.
 
@@ -53,7 +53,7 @@ def leave_removed(state: State, out: np.ndarray, new_row: np.ndarray, first_user
     return int(state.user.shape[0])
 
 
-@kernel
+@lean_kernel
 def renumber(state: State, rules: Rules, new_row: np.ndarray, new_number: np.ndarray, now_ms: int) -> None:
     """Give every pair its fence's new row and its thresholds' new numbers, and arm its timer in an empty wheel.
 
@@ -84,7 +84,7 @@ def renumber(state: State, rules: Rules, new_row: np.ndarray, new_number: np.nda
             discard_held(state, state.user[user])
 
 
-@kernel
+@lean_kernel
 def renumber_cells(state: State, new_row: np.ndarray) -> None:
     """Give every remembered cell its new row (int32[C], -1 where it is gone)."""
     for user in range(state.user.shape[0]):

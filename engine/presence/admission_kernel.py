@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.distance_kernel import point_distance_m
-from engine.kernels import kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 from engine.model import Drop
 from engine.presence.layout_kernel import (
     FREE_HELD,
@@ -27,13 +27,30 @@ from engine.presence.layout_kernel import (
 LAT_LIMIT_E7 = 900_000_000
 LON_LIMIT_E7 = 1_800_000_000
 TOP_SPEED_M_PER_S = 500 / 3.6
+METRES_PER_E7_MOST = 0.01117
+"""A degree is nowhere longer than 111.7 km."""
 ADMIT, ADMIT_HELD_FIRST, HOLD = 100, 101, 102
 """What `admit` answers beside a Drop."""
 _DUPLICATE, _LATE, _NULL_ISLAND = int(Drop.DUPLICATE), int(Drop.LATE), int(Drop.NULL_ISLAND)
 _OUT_OF_RANGE, _TOO_COARSE, _TOO_FAST = int(Drop.OUT_OF_RANGE), int(Drop.TOO_COARSE), int(Drop.TOO_FAST)
 
 
-@kernel
+@inlined_lean_kernel
+def is_plain(rules: Rules, user: Any, fix: Any) -> bool:
+    """Say whether a ping is admitted beyond doubt, at a later instant than the newest; False proves nothing."""
+    lon_e7, lat_e7 = abs(0 + fix.lon_e7), abs(0 + fix.lat_e7)
+    if lat_e7 > LAT_LIMIT_E7 or lon_e7 > LON_LIMIT_E7 or lon_e7 + lat_e7 == 0:
+        return False
+    if fix.accuracy_m > rules.feed[fix.feed].max_accuracy_m or user.held >= 0 or user.same >= 0:
+        return False
+    if user.last_ms == NEVER:
+        return True
+    passed_ms = fix.at_ms - user.last_ms
+    moved_e7 = abs((0 + fix.lon_e7) - user.lon_e7) + abs((0 + fix.lat_e7) - user.lat_e7)
+    return bool(passed_ms > 0 and moved_e7 * METRES_PER_E7_MOST * 1000.0 <= TOP_SPEED_M_PER_S * passed_ms)
+
+
+@lean_kernel
 def agrees(before: Any, fix: Any) -> tuple[float, float]:
     """Say whether the way from one fix to the next, less both radii, needs at most 500 km/h; and how long it is.
 
@@ -43,7 +60,7 @@ def agrees(before: Any, fix: Any) -> tuple[float, float]:
     return distance_m, distance_m - np.float64(before.accuracy_m) - fix.accuracy_m
 
 
-@kernel
+@lean_kernel
 def admit(state: State, rules: Rules, fix: Any) -> int:
     """Decide about a ping: a Drop, or ADMIT, ADMIT_HELD_FIRST (the held fix was right), HOLD."""
     if abs(fix.lat_e7) > LAT_LIMIT_E7 or abs(fix.lon_e7) > LON_LIMIT_E7:
@@ -74,7 +91,7 @@ def admit(state: State, rules: Rules, fix: Any) -> int:
     return ADMIT if fits_old else HOLD
 
 
-@kernel
+@lean_kernel
 def is_known(state: State, user: Any, id_hash: int) -> bool:
     """Say whether a ping of the user's newest instant had this id."""
     if user.last_hash == id_hash:
@@ -87,7 +104,7 @@ def is_known(state: State, user: Any, id_hash: int) -> bool:
     return False
 
 
-@kernel
+@lean_kernel
 def remember_id(state: State, user: Any, fix: Any) -> None:
     """Keep this fix's id for as long as its instant is the user's newest; called before `last_ms` moves on."""
     control = state.control
@@ -107,7 +124,7 @@ def remember_id(state: State, user: Any, fix: Any) -> None:
     user.last_hash = fix.id_hash
 
 
-@kernel
+@lean_kernel
 def forget_ids(state: State, user: Any) -> None:
     """Give the further ids of the user's newest instant back."""
     row = user.same
@@ -120,7 +137,7 @@ def forget_ids(state: State, user: Any) -> None:
     user.same = -1
 
 
-@kernel
+@lean_kernel
 def hold(state: State, fix: Any, hits: np.ndarray, first: int, last: int) -> None:
     """Keep a fix that is too fast, with its hits in order, until the next one decides."""
     control = state.control
@@ -152,7 +169,7 @@ def hold(state: State, fix: Any, hits: np.ndarray, first: int, last: int) -> Non
     state.user[fix.user].held = row
 
 
-@kernel
+@lean_kernel
 def release_held(state: State, user: Any) -> None:
     """Give the held fix's rows back."""
     control = state.control
@@ -170,7 +187,7 @@ def release_held(state: State, user: Any) -> None:
     user.held = -1
 
 
-@kernel
+@lean_kernel
 def discard_held(state: State, user: Any) -> None:
     """Drop the held fix for good, counted."""
     state.counts[_TOO_FAST] += 1

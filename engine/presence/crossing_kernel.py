@@ -8,16 +8,18 @@ import numpy as np
 
 from engine.distance_kernel import line_m
 from engine.geometry_kernel import CELLS, CIRCLE, POLYGON, FenceArrays, relative_lon, signed_distance_m
-from engine.kernels import kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 from engine.model import Confidence, TransitionKind
 from engine.presence.layout_kernel import (
     CELL_FIX,
+    MAYBE_BITS,
     NEVER,
     OUT_ROWS,
     OUTSIDE,
     TILE_SHIFT,
     Rules,
     State,
+    Tiles,
     closing_ms,
     find_visit,
     next_row,
@@ -29,13 +31,56 @@ HALF_TURN_E7 = 1_800_000_000
 _CROSS, _LOW = int(TransitionKind.CROSS), int(Confidence.LOW)
 
 
-@kernel
+@inlined_lean_kernel
 def tile_of(column: int, row: int) -> int:
     """Key of a tile: column and row are degrees x 1e7 >> TILE_SHIFT."""
-    return (column << 32) + row
+    return ((0 + column) << 32) + row
 
 
-@kernel
+@inlined_lean_kernel
+def bit_of(key: int) -> int:
+    """Which of MAYBE_BITS stands for a tile."""
+    return ((key >> 32) * 0x9E3779B1 + (key & 0xFFFFFFFF) * 0x85EBCA77) >> 8 & (MAYBE_BITS - 1)
+
+
+@lean_kernel
+def set_bits(tiles: Tiles) -> None:
+    """Set the bit of every tile that holds a box."""
+    for place in range(tiles.key.shape[0]):
+        bit = bit_of(tiles.key[place])
+        tiles.maybe[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
+
+
+@lean_kernel
+def find_tile(tiles: Tiles, key: int) -> int:
+    """Place of a tile, or -1."""
+    bit = bit_of(key)
+    if tiles.maybe[bit >> 6] & (np.uint64(1) << np.uint64(bit & 63)) == 0:
+        return -1
+    low = 0
+    high = tiles.key.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if tiles.key[middle] < key:
+            low = middle + 1
+        else:
+            high = middle
+    return low if low < tiles.key.shape[0] and tiles.key[low] == key else -1
+
+
+@inlined_lean_kernel
+def is_way_empty(tiles: Tiles, user: Any, fix: Any) -> bool:
+    """Say whether the way from the newest fix to this one certainly touches no fence; False proves nothing."""
+    if fix.is_cell != 0 or user.flags & CELL_FIX or user.last_ms == NEVER:
+        return True
+    column, row = fix.lon_e7 >> TILE_SHIFT, fix.lat_e7 >> TILE_SHIFT
+    if column != user.lon_e7 >> TILE_SHIFT or row != user.lat_e7 >> TILE_SHIFT or tiles.wide.shape[0] > 0:
+        return bool(fix.lon_e7 == user.lon_e7 and fix.lat_e7 == user.lat_e7)
+    bit = bit_of(tile_of(column, row))
+    return bool(tiles.maybe[bit >> 6] & (np.uint64(1) << np.uint64(bit & 63)) == 0)
+
+
+@lean_kernel
 def write_crossings(state: State, rules: Rules, fences: FenceArrays, out: np.ndarray, fix: Any, begin: int) -> None:
     """Write a CROSS for every fence between the user's newest fix and this one, by fence, each once.
 
@@ -53,15 +98,15 @@ def write_crossings(state: State, rules: Rules, fences: FenceArrays, out: np.nda
         return
     first = state.control[OUT_ROWS]
     tiles = rules.tiles
-    for fence in tiles.wide:
-        cross(state, rules, fences, out, fix, 0 + fence, begin)
+    for number in range(tiles.wide.shape[0]):
+        cross(state, rules, fences, out, fix, 0 + tiles.wide[number], begin)
     west, east = min(lon, other_lon), max(lon, other_lon)
     south, north = min(lat, other_lat), max(lat, other_lat)
     for column in range(west >> TILE_SHIFT, (east >> TILE_SHIFT) + 1):
         low, high = rows_on_the_way(lon, lat, other_lon, other_lat, column)
         for row in range(low, high + 1):
-            place = np.searchsorted(tiles.key, tile_of(column, row))
-            if place == tiles.key.shape[0] or tiles.key[place] != tile_of(column, row):
+            place = find_tile(tiles, tile_of(column, row))
+            if place < 0:
                 continue
             for entry in range(tiles.start[place], tiles.start[place + 1]):
                 box = tiles.box[entry]
@@ -71,7 +116,7 @@ def write_crossings(state: State, rules: Rules, fences: FenceArrays, out: np.nda
     order_by_fence(out, first, state.control[OUT_ROWS])
 
 
-@kernel
+@lean_kernel
 def rows_on_the_way(lon: int, lat: int, other_lon: int, other_lat: int, column: int) -> tuple[int, int]:
     """Rows of tiles that a segment passes in one column, one more on either side."""
     south, north = min(lat, other_lat), max(lat, other_lat)
@@ -84,7 +129,7 @@ def rows_on_the_way(lon: int, lat: int, other_lon: int, other_lat: int, column: 
     return south >> TILE_SHIFT, north >> TILE_SHIFT
 
 
-@kernel
+@lean_kernel
 def cross(state: State, rules: Rules, fences: FenceArrays, out: np.ndarray, fix: Any, fence: int, begin: int) -> None:
     """Write CROSS if the way to this fix touches this one fence as P8 says, and was not written already."""
     for row in range(begin, state.control[OUT_ROWS]):
@@ -117,7 +162,7 @@ def cross(state: State, rules: Rules, fences: FenceArrays, out: np.ndarray, fix:
     one.method = fix.method
 
 
-@kernel
+@lean_kernel
 def order_by_fence(out: np.ndarray, first: int, last: int) -> None:
     """Sort a few transitions by fence; the last row of `out` is scratch space."""
     scratch = out.shape[0] - 1
@@ -130,7 +175,7 @@ def order_by_fence(out: np.ndarray, first: int, last: int) -> None:
         out[place] = out[scratch]
 
 
-@kernel
+@lean_kernel
 def is_touched(fences: FenceArrays, fence: int, before: Any, fix: Any) -> bool:
     """Say whether the segment from one point outside to another touches the fence.
 
@@ -169,7 +214,7 @@ def is_touched(fences: FenceArrays, fence: int, before: Any, fix: Any) -> bool:
     return False
 
 
-@kernel
+@lean_kernel
 def side(ax: int, ay: int, bx: int, by: int, cx: int, cy: int) -> int:
     """On which side of the line a-b the point c lies: -1, 0 or 1."""
     left = (bx - ax) * (cy - ay)
@@ -179,7 +224,7 @@ def side(ax: int, ay: int, bx: int, by: int, cx: int, cy: int) -> int:
     return 1 if left > right else -1
 
 
-@kernel
+@lean_kernel
 def do_meet(ax: int, ay: int, bx: int, by: int, cx: int, cy: int, dx: int, dy: int) -> bool:
     """Say whether the closed segments a-b and c-d have a point in common."""
     if max(ax, bx) < min(cx, dx) or max(cx, dx) < min(ax, bx) or max(ay, by) < min(cy, dy) or max(cy, dy) < min(ay, by):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.geometry_kernel import FenceArrays
-from engine.kernels import kernel
-from engine.model import HIT, Drop, EventType, TransitionKind
+from engine.kernels import lean_kernel
+from engine.model import Drop, EventType, TransitionKind
 from engine.presence.admission_kernel import (
     ADMIT,
     ADMIT_HELD_FIRST,
@@ -19,13 +19,13 @@ from engine.presence.admission_kernel import (
     admit,
     forget_ids,
     hold,
+    is_plain,
     release_held,
     remember_id,
 )
-from engine.presence.crossing_kernel import write_crossings
+from engine.presence.crossing_kernel import is_way_empty, write_crossings
 from engine.presence.layout_kernel import (
     EXITING,
-    FIX,
     INSIDE,
     LAGS,
     LIVE_HELD,
@@ -42,20 +42,19 @@ from engine.presence.layout_kernel import (
     WANTED,
     Rules,
     State,
+    Work,
     find_visit,
     forget_visit,
 )
 from engine.presence.step_kernel import HOP_MS, step_pair
 from engine.presence.timer_kernel import arm_visit, fire, state_due_ms
 from engine.presence.zone_kernel import describe_fix, note_fix, zone_of_hit, zone_without_hit
-from engine.wheel_kernel import free_timers, pop
+from engine.wheel_kernel import free_timers, is_reached, pop
 
-DONE, MORE_OUT, MORE_VISITS, MORE_TIMERS, MORE_HELD, MORE_HELD_HITS, MORE_SAME, MORE_USERS = range(8)
+DONE, MORE_OUT, MORE_VISITS, MORE_TIMERS, MORE_HELD, MORE_HELD_HITS, MORE_SAME, MORE_USERS, MORE_WORK = range(9)
 """Why `advance` came back before the end: which pool must grow, by control[WANTED] rows at least."""
 
 LAG_MS = 600_000
-ROOM = 512
-"""While every pool has this much room, an event with few pairs needs no count of what it may take."""
 TRANSITIONS_A_PAIR = 40
 """More than one event can bring about for one pair: two fixes (one held before), each with own-time timers."""
 
@@ -65,7 +64,7 @@ _EXIT = int(TransitionKind.EXIT)
 _NO_FENCE = 1 << 40
 
 
-@kernel
+@lean_kernel
 def advance(
     state: State,
     rules: Rules,
@@ -73,7 +72,7 @@ def advance(
     events: np.ndarray,
     hit_start: np.ndarray,
     hits: np.ndarray,
-    out: np.ndarray,
+    work: Work,
     first_row: int,
     now_ms: int,
 ) -> tuple[int, int]:
@@ -82,55 +81,72 @@ def advance(
     events     EVENT[N]        in log order; now_ms never falls; `drop` is written for pings that do not count
     hit_start  int64[N + 1]    hits of event i are hits[hit_start[i]:hit_start[i + 1]], by rising fence
     hits       HIT[M]
-    out        TRANSITION[K]   rows from control[OUT_ROWS] on are written; the last row is scratch space
+    work.out   TRANSITION[K]   rows from control[OUT_ROWS] on are written
     now_ms     int64           not below the last event's
 
     Returns (next row, DONE or what is lacking): an event is processed wholly or not at all, so the caller grows the
-    pool, or empties `out`, and calls again.  Cost: about 0.1 us for a ping of a user in no fence.
-    Oracle: tests/property/test_presence.py, tests/oracle.
+    pool, or empties `out`, and calls again.  Cost: bench/presence.py.
+    Oracle: tests/property/test_presence.py, tests/property/test_presence_oracle.py.
     """
-    fixes = np.zeros(2, FIX)
+    control = state.control
     for row in range(first_row, events.shape[0]):
         event = events[row]
-        state.control[NOW_MS] = event.now_ms
-        if not fire_timers(state, rules, out, event.now_ms, row):
+        control[NOW_MS] = event.now_ms
+        if is_reached(state.wheel, event.now_ms) and not fire_timers(state, rules, work.out, event.now_ms, row):
             return row, MORE_OUT
         if event.type != _PING or event.drop != 0:
             continue
-        lacking = lacking_room(state, out, event.user, hit_start[row + 1] - hit_start[row])
+        if event.user >= state.user.shape[0]:
+            control[WANTED] = event.user + 1
+            return row, MORE_USERS
+        user = state.user[event.user]
+        fix = work.fix[0]
+        describe_fix(fix, event, row)
+        first, last = hit_start[row], hit_start[row + 1]
+        # Most users are in no fence and near none: nothing can happen to them but to be somewhere else.
+        if user.visits < 0 and first == last and is_plain(rules, user, fix) and is_way_empty(rules.tiles, user, fix):
+            user.flags = LAGS if fix.now_ms - fix.at_ms > LAG_MS else 0
+            user.last_hash = fix.id_hash
+            note_fix(user, fix)
+            control[NEWEST_MS] = max(control[NEWEST_MS], fix.at_ms)
+            continue
+        lacking = take_ping(state, rules, fences, work, event, hits, first, last)
         if lacking != DONE:
             return row, lacking
-        describe_fix(fixes[0], event, row)
-        answer = admit(state, rules, fixes[0])
-        if answer == HOLD:
-            event.drop = _TOO_FAST
-            hold(state, fixes[0], hits, hit_start[row], hit_start[row + 1])
-            continue
-        number = 0
-        fix_hits, first, last = hits, hit_start[row], hit_start[row + 1]
-        if answer == ADMIT_HELD_FIRST:
-            number = 1
-            fix_hits = take_held(state, fixes)
-            first, last = 0, fix_hits.shape[0]
-            answer = ADMIT
-            state.counts[RELEASED] += 1
-        while answer == ADMIT:
-            process(state, rules, fences, out, fixes[number], fix_hits, first, last)
-            if number == 0:
-                break
-            number = 0
-            fix_hits, first, last = hits, hit_start[row], hit_start[row + 1]
-            answer = admit(state, rules, fixes[0])
-        if answer != ADMIT:
-            event.drop = answer
-            state.counts[answer] += 1
-    if not fire_timers(state, rules, out, now_ms, events.shape[0]):
+    if not fire_timers(state, rules, work.out, now_ms, events.shape[0]):
         return events.shape[0], MORE_OUT
-    state.control[NOW_MS] = max(now_ms, state.control[NOW_MS])
+    control[NOW_MS] = max(now_ms, control[NOW_MS])
     return events.shape[0], DONE
 
 
-@kernel
+@lean_kernel
+def take_ping(
+    state: State, rules: Rules, fences: FenceArrays, work: Work, event: Any, hits: np.ndarray, first: int, last: int
+) -> int:
+    """Take the ping described in work.fix[0], with hits[first:last]; DONE, or the pool that lacks room."""
+    fix = work.fix[0]
+    lacking = lacking_room(state, work, fix.user, last - first)
+    if lacking != DONE:
+        return lacking
+    answer = admit(state, rules, fix)
+    if answer == HOLD:
+        event.drop = _TOO_FAST
+        hold(state, fix, hits, first, last)
+        return DONE
+    if answer == ADMIT_HELD_FIRST:
+        count = take_held(state, work)
+        process(state, rules, fences, work.out, work.fix[1], work.hits, 0, count)
+        state.counts[RELEASED] += 1
+        answer = admit(state, rules, fix)
+    if answer == ADMIT:
+        process(state, rules, fences, work.out, fix, hits, first, last)
+    else:
+        event.drop = answer
+        state.counts[answer] += 1
+    return DONE
+
+
+@lean_kernel
 def fire_timers(state: State, rules: Rules, out: np.ndarray, now_ms: int, row: int) -> bool:
     """Fire all that is due by `now_ms`; False if `out` is too full to go on."""
     while True:
@@ -154,81 +170,72 @@ def fire_timers(state: State, rules: Rules, out: np.ndarray, now_ms: int, row: i
             arm_visit(state, rules, user, pair, fire_ms)
 
 
-@kernel
-def lacking_room(state: State, out: np.ndarray, user: int, hits: int) -> int:
+@lean_kernel
+def lacking_room(state: State, work: Work, user: int, hits: int) -> int:
     """Say which pool could run out during one event of this user, or DONE."""
-    if user >= state.user.shape[0]:
-        state.control[WANTED] = user + 1
-        return MORE_USERS
     control = state.control
-    free = min(
-        min(state.visit.shape[0] - control[LIVE_VISITS], free_timers(state.wheel)),
-        state.held_hit.shape[0] - control[LIVE_HELD_HITS],
-    )
+    # One way may cross any number of fences, two where a held fix is released.
+    crossings = 2 * state.occupancy.shape[0]
+    free_visits = state.visit.shape[0] - control[LIVE_VISITS]
+    free_out = work.out.shape[0] - control[OUT_ROWS] - crossings
+    free_held_hits = state.held_hit.shape[0] - control[LIVE_HELD_HITS]
     if state.held.shape[0] <= control[LIVE_HELD]:
         control[WANTED] = 1
         return MORE_HELD
     if state.same.shape[0] <= control[LIVE_SAME] + 1:
         control[WANTED] = 2
         return MORE_SAME
-    # One way may cross any number of fences, two where a held fix is released.
-    crossings = 2 * state.occupancy.shape[0]
-    free = min(free, out.shape[0] - control[OUT_ROWS] - crossings)
-    if free > ROOM and hits < 4 and state.user[user].visits < 0 and state.user[user].held < 0:
-        return DONE
     pairs = hits + 1
-    row = state.user[user].visits
+    row = 0 + state.user[user].visits
     while row >= 0:
         pairs += 1
-        row = state.visit[row].next
+        row = 0 + state.visit[row].next
     if state.user[user].held >= 0:
-        row = state.held[state.user[user].held].hits
+        held_hits = 0
+        row = 0 + state.held[state.user[user].held].hits
         while row >= 0:
-            pairs += 1
-            row = state.held_hit[row].next
+            held_hits += 1
+            row = 0 + state.held_hit[row].next
+        pairs += held_hits
+        if held_hits > work.hits.shape[0]:
+            control[WANTED] = held_hits
+            return MORE_WORK
     control[WANTED] = pairs
-    if state.visit.shape[0] - control[LIVE_VISITS] < pairs:
+    if free_visits < pairs:
         return MORE_VISITS
-    if state.held_hit.shape[0] - control[LIVE_HELD_HITS] < pairs:
+    if free_held_hits < pairs:
         return MORE_HELD_HITS
     control[WANTED] = 2 * pairs
     if free_timers(state.wheel) < 2 * pairs:
         return MORE_TIMERS
     control[WANTED] = TRANSITIONS_A_PAIR * pairs + crossings + 1
-    if out.shape[0] - control[OUT_ROWS] < control[WANTED]:
-        return MORE_OUT
-    return DONE
+    return MORE_OUT if free_out <= TRANSITIONS_A_PAIR * pairs else DONE
 
 
-@kernel
-def take_held(state: State, fixes: np.ndarray) -> np.ndarray:
-    """Make the user's held fix fixes[1], at the row and `now` of fixes[0] that proved it right; return its hits.
-
-    Allocating is no matter here: a held fix that proves right is one flight or one tunnel.
-    """
-    user = state.user[fixes[0].user]
-    fixes[1] = state.held[user.held]
-    fixes[1].now_ms = fixes[0].now_ms
-    fixes[1].event = fixes[0].event
+@lean_kernel
+def take_held(state: State, work: Work) -> int:
+    """Make the held fix work.fix[1], at the row and `now` of the one that proved it; return how many hits it has."""
+    fix = work.fix[1]
+    user = state.user[work.fix[0].user]
+    work.fix[1] = state.held[user.held]
+    fix.now_ms = work.fix[0].now_ms
+    fix.event = work.fix[0].event
     count = 0
-    place = fixes[1].hits
+    place = 0 + fix.hits
     while place >= 0:
-        count += 1
-        place = state.held_hit[place].next
-    hits = np.zeros(count, HIT)
-    place = fixes[1].hits
-    for number in range(count):
         kept = state.held_hit[place]
-        hits[number].distance_m = kept.distance_m
-        hits[number].fence = kept.fence
-        hits[number].confidence = kept.confidence
-        hits[number].inside = kept.inside
-        place = kept.next
+        hit = work.hits[count]
+        hit.distance_m = kept.distance_m
+        hit.fence = kept.fence
+        hit.confidence = kept.confidence
+        hit.inside = kept.inside
+        count += 1
+        place = 0 + kept.next
     release_held(state, user)
-    return hits
+    return count
 
 
-@kernel
+@lean_kernel
 def process(
     state: State,
     rules: Rules,
@@ -251,7 +258,7 @@ def process(
         left_ms = user.last_ms - user.left_age_ms
         if fix.at_ms - left_ms < HOP_MS:
             hop_ms = left_ms
-            state.counts[RETURNS] += 1
+            state.counts[RETURNS] += user.visits >= 0
     begin = state.control[OUT_ROWS]
     row = 0 + user.visits
     place = first
@@ -282,7 +289,7 @@ def process(
     state.control[NEWEST_MS] = max(state.control[NEWEST_MS], fix.at_ms)
 
 
-@kernel
+@lean_kernel
 def fire_in_own_time(state: State, rules: Rules, out: np.ndarray, fix: Any) -> None:
     """Fire what was due before this fix in the user's own time (T8, docs/presence.md section 6)."""
     slot = fix.user
@@ -301,7 +308,7 @@ def fire_in_own_time(state: State, rules: Rules, out: np.ndarray, fix: Any) -> N
         row = following
 
 
-@kernel
+@lean_kernel
 def set_lag(state: State, fix: Any, lags: bool) -> None:
     """Note whether the user's newest fix came long after it was made; such users are not in occupancy (P9)."""
     user = state.user[fix.user]
@@ -311,7 +318,7 @@ def set_lag(state: State, fix: Any, lags: bool) -> None:
     count_user(state, fix.user, -1 if lags else 1)
 
 
-@kernel
+@lean_kernel
 def count_user(state: State, user: int, change: int) -> None:
     """Add `change` to the occupancy of every fence that the user is in."""
     row = state.user[user].visits
@@ -321,7 +328,7 @@ def count_user(state: State, user: int, change: int) -> None:
         row = state.visit[row].next
 
 
-@kernel
+@lean_kernel
 def order_step(state: State, out: np.ndarray, begin: int) -> None:
     """Put what one fix gave into the order exits, enters, dwells; it stands in fence order already (P6)."""
     scratch = out.shape[0] - 1
@@ -335,7 +342,7 @@ def order_step(state: State, out: np.ndarray, begin: int) -> None:
         out[place] = out[scratch]
 
 
-@kernel
+@lean_kernel
 def reset(state: State, user: int, blank: np.ndarray) -> None:
     """Forget everything about one user (closed, evicted, or its slot given to another): no transition.
 

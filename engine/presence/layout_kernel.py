@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.kernels import kernel
+from engine.kernels import lean_kernel
 from engine.wheel_kernel import Wheel
 
 NEVER = -(1 << 62)
@@ -128,6 +128,7 @@ FEED_RULE = np.dtype(
 BOX = np.dtype([("fence", "i4"), ("west", "i4"), ("east", "i4"), ("south", "i4"), ("north", "i4")])
 TILE_SHIFT = 16
 """A tile is 2^16 e7 wide: about 700 m, so that a step on foot asks one or two tiles, each with few fences."""
+MAYBE_BITS = 1 << 20
 
 
 class Tiles(NamedTuple):
@@ -137,12 +138,14 @@ class Tiles(NamedTuple):
     start  int64[T + 1]  boxes of tile t: box[start[t]:start[t + 1]]
     box    BOX[...]
     wide   int32[...]    fences too wide for tiles, or over the antimeridian: always looked at
+    maybe  uint64[2^14]  one bit a tile, by `bit_of`: unset where no box is
     """
 
     key: np.ndarray
     start: np.ndarray
     box: np.ndarray
     wide: np.ndarray
+    maybe: np.ndarray
 
 
 class Rules(NamedTuple):
@@ -199,7 +202,20 @@ class State(NamedTuple):
     wheel: Wheel
 
 
-@kernel
+class Work(NamedTuple):
+    """Scratch space of one call; nothing in it outlives an event.
+
+    out   TRANSITION[K]   what happened, up to control[OUT_ROWS]; the last row is for sorting
+    fix   FIX[2]          the fix at hand, and the held one that it proves right
+    hits  HIT[...]        the held one's hits
+    """
+
+    out: np.ndarray
+    fix: np.ndarray
+    hits: np.ndarray
+
+
+@lean_kernel
 def find_visit(state: State, user: int, fence: int) -> int:
     """Row of the pair, or -1."""
     row = state.user[user].visits
@@ -208,7 +224,7 @@ def find_visit(state: State, user: int, fence: int) -> int:
     return row if row >= 0 and state.visit[row].fence == fence else -1
 
 
-@kernel
+@lean_kernel
 def open_visit(state: State, user: int, fence: int, witness_ms: int) -> int:
     """Remember a pair, OUTSIDE with this witness; the pair must be unknown and the pool have room."""
     control = state.control
@@ -246,7 +262,7 @@ def open_visit(state: State, user: int, fence: int, witness_ms: int) -> int:
     return int(row)
 
 
-@kernel
+@lean_kernel
 def forget_visit(state: State, user: int, row: int) -> None:
     """Give the pair's row back; its timer, if any, finds nobody when it pops."""
     after = state.visit[row].next
@@ -263,7 +279,7 @@ def forget_visit(state: State, user: int, row: int) -> None:
     state.control[LIVE_VISITS] -= 1
 
 
-@kernel
+@lean_kernel
 def closing_ms(rules: Rules, fence: int, at_ms: int) -> int:
     """End of the open interval that holds `at_ms`; NEVER where the fence is closed then."""
     rule = rules.fence[fence]
@@ -280,7 +296,7 @@ def closing_ms(rules: Rules, fence: int, at_ms: int) -> int:
     return NEVER
 
 
-@kernel
+@lean_kernel
 def next_row(state: State, out: np.ndarray, user: int, fence: int, kind: int) -> int:
     """Begin a transition and return its row, with everything at its usual value.  The caller has made sure of room."""
     row = state.control[OUT_ROWS]

@@ -19,6 +19,7 @@ from engine.settings import FeedTable
 from engine.wheel_kernel import new_wheel
 
 _OUT_ROWS = 16_384
+_HELD_HITS = 64
 _POOL_OF = {
     kernel.MORE_VISITS: "visit",
     kernel.MORE_TIMERS: "timer",
@@ -52,8 +53,7 @@ class Presence:
         self._arrays = arrays
         self._rules = compile_rules(self.fences, arrays, feeds, dwell_thresholds or {}, open_intervals or {})
         self._state = new_state(len(self.fences))
-        # Rows beyond what is used are never touched, so they cost no memory.
-        self._out = np.zeros(_OUT_ROWS + 2 * len(self.fences), TRANSITION)
+        self._work = _new_work(len(self.fences))
         self._blank = blank_user()
 
     # --- the stream -------------------------------------------------------------------------------------------------
@@ -76,11 +76,11 @@ class Presence:
         row = 0
         while True:
             row, answer = kernel.advance(
-                self._state, self._rules, self._arrays, events, hit_start, hits, self._out, row, now_ms
+                self._state, self._rules, self._arrays, events, hit_start, hits, self._work, row, now_ms
             )
             written = int(self._state.control[layout.OUT_ROWS])
             if written:
-                chunks.append(self._out[:written].copy())
+                chunks.append(self._work.out[:written].copy())
                 self._state.control[layout.OUT_ROWS] = 0
             if answer == kernel.DONE:
                 break
@@ -95,7 +95,9 @@ class Presence:
             self.ensure(wanted)
         elif lacking == kernel.MORE_OUT:
             if not written:  # even empty it is too small for one event
-                self._out = np.zeros(max(2 * len(self._out), wanted + 2), TRANSITION)
+                self._work = _with_rows(self._work, wanted + 2)
+        elif lacking == kernel.MORE_WORK:
+            self._work = self._work._replace(hits=np.zeros(2 * wanted, HIT))
         else:
             self._state = with_room(self._state, _POOL_OF[lacking], wanted)
 
@@ -131,7 +133,7 @@ class Presence:
         kept = np.flatnonzero(new_row >= 0)
         rules.fence["added_ms"][new_row[kept]] = old_rules.fence["added_ms"][kept]
         self._rules, self._arrays, self.fences = rules, arrays, tuple(fences)
-        self._out = np.zeros(_OUT_ROWS + 2 * len(self.fences), TRANSITION)
+        self._work = _new_work(len(self.fences))
         self._state = self._state._replace(
             wheel=new_wheel(len(old_state.wheel.timer)), occupancy=np.zeros(len(fences), np.int64)
         )
@@ -142,15 +144,15 @@ class Presence:
         return gone
 
     def _leave_removed(self, new_row: np.ndarray, now_ms: int) -> np.ndarray:
-        chunks = [self._out[:0].copy()]
+        chunks = [self._work.out[:0].copy()]
         if (new_row < 0).any():
             user = 0
             while user < len(self._state.user):
-                user = activation_kernel.leave_removed(self._state, self._out, new_row, user, now_ms)
+                user = activation_kernel.leave_removed(self._state, self._work.out, new_row, user, now_ms)
                 written = int(self._state.control[layout.OUT_ROWS])
                 if not written and user < len(self._state.user):
-                    self._out = np.zeros(2 * len(self._out), TRANSITION)
-                chunks.append(self._out[:written].copy())
+                    self._work = _with_rows(self._work, 0)
+                chunks.append(self._work.out[:written].copy())
                 self._state.control[layout.OUT_ROWS] = 0
         return np.concatenate(chunks)
 
@@ -229,6 +231,15 @@ class Presence:
 
 def _instant(value: Any) -> int | None:
     return None if value == layout.NEVER else int(value)
+
+
+def _new_work(fences: int) -> layout.Work:
+    # Rows beyond what is used are never touched, so they cost no memory.
+    return layout.Work(np.zeros(_OUT_ROWS + 2 * fences, TRANSITION), np.zeros(2, layout.FIX), np.zeros(_HELD_HITS, HIT))
+
+
+def _with_rows(work: layout.Work, wanted: int) -> layout.Work:
+    return work._replace(out=np.zeros(max(2 * len(work.out), wanted), TRANSITION))
 
 
 def _new_numbers(old: layout.Rules, new: layout.Rules, new_row: np.ndarray) -> np.ndarray:

@@ -8,7 +8,8 @@ import numpy as np
 
 from engine.definitions import Fence, Shape
 from engine.geometry_kernel import CELLS, FenceArrays
-from engine.presence.layout_kernel import BOX, DWELLS, FEED_RULE, NEVER, RULE, TILE_SHIFT, Rules, Tiles
+from engine.presence.crossing_kernel import set_bits
+from engine.presence.layout_kernel import BOX, DWELLS, FEED_RULE, MAYBE_BITS, NEVER, RULE, TILE_SHIFT, Rules, Tiles
 from engine.presence.table import transition_table
 from engine.settings import FeedTable
 
@@ -122,4 +123,7 @@ def fence_tiles(arrays: FenceArrays) -> Tiles:
         box[name] = values[fence[order]]
     box["fence"] = fence[order]
     wide = np.flatnonzero(has_shape & ~tiled).astype(np.int32)
-    return Tiles(keys.astype(np.int64), np.append(start, len(fence)).astype(np.int64), box, wide)
+    maybe = np.zeros(MAYBE_BITS // 64, np.uint64)
+    tiles = Tiles(keys.astype(np.int64), np.append(start, len(fence)).astype(np.int64), box, wide, maybe)
+    set_bits(tiles)
+    return tiles
