@@ -14,11 +14,11 @@ from engine.datum_kernel import to_wgs84
 from engine.decode.items_kernel import AFTER_ELEMENT, ELEMENT, LINE, RECORD_DONE, ends_well, next_item, set_odd
 from engine.decode.object_kernel import AT, CELL, FEED, ID, LAT, LON, TENANT, TYPE, USER, read_object
 from engine.decode.table_kernel import (
-    Table,
     add_text,
     find_text,
     has_room,
     same_bytes,
+    table_at,
     table_of,
     touch_entry,
     touch_record,
@@ -185,7 +185,7 @@ def _parse_chunk(records: Any, known: Any, users: Any, events: Any, scratch: Any
     feeds = known.feeds
     tables = known.tables[0]
     user_table = table_of(users)
-    cell_table = Table(tables.cell_entries, tables.cell_mask, tables.cell_arena)
+    cell_table = table_at(tables.cell_entries, tables.cell_mask, tables.cell_arena)
     pendings = scratch.pending
     fields = scratch.fields[0]
     at = cursor[0]
@@ -268,7 +268,7 @@ def _parse_chunk(records: Any, known: Any, users: Any, events: Any, scratch: Any
 def _feed_of(fields: Any, tables: Any) -> Any:
     if fields.seen & FEED == 0:
         return tables.default_feed
-    names = Table(tables.feed_entries, tables.feed_mask, tables.feed_arena)
+    names = table_at(tables.feed_entries, tables.feed_mask, tables.feed_arena)
     length = fields.feed_end - fields.feed_start
     return find_text(names, fields.feed_start, length, hash_at(fields.feed_start, length))
 
@@ -365,7 +365,7 @@ def _resolve(records: Any, known: Any, users: Any, rows: Any, pending: Any, curs
     """Give the chunk's rows their users and cells, in order; False at an unknown cell, which becomes the odd item."""
     tables = known.tables[0]
     user_table = table_of(users)
-    cell_table = Table(tables.cell_entries, tables.cell_mask, tables.cell_arena)
+    cell_table = table_at(tables.cell_entries, tables.cell_mask, tables.cell_arena)
     feeds, cells = known.feeds, known.cells
     for k in range(len(rows)):
         one = pending[k]

@@ -1,8 +1,9 @@
 """Find texts in a byte arena by open addressing, compared exactly.
 
-A text is one arena record: slot (4 bytes), length (1 byte), bytes. A table entry is one 64-bit word: the upper 24 bits
+A text is one arena record: slot (4 bytes), length (1 byte), bytes. A table entry is one 64-bit word: the upper 30 bits
 of the text's hash as a tag above its arena offset + 1; 0 is empty. So a miss is answered by the table's own cache
-line, and a hit costs one further line, where the slot stands beside the bytes that prove it.
+line, and a hit costs one further line, where the slot stands beside the bytes that prove it. An entry's place is given
+by the upper bits of its tag: a larger table is filled in one pass in order, without looking at a text.
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 
-from engine.hashing_kernel import address_of, hash_at, hash_bytes, intrinsic, load_1, load_8, load_upto_8
+from engine.hashing_kernel import (
+    address_of,
+    hash_at,
+    hash_bytes,
+    intrinsic,
+    load_1,
+    load_8,
+    load_upto_8,
+    trailing_zeros,
+)
 from engine.kernels import inlined_kernel, kernel, lean_kernel
 
 HEADER = 5
@@ -24,9 +34,9 @@ SPARE = 16  # bytes kept free behind the arena's last record, so that 8 bytes ma
 COUNT, USED, FREE_HEAD, FREE_COUNT, OCCUPIED = range(5)
 """Places in `state`: slots handed out, arena bytes used, first free slot or -1, free slots, entries ever filled."""
 
-_OFFSET_BITS = np.uint64(40)
-_OFFSET_MASK = np.uint64((1 << 40) - 1)
-_GRAVE = np.uint64((1 << 40) - 1)
+_OFFSET_BITS = np.uint64(34)
+_OFFSET_MASK = np.uint64((1 << 34) - 1)
+_GRAVE = np.uint64((1 << 34) - 1)
 _EMPTY = np.uint64(0)
 _ONE = np.uint64(1)
 
@@ -51,20 +61,27 @@ class Table(NamedTuple):
 
     entries: int
     mask: int
+    shift: Any  # from a hash to a place
     arena: int
 
 
 @lean_kernel
 def table_of(texts: Any) -> Any:
     """Return the Table of a Texts."""
-    return Table(address_of(texts.entries), len(texts.entries) - 1, address_of(texts.arena))
+    return table_at(address_of(texts.entries), len(texts.entries) - 1, address_of(texts.arena))
+
+
+@inlined_kernel
+def table_at(entries: int, mask: int, arena: int) -> Any:
+    """Return the Table of arrays at these addresses; mask is the number of entries less 1."""
+    return Table(entries, mask, np.uint64(64 - trailing_zeros(np.uint64(mask + 1))), arena)
 
 
 @inlined_kernel
 def find_text(table: Any, address: int, length: int, hashed: Any) -> Any:
     """Return the slot of the text of `length` bytes at `address`, whose hash is `hashed`, or -1."""
     tag = hashed >> _OFFSET_BITS
-    place = np.int64(hashed) & table.mask
+    place = np.int64(hashed >> table.shift)
     while True:
         entry = load_8(table.entries + place * 8)
         if entry == _EMPTY:
@@ -126,13 +143,30 @@ def add_text(texts: Any, address: int, length: int, hashed: Any) -> Any:
 
 @lean_kernel
 def _enter(texts: Any, at: int, hashed: Any) -> None:
-    mask = np.uint64(len(texts.entries) - 1)
-    place = hashed & mask
-    while texts.entries[place] != _EMPTY and texts.entries[place] != _GRAVE:
-        place = (place + _ONE) & mask
-    if texts.entries[place] == _EMPTY:
-        texts.state[OCCUPIED] += 1
-    texts.entries[place] = ((hashed >> _OFFSET_BITS) << _OFFSET_BITS) | np.uint64(at + 1)
+    entry = ((hashed >> _OFFSET_BITS) << _OFFSET_BITS) | np.uint64(at + 1)
+    texts.state[OCCUPIED] += _put(texts.entries, table_of(texts), entry, hashed)
+
+
+@inlined_kernel
+def _put(entries: Any, table: Any, entry: Any, hashed: Any) -> Any:
+    """Put an entry into the first free place; return 1 if that was never used, 0 if it was a grave."""
+    place = np.int64(hashed >> table.shift)
+    while entries[place] != _EMPTY and entries[place] != _GRAVE:
+        place = (place + 1) & table.mask
+    was_empty = entries[place] == _EMPTY
+    entries[place] = entry
+    return 1 if was_empty else 0
+
+
+@lean_kernel
+def spread_entries(old: Any, new: Any) -> Any:
+    """Put all entries of `old` into `new` (zeroed, 2 ** 30 at most), leaving out graves; return how many."""
+    table = table_at(address_of(new), len(new) - 1, 0)
+    count = 0
+    for entry in old:
+        if entry != _EMPTY and entry != _GRAVE:
+            count += _put(new, table, entry, entry)
+    return count
 
 
 @kernel
@@ -158,10 +192,10 @@ def remove_slot(texts: Any, slot: int) -> None:
     start = at + HEADER
     end = start + texts.arena[at + 4]
     wanted = np.uint64(at + 1)
-    mask = np.uint64(len(texts.entries) - 1)
-    place = hash_bytes(texts.arena, start, end) & mask
+    table = table_of(texts)
+    place = np.int64(hash_bytes(texts.arena, start, end) >> table.shift)
     while texts.entries[place] & _OFFSET_MASK != wanted:
-        place = (place + _ONE) & mask
+        place = (place + 1) & table.mask
     texts.entries[place] = _GRAVE
     for k in range(start, end):
         texts.arena[k] = 0
@@ -193,14 +227,14 @@ def repack(old: Any, new: Any) -> None:
 @inlined_kernel
 def touch_entry(table: Any, hashed: Any) -> None:
     """Ask the processor for the cache line of the entry that `hashed` begins at."""
-    prefetch(table.entries + (np.int64(hashed) & table.mask) * 8)
+    prefetch(table.entries + np.int64(hashed >> table.shift) * 8)
 
 
 @inlined_kernel
 def touch_record(table: Any, hashed: Any) -> None:
     """Ask the processor for the arena record of the first entry with the tag of `hashed`, within four entries."""
     tag = hashed >> _OFFSET_BITS
-    place = np.int64(hashed) & table.mask
+    place = np.int64(hashed >> table.shift)
     for _ in range(4):
         entry = load_8(table.entries + place * 8)
         if entry == _EMPTY:

@@ -14,7 +14,7 @@ from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 
 from engine.decode.times import LARGEST_MS
-from engine.hashing_kernel import PAGE, intrinsic, load_1, load_8, load_upto_8
+from engine.hashing_kernel import PAGE, intrinsic, load_1, load_8, load_upto_8, trailing_zeros
 from engine.kernels import inlined_kernel, lean_kernel
 
 QUOTE, BACKSLASH, COMMA, COLON, MINUS, DOT, ZERO, NINE = (ord(one) for one in '"\\,:-.09')
@@ -33,16 +33,6 @@ _FROM_UPPER = np.uint64(0x000F424000000064)
 _FROM_LOWER = np.uint64(0x0000271000000001)
 _NONE = np.uint64(0)
 _DAY_MS = 86_400_000
-
-
-@intrinsic
-def trailing_zeros(typing_context: Any, word: Any) -> Any:
-    """Count the zero bits below the lowest set one; the word is not 0."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.int64(types.uint64), generate
 
 
 @intrinsic

@@ -15,6 +15,7 @@ from engine.decode.table_kernel import (
     FREE_HEAD,
     HEADER,
     LONGEST,
+    OCCUPIED,
     SPARE,
     USED,
     Texts,
@@ -23,6 +24,7 @@ from engine.decode.table_kernel import (
     look_up_text,
     remove_slot,
     repack,
+    spread_entries,
 )
 
 LONGEST_USER = 128
@@ -34,6 +36,7 @@ class TextTable:
 
     def __init__(self, slots: int = 1024, arena_bytes: int = 0) -> None:
         self.texts = _empty(slots, arena_bytes or slots * 24)
+        self._freed_bytes = 0
 
     @property
     def count(self) -> int:
@@ -64,26 +67,28 @@ class TextTable:
         start = at + HEADER
         return bytes(self.texts.arena[start : start + int(self.texts.arena[at + 4])]).decode()
 
-    def make_room(self, wanted: int) -> bool:
-        """Make sure that `wanted` texts of any length can be added; say whether the arrays were replaced."""
-        if has_room(self.texts, wanted, LONGEST):
-            return False
-        old = self.texts
-        used = int(old.state[COUNT] - old.state[FREE_COUNT])
-        slots = len(old.offset)
-        if int(old.state[COUNT] - old.state[FREE_COUNT]) + wanted > slots:
-            slots = max(slots * 2, used + wanted)
-        kept_bytes = self._kept_bytes()
-        arena_bytes = max(kept_bytes * 3 // 2, kept_bytes + wanted * (HEADER + LONGEST)) + SPARE
-        new = _empty(slots, arena_bytes, entries_for=used + wanted)
-        repack(old, new)
-        self._replace(new)
-        return True
-
-    def _kept_bytes(self) -> int:
-        return int(self.texts.state[USED])
-
-    def _replace(self, texts: Texts) -> None:
+    def make_room(self, wanted: int) -> None:
+        """Make sure that `wanted` texts of any length can be added. Each array grows by itself: no long pause."""
+        texts = self.texts
+        if has_room(texts, wanted, LONGEST):
+            return
+        state = texts.state
+        used_bytes, live = int(state[USED]), int(state[COUNT] - state[FREE_COUNT])
+        needed_bytes = wanted * (HEADER + LONGEST) + SPARE
+        if used_bytes + needed_bytes > len(texts.arena) and self._freed_bytes * 4 > used_bytes:
+            kept = used_bytes - self._freed_bytes
+            packed = _empty(len(texts.offset), kept * 3 // 2 + needed_bytes, entries_for=live + wanted)
+            repack(texts, packed)
+            self._freed_bytes = 0
+            texts = packed
+        elif used_bytes + needed_bytes > len(texts.arena):
+            texts = texts._replace(arena=_grown(texts.arena, used_bytes * 3 // 2 + needed_bytes, 0))
+        if (int(texts.state[OCCUPIED]) + wanted) * 5 > len(texts.entries) * 4:
+            entries = np.zeros(_entries_for(live + wanted), np.uint64)
+            texts.state[OCCUPIED] = spread_entries(texts.entries, entries)
+            texts = texts._replace(entries=entries)
+        if live + wanted > len(texts.offset):
+            texts = texts._replace(offset=_grown(texts.offset, max(len(texts.offset) * 2, live + wanted), -1))
         self.texts = texts
 
 
@@ -94,7 +99,6 @@ class UserTable(TextTable):
         super().__init__(slots)
         self.generation = np.zeros(slots, np.uint16)
         """uint16[S], of every slot: rises when its user is evicted."""
-        self._freed_bytes = 0
 
     @property
     def live(self) -> int:
@@ -136,31 +140,37 @@ class UserTable(TextTable):
         )
         new = _empty(max(1024, count + count // 8), len(arena) * 9 // 8, entries_for=count)
         repack(_writable(old), new)
-        table._replace(new)
-        table.generation[:count] = arrays["generation"]
+        table.texts = new
+        table.generation = _grown(arrays["generation"], len(new.offset), 0)
         return table
 
-    def _kept_bytes(self) -> int:
-        return int(self.texts.state[USED]) - self._freed_bytes
-
-    def _replace(self, texts: Texts) -> None:
-        super()._replace(texts)
-        self._freed_bytes = 0
-        generation = np.zeros(len(texts.offset), np.uint16)
-        generation[: len(self.generation)] = self.generation[: len(generation)]
-        self.generation = generation
+    def make_room(self, wanted: int) -> None:
+        super().make_room(wanted)
+        if len(self.generation) < len(self.texts.offset):
+            self.generation = _grown(self.generation, len(self.texts.offset), 0)
 
 
 def _empty(slots: int, arena_bytes: int, entries_for: int = 0) -> Texts:
-    entries = 16
-    while entries * 4 < (entries_for + 1) * 5 * 3 // 2:
-        entries *= 2
     return Texts(
-        np.zeros(entries, np.uint64),
+        np.zeros(_entries_for(entries_for), np.uint64),
         np.zeros(max(64, arena_bytes + SPARE), np.uint8),
         np.full(slots, -1, np.int64),
         np.array([0, 0, -1, 0, 0], np.int64),
     )
+
+
+def _entries_for(texts: int) -> int:
+    """Return a power of two of which `texts` fill at most 0.54, so that the table may half fill again."""
+    entries = 16
+    while entries * 8 < (texts + 1) * 15:
+        entries *= 2
+    return entries
+
+
+def _grown(array: np.ndarray, length: int, fill: int) -> np.ndarray:
+    grown = np.zeros(length, array.dtype) if fill == 0 else np.full(length, fill, array.dtype)
+    grown[: len(array)] = array
+    return grown
 
 
 def _writable(texts: Texts) -> Texts:
