@@ -23,6 +23,7 @@ from engine.distance_kernel import (
 from engine.kernels import inlined_lean_kernel, lean_kernel
 
 POLYGON, CIRCLE, CORRIDOR, CELLS = 0, 1, 2, 3
+INFINITY_BITS = 0x7FF0_0000_0000_0000
 FLAT_M = 5000.0
 """Below this distance times 1 / cos(lat) the metric at the point itself is right within 0.04 %."""
 POLAR_LAT_E7 = 800_000_000
@@ -38,6 +39,8 @@ FENCE = np.dtype(
         ("max_y", "i4"),
         ("chunk_start", "i4"),  # the fence owns chunk[chunk_start : chunk_end]
         ("chunk_end", "i4"),
+        ("first_edge", "i4"),  # where one chunk holds all edges: as in that chunk; else 0
+        ("last_edge", "i4"),
         ("extent_m", "f8"),  # radius of a circle, buffer of a corridor, else 0
         ("characteristic_m", "f8"),  # R of L7: sqrt(area / pi); corridor: the buffer; cell set: 0
         ("medium_m", "f8"),  # largest accuracy with which a point inside is still MEDIUM (L7)
@@ -67,7 +70,7 @@ class FenceArrays(NamedTuple):
     """A fence set as arrays, in order of fence id; row i is fence i everywhere.
 
     row      FENCE[N]
-    chunk    CHUNK[C]     runs of at most 16 edges of one ring or line, with their bounding box
+    chunk    CHUNK[C]     runs of at most 32 edges of one ring or line, with their bounding box
     vertex   int32[V, 2]  x, y relative to the fence's origin, degrees x 1e7; rings closed (first vertex repeated)
     """
 
@@ -153,8 +156,9 @@ def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
     if x < row.min_x or x > row.max_x or y < row.min_y or y > row.max_y:
         return False
     vertex = fences.vertex
+    if row.last_edge > 0:
+        return run_covers(vertex, row.first_edge, row.last_edge, x, y) > 0
     odd = False
-    on_edge = False
     for c in range(row.chunk_start, row.chunk_end):
         run = fences.chunk[c]
         if y < run.min_y or y > run.max_y or x > run.max_x:
@@ -162,14 +166,26 @@ def polygon_covers(fences: FenceArrays, row: Any, x: int, y: int) -> bool:
         if x < run.min_x:
             odd ^= (vertex[run.first, 1] > y) != (vertex[run.last, 1] > y)
             continue
-        # No branch within a run: which side an edge lies on is a coin toss to the processor.
-        for i in range(run.first, run.last):
-            crosses, touches = edge_test(vertex, i, x, y)
-            odd ^= crosses
-            on_edge |= touches
-        if on_edge:
+        answer = run_covers(vertex, run.first, run.last, x, y)
+        if answer > 1:
             return True
+        odd ^= answer == 1
     return odd
+
+
+@inlined_lean_kernel
+def run_covers(vertex: np.ndarray, first: int, last: int, x: int, y: int) -> int:
+    """2 where the point lies on an edge of the run, else the parity of the edges that the ray to the east crosses.
+
+    No branch within the run: which side an edge lies on is a coin toss to the processor.
+    """
+    odd = False
+    on_edge = False
+    for i in range(first, last):
+        crosses, touches = edge_test(vertex, i, x, y)
+        odd ^= crosses
+        on_edge |= touches
+    return 2 if on_edge else int(odd)
 
 
 @inlined_lean_kernel
@@ -208,31 +224,49 @@ def nearest_flat_edge_m(fences: FenceArrays, row: Any, x: int, lat_e7: int) -> f
     north = np.float64(np.int64(lat_e7) - row.origin_lat_e7)
     east = np.float64(x)
     kx, ky = scales(lat_e7 * RADIANS_PER_E7)
-    best = np.inf
-    # One vertex of every run bounds the distance well enough to skip most runs.
-    for c in range(row.chunk_start, row.chunk_end):
-        first = fences.chunk[c].first
-        ax = (vertex[first, 0] - east) * kx
-        ay = (vertex[first, 1] - north) * ky
-        best = min(best, ax * ax + ay * ay)
-    for c in range(row.chunk_start, row.chunk_end):
-        run = fences.chunk[c]
-        off_x = max(run.min_x - east, east - run.max_x, 0.0) * kx
-        off_y = max(run.min_y - north, north - run.max_y, 0.0) * ky
-        if off_x * off_x + off_y * off_y >= best:
-            continue
-        bx = (vertex[run.first, 0] - east) * kx
-        by = (vertex[run.first, 1] - north) * ky
-        for i in range(run.first, run.last):
-            ax = bx
-            ay = by
-            bx = (vertex[i + 1, 0] - east) * kx
-            by = (vertex[i + 1, 1] - north) * ky
-            best = min(best, edge_square(ax, ay, bx, by))
+    if row.last_edge > 0:
+        # An edge's own square leaves out its first end; in a closed ring the edge before has it.
+        best = nearest_square(vertex, row.first_edge, row.last_edge, east, north, kx, ky)
+        if row.shape != POLYGON:
+            best = min(best, vertex_square(vertex, row.first_edge, east, north, kx, ky))
+    else:
+        best = np.inf
+        # One vertex of every run bounds the distance well enough to skip most runs.
+        for c in range(row.chunk_start, row.chunk_end):
+            best = min(best, vertex_square(vertex, fences.chunk[c].first, east, north, kx, ky))
+        for c in range(row.chunk_start, row.chunk_end):
+            run = fences.chunk[c]
+            off_x = max(run.min_x - east, east - run.max_x, 0.0) * kx
+            off_y = max(run.min_y - north, north - run.max_y, 0.0) * ky
+            if off_x * off_x + off_y * off_y < best:
+                best = min(best, nearest_square(vertex, run.first, run.last, east, north, kx, ky))
     best = math.sqrt(best)
     if best * ky < FLAT_M * kx:
         return best
     return remeasured_m(fences, row, east, north, lat_e7)
+
+
+@inlined_lean_kernel
+def vertex_square(vertex: np.ndarray, i: int, east: float, north: float, kx: float, ky: float) -> float:
+    """Square of the distance to vertex i."""
+    return float(((vertex[i, 0] - east) * kx) ** 2 + ((vertex[i, 1] - north) * ky) ** 2)
+
+
+@inlined_lean_kernel
+def nearest_square(vertex: np.ndarray, first: int, last: int, east: float, north: float, kx: float, ky: float) -> float:
+    """Least `edge_square` of edges first .. last - 1.
+
+    Floats that are not negative sort as their bits do; the least of integers the compiler finds several at a time.
+    """
+    best = INFINITY_BITS
+    for i in range(first, last):
+        ax = (vertex[i, 0] - east) * kx
+        ay = (vertex[i, 1] - north) * ky
+        bx = (vertex[i + 1, 0] - east) * kx
+        by = (vertex[i + 1, 1] - north) * ky
+        bits = int(np.float64(edge_square(ax, ay, bx, by)).view(np.int64))
+        best = min(best, bits)
+    return float(np.int64(best).view(np.float64))
 
 
 @inlined_lean_kernel

@@ -16,7 +16,7 @@ from engine.kernels import kernel
 from engine.locate.kernel import (
     BOUND_BITS,
     BOUND_M,
-    BOUND_SHIFT,
+    BOUND_MASK,
     CLASS_BITS,
     DIRECTORY_SHIFT,
     EDGE,
@@ -173,7 +173,10 @@ def build_tree(
                         table[place] = words
                         words += length
                         lists += 1
-                    node[base + child] = table[place]
+                    bound = BOUND_MASK
+                    for i in range(count):
+                        bound = min(bound, scratch[i] & BOUND_MASK)
+                    node[base + child] = table[place] << BOUND_BITS | bound
             done += 1
     return node[:nodes].copy(), word[:words].copy(), local[:locals_].copy()
 
@@ -205,7 +208,7 @@ def cell_class(fences: FenceArrays, fence: int, margin_x: int, east: int, north:
         return EDGE
     if distance < -corner_m - NEAR_M or row.tiling != 0:
         return 0
-    return NEAR | int(min((-distance - corner_m) / BOUND_M, BOUND_BITS)) << BOUND_SHIFT
+    return NEAR | 1 + int(min(max(-distance - corner_m, 0.0) / BOUND_M, BOUND_MASK - 1))
 
 
 @kernel

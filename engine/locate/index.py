@@ -11,7 +11,7 @@ from engine.definitions import CellTable, Fence
 from engine.distance_kernel import EARTH_TURN_E7, METRES_PER_E7_LAT_MIN
 from engine.geometry_kernel import CELLS, FenceArrays
 from engine.locate.build_kernel import NEAR_M, build_tree, fences_of_directory
-from engine.locate.kernel import DIRECTORY_SHIFT, SOUTH_E7, WEST_E7, IndexArrays, locate_events
+from engine.locate.kernel import BLOCK, DIRECTORY_SHIFT, SOUTH_E7, WEST_E7, IndexArrays, locate_events
 from engine.locate.shapes import compile_fences, lon_metres
 from engine.model import HIT
 
@@ -35,6 +35,7 @@ class FenceIndex:
         self.arrays = index.fences
         self._hit_start = np.zeros(1, np.int64)
         self._hits = np.zeros(1024, HIT)
+        self._work = np.zeros((BLOCK, 2), np.int32)
 
     @classmethod
     def build(cls, fences: Sequence[Fence], cells: CellTable) -> FenceIndex:
@@ -63,10 +64,10 @@ class FenceIndex:
         count = len(events)
         if len(self._hit_start) <= count:
             self._hit_start = np.zeros(2 * count + 1, np.int64)
-        row, at = locate_events(self.index, events, self._hit_start, self._hits, 0, 0)
+        row, at = locate_events(self.index, events, self._hit_start, self._hits, 0, 0, self._work)
         while row < count:
             self._hits = np.concatenate([self._hits, np.zeros(len(self._hits), HIT)])
-            row, at = locate_events(self.index, events, self._hit_start, self._hits, row, at)
+            row, at = locate_events(self.index, events, self._hit_start, self._hits, row, at, self._work)
         return self._hit_start[: count + 1], self._hits[:at]
 
     @property

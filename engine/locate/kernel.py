@@ -2,12 +2,13 @@
 
 The index (built by `engine.locate.build_kernel`): a directory of cells 2^20 e7 wide (12 km), each empty, a list of
 fences, or a tile of 16 x 16 smaller cells (2^16, 2^12, 2^8: 730 m, 46 m, 2.8 m), and so on down.  A word of a
-list is `fence << 7 | bound << 4 | has_local << 3 | last << 2 | class`; where it has_local, the next word is the place
-in `local` of the cell's own choice of edges.  Classes:
+list is `fence << 7 | has_local << 6 | last << 5 | class << 3 | bound`; where it has_local, the next word is the place
+in `local` of the cell's own choice of edges.  The bound is 0 for INSIDE and EDGE; a cell in class NEAR lies at least
+(bound - 1) * BOUND_M outside.  Classes:
 
     INSIDE  the cell lies wholly inside the fence: a hit without asking whether the point is covered
     EDGE    the fence's edge may run through the cell: ask the geometry
-    NEAR    the cell lies outside, at least bound * BOUND_M away: only a fine fix can touch the fence from here
+    NEAR    the cell lies outside: only a fine fix can touch the fence from here
 """
 
 from __future__ import annotations
@@ -29,9 +30,11 @@ from engine.kernels import inlined_lean_kernel, lean_kernel
 from engine.locate.local_kernel import local_covers, local_nearest_m
 from engine.model import FINE_ACCURACY_M, Confidence, EventType
 
-NEAR, EDGE, INSIDE = 1, 2, 3
-CLASS_BITS, LAST_BIT, LOCAL_BIT, BOUND_SHIFT, BOUND_BITS, FENCE_SHIFT = 3, 4, 8, 4, 7, 7
-BOUND_M = 8.0
+NEAR, EDGE, INSIDE = 1 << 3, 2 << 3, 3 << 3
+BOUND_BITS, BOUND_MASK = 3, 7
+BOUND_M = 9.0
+CLASS_BITS, LAST_BIT, LOCAL_BIT, FENCE_SHIFT = 3 << 3, 1 << 5, 1 << 6, 7
+BLOCK = 256
 DIRECTORY_SHIFT = 20
 TILE_SHIFT = 4
 TILE_CELLS = 1 << 2 * TILE_SHIFT
@@ -51,8 +54,8 @@ class IndexArrays(NamedTuple):
 
     fences      FenceArrays
     grid        int64[4]    first column and row of the directory, its columns and rows
-    node        int32[...]  the directory row by row, then tiles: 0 empty, > 0 first word of a list in `word`,
-                            < 0 minus the place of a tile in `node`
+    node        int32[...]  the directory row by row, then tiles: 0 empty, < 0 minus the place of a tile in `node`,
+                            > 0 `first word of a list << 3 | least bound in it`
     word        int32[W]    lists in order of fence
     local       int32[...]  choices of edges, see `engine.locate.local_kernel`
     cell_start  int32[C+1]  radio cell c is a member of member[cell_start[c] : cell_start[c + 1]]
@@ -70,24 +73,42 @@ class IndexArrays(NamedTuple):
 
 @lean_kernel
 def locate_events(
-    index: IndexArrays, events: np.ndarray, hit_start: np.ndarray, hits: np.ndarray, row: int, at: int
+    index: IndexArrays, events: np.ndarray, hit_start: np.ndarray, hits: np.ndarray, row: int, at: int, work: np.ndarray
 ) -> tuple[int, int]:
-    """Locate events[row:], writing hits from `at` on; stop at the first event whose hits do not fit.
+    """Locate events[row:], writing hits from `at` on; stop before the first block of events whose hits do not fit.
 
-    events     EVENT[N]      pings with drop == 0 are located, every other row gets no hit
-    hit_start  int64[N + 1]  out: event i has hits[hit_start[i] : hit_start[i + 1]]
-    hits       HIT[...]      out
+    events     EVENT[N]         pings with drop == 0 are located, every other row gets no hit
+    hit_start  int64[N + 1]     out: event i has hits[hit_start[i] : hit_start[i + 1]]
+    hits       HIT[...]         out
+    work       int32[BLOCK, 2]  scratch: lists to judge and their events
     Returns (first row not done, hits written).  No allocation.
+
+    The walk is done for a block of events first: its loads do not wait for one another as those of the judgement do.
     """
     while row < len(events):
-        event = events[row]
-        hit_start[row] = at
-        if event.type == PING and event.drop == 0:
-            count = locate_one(index, event.lon_e7, event.lat_e7, event.accuracy_m, event.cell, hits, at)
-            if count == FULL:
+        end = min(row + len(work), len(events))
+        waiting = 0
+        for i in range(row, end):
+            event = events[i]
+            hit_start[i + 1] = 0
+            first = first_word(index, event.lon_e7, event.lat_e7, event.accuracy_m)
+            work[waiting, 0] = first
+            work[waiting, 1] = i
+            waiting += ((first != 0) | (event.cell >= 0)) & (event.type == PING) & (event.drop == 0)
+        n = at
+        for w in range(waiting):
+            i = work[w, 1]
+            event = events[i]
+            before = n
+            n = judge_fix(index, work[w, 0], event.lon_e7, event.lat_e7, event.accuracy_m, event.cell, hits, n)
+            if n == FULL:
                 return row, at
-            at += count
-        row += 1
+            hit_start[i + 1] = n - before
+        hit_start[row] = at
+        for i in range(row, end):
+            at += hit_start[i + 1]
+            hit_start[i + 1] = at
+        row = end
     hit_start[row] = at
     return row, at
 
@@ -104,22 +125,27 @@ def locate_one(
     cell             row of the cell table or -1; members are HIGH at distance +inf, whatever the point says
     Cost: some 20 ns where no fence is near.  Oracle: Shapely and geopy (tests/property/test_locate.py).
     """
-    n = at
-    first = list_at(index, lon_e7, lat_e7)
-    if first != 0:
-        n = judge_list(index, first, lon_e7, lat_e7, accuracy_m, hits, at)
-        if n == FULL:
-            return FULL
-    if cell >= 0:
-        n = add_members(index, cell, hits, at, n)
-        if n == FULL:
-            return FULL
-    return n - at
+    first = first_word(index, lon_e7, lat_e7, accuracy_m)
+    n = judge_fix(index, first, lon_e7, lat_e7, accuracy_m, cell, hits, at)
+    return n if n == FULL else n - at
 
 
 @inlined_lean_kernel
-def list_at(index: IndexArrays, lon_e7: int, lat_e7: int) -> int:
-    """Walk down to the list of the cell that holds the point; 0 where it is empty."""
+def judge_fix(
+    index: IndexArrays, first: int, lon_e7: int, lat_e7: int, accuracy_m: float, cell: int, hits: np.ndarray, at: int
+) -> int:
+    """Judge the list from `first` (0: none) and the fix's cell; return the new number of hits, or FULL."""
+    n = at
+    if first != 0:
+        n = judge_list(index, first, lon_e7, lat_e7, accuracy_m, hits, at)
+    if cell >= 0 and n != FULL:
+        n = add_members(index, cell, hits, at, n)
+    return n
+
+
+@inlined_lean_kernel
+def first_word(index: IndexArrays, lon_e7: int, lat_e7: int, accuracy_m: float) -> int:
+    """Walk down to the list of the cell that holds the point; 0 where nothing there can matter to such a fix."""
     east = np.int64(lon_e7) - WEST_E7
     north = np.int64(lat_e7) - SOUTH_E7
     column = (east >> DIRECTORY_SHIFT) - index.grid[0]
@@ -131,7 +157,14 @@ def list_at(index: IndexArrays, lon_e7: int, lat_e7: int) -> int:
     while value < 0:
         shift -= TILE_SHIFT
         value = int(index.node[((north >> shift & 15) << TILE_SHIFT | (east >> shift & 15)) - value])
-    return value
+    return value >> BOUND_BITS if is_in_reach(value, accuracy_m) else 0
+
+
+@inlined_lean_kernel
+def is_in_reach(bounded: int, accuracy_m: float) -> bool:
+    """Say whether a fix of this accuracy can touch what lies behind the bound in the low bits of `bounded`."""
+    reach_m = accuracy_m if accuracy_m <= FINE else 0.0
+    return reach_m > ((bounded & BOUND_MASK) - 1) * BOUND_M
 
 
 @inlined_lean_kernel
@@ -148,12 +181,12 @@ def judge_list(
         if word & LOCAL_BIT:
             position += 1
             local = index.word[position]
-        kind = word & CLASS_BITS
-        if kind != NEAR or (is_fine and (word >> BOUND_SHIFT & BOUND_BITS) * BOUND_M < accuracy_m):
+        if is_in_reach(word, accuracy_m):
             row = index.fences.row[word >> FENCE_SHIFT]
             x = relative_lon(row, lon_e7)
             y = np.int64(lat_e7) - row.origin_lat_e7
-            if (kind == INSIDE or not is_farther(row, x, y, reach_m)) and not is_set_taken(index, hits, at, n, row):
+            is_certain = word & CLASS_BITS == INSIDE
+            if (is_certain or not is_farther(row, x, y, reach_m)) and not is_set_taken(index, hits, at, n, row):
                 is_inside, distance = judge(index, word, local, lon_e7, lat_e7, is_fine)
                 if is_inside or -distance < reach_m:
                     if n >= len(hits):

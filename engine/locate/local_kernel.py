@@ -13,7 +13,16 @@ import math
 import numpy as np
 
 from engine.distance_kernel import RADIANS_PER_E7, scales
-from engine.geometry_kernel import FLAT_M, POLYGON, FenceArrays, edge_square, edge_test, nearest_edge_m, relative_lon
+from engine.geometry_kernel import (
+    FLAT_M,
+    INFINITY_BITS,
+    POLYGON,
+    FenceArrays,
+    edge_square,
+    edge_test,
+    nearest_edge_m,
+    relative_lon,
+)
 from engine.kernels import inlined_lean_kernel, lean_kernel
 
 MANY_EDGES = 24
@@ -41,7 +50,7 @@ def local_nearest_m(fences: FenceArrays, local: np.ndarray, at: int, fence: int,
     north = np.float64(np.int64(lat_e7) - row.origin_lat_e7)
     east = np.float64(x)
     kx, ky = scales(lat_e7 * RADIANS_PER_E7)
-    best = np.inf
+    best = INFINITY_BITS
     first = at + 3 + local[at]
     for n in range(first, first + local[at + 2]):
         i = local[n]
@@ -49,10 +58,11 @@ def local_nearest_m(fences: FenceArrays, local: np.ndarray, at: int, fence: int,
         ay = (vertex[i, 1] - north) * ky
         bx = (vertex[i + 1, 0] - east) * kx
         by = (vertex[i + 1, 1] - north) * ky
-        best = min(best, ax * ax + ay * ay, edge_square(ax, ay, bx, by))
-    best = math.sqrt(best)
-    if best * ky < FLAT_M * kx:
-        return best
+        square = min(ax * ax + ay * ay, edge_square(ax, ay, bx, by))
+        best = min(best, int(np.float64(square).view(np.int64)))
+    distance = math.sqrt(np.int64(best).view(np.float64))
+    if distance * ky < FLAT_M * kx:
+        return distance
     return nearest_edge_m(fences, row, x, lat_e7)
 
 

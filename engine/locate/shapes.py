@@ -11,7 +11,7 @@ from engine.distance_kernel import EARTH_TURN_E7, EQUATOR_M, METRES_PER_E7_LAT_M
 from engine.geometry_kernel import CELLS, CHUNK, CIRCLE, CORRIDOR, FENCE, POLYGON, FenceArrays
 from engine.locate.seams import unwrap_parts
 
-EDGES_PER_CHUNK = 16
+EDGES_PER_CHUNK = 32
 HALF_TURN_E7 = EARTH_TURN_E7 // 2
 POLE_E7 = EARTH_TURN_E7 // 4
 BESIDE_BOX_M = 10_000.0
@@ -59,6 +59,9 @@ def compile_fences(fences: Sequence[Fence]) -> FenceArrays:
     chunk, chunk_owner = cut_into_chunks(vertex, start, edges, owner)
     row["chunk_start"] = np.searchsorted(chunk_owner, np.arange(len(row)), side="left")
     row["chunk_end"] = np.searchsorted(chunk_owner, np.arange(len(row)), side="right")
+    single = np.flatnonzero(row["chunk_end"] - row["chunk_start"] == 1)
+    row["first_edge"][single] = chunk["first"][row["chunk_start"][single]]
+    row["last_edge"][single] = chunk["last"][row["chunk_start"][single]]
     return FenceArrays(row, chunk, np.ascontiguousarray(vertex, np.int32))
 
 
