@@ -20,6 +20,7 @@ from engine.definitions import Content
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Drop
 from engine.pipeline import Pipeline
+from engine.runtime import collector
 from engine.runtime.service import count
 from engine.settings import Settings
 
@@ -71,6 +72,7 @@ def measure(name: str, content: Content, made: workload.Workload, *, warm_share:
         warm = max(1, int(len(blocks) * warm_share))
         for block in blocks[:warm]:
             pipeline.process(block)
+        collector.settle()
         digest = hashlib.blake2b(digest_size=8)
         events = candidates = offers = dead = transitions = 0
         drops = [0] * len(Drop)

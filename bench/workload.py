@@ -185,8 +185,8 @@ def zipf_users(random: np.random.Generator, users: int, count: int, exponent: fl
     return random.permutation(users)[rank]
 
 
-def profiles(users: int, *, tagged_share: float = 0.1, start_ms: int = START_MS - 3_600_000) -> list[bytes]:
-    """A profile and a consent for marketing for every user; one in ten bears the tag scenarios ask for."""
+def profiles(users: int, *, tagged_share: float = 0.34, start_ms: int = START_MS - 3_600_000) -> list[bytes]:
+    """A profile and a consent for marketing for every user; one in three bears the tag scenarios ask for."""
     lines = []
     every = round(1 / tagged_share)
     for user in range(users):
@@ -232,7 +232,7 @@ def realistic(users: int, count: int, content: Content, *, seed: int = 3, hot_ap
     line = np.clip(((lat - CITY_LAT + CITY_DEG) / step).astype(int), 0, side - 1)
     cell = np.minimum(line * side + column, len(cells.ids) - 1)
     at = START_MS + (np.arange(count) * 1000) // EVENTS_PER_S
-    hot = random.random(count) < 0.012
+    hot = random.random(count) < 0.010
     app = random.integers(0, 5000, count)
     return _join(
         users,

@@ -1,4 +1,4 @@
-"""No consent, no processing: pings and usage events of users who did not agree are dropped before anything looks (A2)."""
+"""No consent, no processing: pings and usage events of users who did not agree are dropped before all else (A2)."""
 
 from __future__ import annotations
 

@@ -336,6 +336,19 @@ class Pipeline:
         self.decider.pause(control["pause"], control["paused"])
         effects.pauses.append((control["pause"], control["paused"]))
 
+    def forget(self, user: str) -> bool:
+        """Take a user out of all state (I2), the bytes of the id included; say whether there was anything."""
+        slot = self.users.slot_of(user, intern=False)
+        if slot < 0:
+            return False
+        self.decider.close(slot, self.now_ms)
+        self.presence.reset_user(slot)
+        self.behavior.reset_user(slot)
+        self.profiles.clear(slot)
+        self.users.evict([slot])
+        self.users = self.decoder.users = UserTable.from_arrays(self.users.arrays())
+        return True
+
     def finish(self) -> list[Decision]:
         """Close what is still open at the end of a recording: runs of equal refusals (D5)."""
         return self.decider.finish()

@@ -140,7 +140,8 @@ def compile_triggers(triggers: Sequence[UsageTrigger], hash_text: Callable[[str]
     while capacity < 2 * len(filed):
         capacity *= 2
     slot_key, slot_list = np.zeros(capacity, np.uint64), np.zeros(capacity, np.int32)
-    list_start, list_trigger = [0], []
+    list_start: list[int] = [0]
+    list_trigger: list[int] = []
     for row, (key, members) in enumerate(filed.items()):
         slot = key & (capacity - 1)
         while slot_key[slot]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -137,7 +137,7 @@ def move_living(old: SeenIds, keep_ms: int, fresh: SeenIds) -> None:
 
 
 @kernel
-def _holds(event: np.ndarray, triggers: TriggerTable, trigger: int) -> bool:
+def _holds(event: Any, triggers: TriggerTable, trigger: int) -> bool:
     for test in range(triggers.test_start[trigger], triggers.test_start[trigger + 1]):
         field = triggers.test_field[test]
         if field == 0:

@@ -42,6 +42,7 @@ def replay(
     from engine.content import load_content
     from engine.ledger.embedded import EmbeddedLedger
     from engine.pipeline import Pipeline
+    from engine.runtime import collector
     from engine.runtime.file_source import FileSource
     from engine.runtime.warm import warm_aloud
 
@@ -57,6 +58,7 @@ def replay(
         key = id_key.read_bytes() if id_key else b"opportune-replay"
         pipeline = Pipeline(content, settings, ledger, id_key=key)
         out = _Outputs(pipeline, files_open, transitions, decisions, dead_letters)
+        collector.settle()
         source = FileSource(files)
         started = monotonic_s()
         with _progress(console, source.total_bytes) as advance:

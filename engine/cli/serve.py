@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import httpx
 import orjson
@@ -19,6 +19,7 @@ from engine.settings import Settings, load_settings
 def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.command()(pause)
+    app.command()(warm)
 
 
 def serve(
@@ -70,11 +71,18 @@ def pause(
     print(f"{'resumed' if resume else 'paused'}: {'all scenarios' if everything else scenario}")
 
 
+def warm() -> None:
+    """Compile the hot path now, so that no later start has to (images, read-only workers)."""
+    from engine.runtime.warm import warm as compile_all
+
+    print(f"compiled in {compile_all():.0f} s")
+
+
 class NotRunning(OpportuneError):
     """No service answers at the address."""
 
 
-def call_service(method: str, path: str, *, url: str | None = None, **more: object) -> dict:
+def call_service(method: str, path: str, *, url: str | None = None, **more: Any) -> dict[str, Any]:
     """Call the running service and return its JSON; raise OpportuneError saying what to do."""
     settings = load_settings()
     base = url or f"http://{settings.host}:{settings.port}"
@@ -85,4 +93,5 @@ def call_service(method: str, path: str, *, url: str | None = None, **more: obje
         raise NotRunning(f"no service answers at {base} ({type(error).__name__}); start it: opportune serve") from None
     if answer.is_error:
         raise OpportuneError(f"{base}{path} answered {answer.status_code}: {answer.text[:300]}")
-    return orjson.loads(answer.content) if answer.content else {}
+    told: dict[str, Any] = orjson.loads(answer.content) if answer.content else {}
+    return told

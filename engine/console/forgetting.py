@@ -12,7 +12,6 @@ import orjson
 
 from engine.decode.envelopes import Ignored, unwrap
 from engine.decode.split import split
-from engine.decode.users import UserTable
 from engine.deliver.addressbook import AddressBook
 from engine.errors import EventError
 from engine.runtime import checkpoint
@@ -33,7 +32,8 @@ def forget(settings: Settings, book: AddressBook, user: str) -> Forgotten:
     """Remove every trace of `user`; raises StoreUnavailable while another process writes the journal."""
     service = Service(settings)
     try:
-        had_state = _drop_state(service, user)
+        had_state = service.pipeline.forget(user)
+        service.ledger.forget(user)
         folder = settings.state / "checkpoints"
         old = set(folder.glob("*.checkpoint")) if folder.is_dir() else set()
         written = checkpoint.write(folder, service.snapshot_checkpoint())
@@ -43,22 +43,6 @@ def forget(settings: Settings, book: AddressBook, user: str) -> Forgotten:
         return Forgotten(book.forget(user), had_state, records)
     finally:
         service.stop()
-
-
-def _drop_state(service: Service, user: str) -> bool:
-    """Take the user out of memory and ledger; say whether there was anything in memory."""
-    pipeline = service.pipeline
-    slot = pipeline.users.slot_of(user, intern=False)
-    if slot >= 0:
-        pipeline.decider.close(slot, pipeline.now_ms)
-        pipeline.presence.reset_user(slot)
-        pipeline.behavior.reset_user(slot)
-        pipeline.profiles.clear(slot)
-        pipeline.users.evict([slot])
-        # Packed anew, so that the bytes of the id are gone too.
-        pipeline.users = UserTable.from_arrays(pipeline.users.arrays())
-    service.ledger.forget(user)
-    return slot >= 0
 
 
 def blanked(payload: bytes, user: str) -> bytes:

@@ -12,6 +12,7 @@ import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from engine.errors import ContentError, StoreError, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Drop, EventType, Offer, RecordKind, TransitionKind
 from engine.pipeline import Effects, Pipeline
-from engine.runtime import checkpoint
+from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive, FolderWatch, content_record
 from engine.runtime.journal import Journal
 from engine.runtime.source import JournalSource
@@ -89,6 +90,7 @@ class Service:
         self._expire_due_s = 60.0 + monotonic_s()
         self._last_activity_ms = wall_ms()
         self.pipeline = self._recover(wanted)
+        collector.settle()
         self._watch = FolderWatch(settings.geofences, settings.scenarios)
         if self.pipeline.content.version != wanted.version or self.journal.last_position < 0:
             # The log names the content from its first record on, so that it alone is enough to decide again.
@@ -326,7 +328,7 @@ class Service:
         loop = asyncio.get_running_loop()
         reached = asyncio.Event()
         with self._waiters_lock:
-            self._waiters.append((position, lambda: loop.call_soon_threadsafe(reached.set)))
+            self._waiters.append((position, partial(_wake, loop, reached)))
         self._wake_waiters()
         await reached.wait()
 
@@ -348,7 +350,7 @@ class Service:
     def occupancy_counts(self) -> dict[str, int]:
         """Count users inside each fence now (P9)."""
         with self._lock:
-            counts = self.pipeline.presence.occupancy()
+            counts = self.pipeline.presence.occupancy
             return {fence.id: int(counts[row]) for row, fence in enumerate(self.pipeline.content.fences)}
 
     def explain(self, user: str, at_ms: int | None = None) -> dict[str, Any]:
@@ -370,6 +372,10 @@ class Service:
                 else:
                     answer["now"] = []
         return answer
+
+
+def _wake(loop: asyncio.AbstractEventLoop, reached: asyncio.Event) -> None:
+    loop.call_soon_threadsafe(reached.set)
 
 
 def count(effects: Effects) -> None:

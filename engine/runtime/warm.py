@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -29,6 +30,7 @@ from engine.pipeline import Effects, Pipeline
 from engine.settings import FeedSettings, Settings, default_feeds
 
 _DAY_MS = 1_767_330_000_000
+_LATER_MS = _DAY_MS + 90_000_000
 
 
 def warm_aloud() -> None:
@@ -62,10 +64,16 @@ def _run_a_day() -> None:
             effects = pipeline.process(_block([line], number))
             ledger.commit(number, effects.now_ms)
         pipeline.process(_block([b"\n".join(lines)], len(lines)))
-        pipeline.process(_block([b""], len(lines) + 1, RecordKind.TICK, _DAY_MS + 90_000_000))
+        pipeline.process(_block([b""], len(lines) + 1, RecordKind.TICK, _LATER_MS))
         arrays, objects = pipeline.snapshot()
         pipeline.restore({name: array.copy() for name, array in arrays.items()}, objects)
         pipeline.activate(content, Effects(0))
+        # Enough users that every table grows, and one that leaves.
+        crowd = (
+            b'{"type":"ping","user":"crowd%d","lon":116.4,"lat":39.9,"at":%d}' % (n, _LATER_MS) for n in range(3000)
+        )
+        pipeline.process(_block([b"\n".join(crowd)], len(lines) + 2))
+        pipeline.forget("crowd7")
         ledger.close()
 
 
@@ -103,7 +111,9 @@ def _lines() -> list[bytes]:
     lines = []
     for step in range(60):
         inside = 10 <= step < 40
-        where = {"lon": 116.401, "lat": 39.901} if inside else {"lon": 116.43 + step * 1e-4, "lat": 39.93}
+        where: dict[str, Any] = (
+            {"lon": 116.401, "lat": 39.901} if inside else {"lon": 116.43 + step * 1e-4, "lat": 39.93}
+        )
         if step % 7 == 6:
             where = {"cell": "460-01-1-1"}
         feed = "gcj" if step % 5 == 4 else "app"
