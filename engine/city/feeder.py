@@ -12,23 +12,28 @@ from engine.city.city import City
 from engine.clock import monotonic_s, wall_ms
 from engine.errors import OpportuneError
 
-SLICES_PER_S = 10
+SLICES_PER_S = 20
 
 
 class Feeder:
-    """Feed `city` within `lasts_s` seconds through one connection, so that the log keeps the order of events."""
+    """Feed `city` through one connection, so that the log keeps the order of events; `pace` before `run`."""
 
-    def __init__(self, city: City, client: httpx.AsyncClient, lasts_s: float) -> None:
+    def __init__(self, city: City, client: httpx.AsyncClient) -> None:
         self.city = city
         self.sent = 0
         self.throttled = 0
         self.now_ms = city.begin_ms
         self.behind_s = 0.0
         self._client = client
-        self._slice_s = lasts_s / max(1, round(lasts_s * SLICES_PER_S))
-        self._step = timedelta(milliseconds=(city.end_ms - city.begin_ms) * self._slice_s / lasts_s)
+        self._slice_s = 1.0 / SLICES_PER_S
+        self._step = timedelta(minutes=1)
         self._edges_ms: list[int] = []
         self._posted_ms: list[int] = []
+
+    def pace(self, lasts_s: float) -> None:
+        """Spread the day over `lasts_s` seconds."""
+        self._slice_s = lasts_s / max(1, round(lasts_s * SLICES_PER_S))
+        self._step = timedelta(milliseconds=(self.city.end_ms - self.city.begin_ms) * self._slice_s / lasts_s)
 
     @property
     def speed(self) -> float:

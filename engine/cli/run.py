@@ -12,15 +12,18 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
+from zoneinfo import ZoneInfo
 
 import httpx
 import typer
 from rich.console import Console
 from rich.live import Live
+from rich.text import Text
 
 from engine.city import City
 from engine.city.feeder import Feeder
@@ -59,7 +62,8 @@ def run(
         content = load_content(settings.geofences, settings.scenarios)
         console.print(
             f"{len(content.fences)} geofences and {len(content.scenarios)} scenarios; "
-            f"a day of {people:,} people in about {seconds:.0f} s. State: {folder}"
+            f"a day of {people:,} people in about {seconds:.0f} s. State: {folder}",
+            soft_wrap=True,
         )
         environment = dict(os.environ)
         if state is None:
@@ -81,17 +85,19 @@ async def _watch(
     console: Console, service: _Service, url: str, content: Content, city: City, seconds: float, seed: int
 ) -> None:
     """Feed and show until the day is over, then sum up."""
-    by_timer = {
-        one.id for one in content.scenarios if isinstance(one.trigger, PresenceTrigger) and one.trigger.kind == "dwell"
-    }
     lasts_s = max(LEAST_S / 2, seconds - _OVERHEAD_S)
     async with httpx.AsyncClient(base_url=url, timeout=30.0, trust_env=False) as client:
-        feeder = Feeder(city, client, lasts_s)
-        reader = Reader(client, feeder.posted_ms, lambda scenario: scenario not in by_timer)
+        feeder = Feeder(city, client)
+        reader = Reader(client, feeder.posted_ms, prompt_in(content))
         begin_s = monotonic_s()
         await feeder.register()
+        while (await reader.poll()).events < feeder.sent:
+            service.check()
+            await asyncio.sleep(0.1)
+        lasts_s -= min(monotonic_s() - begin_s, lasts_s / 2)
+        feeder.pace(lasts_s)
         feeding = asyncio.create_task(feeder.run())
-        view = _View(console, url, feeder, begin_s + lasts_s)
+        view = _View(console, url, feeder, monotonic_s() + lasts_s)
         try:
             with view:
                 while not feeding.done():
@@ -112,7 +118,27 @@ async def _watch(
             feeding.cancel()
         elapsed_s = monotonic_s() - begin_s
     for part in live_view.summary(reader.readings, seconds=elapsed_s, people=len(city.people), seed=seed):
-        console.print(part)
+        console.print(part, soft_wrap=isinstance(part, Text))
+
+
+def prompt_in(content: Content) -> Callable[[str, int], bool]:
+    """Tell messages that go out at once from those that a timer makes or that quiet hours may have held."""
+    scenarios = {scenario.id: scenario for scenario in content.scenarios}
+    zone = ZoneInfo(content.policy.time_zone)
+
+    def is_prompt(scenario_id: str, trigger_ms: int) -> bool:
+        scenario = scenarios[scenario_id]
+        if isinstance(scenario.trigger, PresenceTrigger) and scenario.trigger.kind == "dwell":
+            return False
+        local = datetime.fromtimestamp(trigger_ms / 1000, zone)
+        minute = local.hour * 60 + local.minute
+        hours = (content.policy.quiet_hours, scenario.quiet_hours)
+        return not any(
+            one is not None and (minute - one.start_minute) % 1440 < (one.end_minute - one.start_minute) % 1440
+            for one in hours
+        )
+
+    return is_prompt
 
 
 class _View:

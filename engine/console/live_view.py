@@ -46,8 +46,8 @@ def picture(readings: Readings, *, now_ms: int, speed: float, events_per_s: floa
         },
     )
     totals.add_row("post to hand-off p50 / p99", f"{_ms(p50)} / {_ms(p99)}")
-    offers = _counts("Offers by scenario", _named(readings.offers))
-    refusals = _counts("Refused or lost, by reason", readings.by_outcome("refused", "lost", "expired"))
+    offers = _counts("Offers", _named(readings.offers))
+    refusals = _counts("Refused, lost", readings.by_outcome("refused", "lost", "expired"))
     return Group(Panel(head), Columns([totals, offers, refusals], expand=True), _messages(readings, most=10))
 
 
@@ -83,10 +83,10 @@ def summary(readings: Readings, *, seconds: float, people: int, seed: int) -> li
         Columns(
             [
                 transitions,
-                _counts("How candidates ended", outcomes),
-                _counts("Offers by scenario", _named(readings.offers)),
-                _counts("Refused or lost, by reason", readings.by_outcome("refused", "lost", "expired"), rows=20),
-                _counts("Hand-off", states),
+                _counts("Candidates", outcomes),
+                _counts("Offers", _named(readings.offers)),
+                _counts("Refused, lost", readings.by_outcome("refused", "lost", "expired"), rows=20),
+                _counts("Hand-off", states, rows=20),
             ]
         ),
         Text(

@@ -50,20 +50,21 @@ class Readings:
 class Reader:
     """Poll a service.
 
-    posted_ms   wall time at which the event of an instant was sent, or None; gives latencies
-    timed_by_event  whether messages of this scenario are triggered by an event (and not by a timer)
+    posted_ms  wall time at which the event of an instant was sent, or None; gives latencies
+    is_prompt  whether a message of this scenario, triggered at this instant, goes out at once: not by a timer, and
+               not held until quiet hours end
     """
 
     def __init__(
         self,
         client: httpx.AsyncClient,
         posted_ms: Callable[[int], int | None],
-        timed_by_event: Callable[[str], bool],
+        is_prompt: Callable[[str, int], bool],
     ) -> None:
         self.readings = Readings()
         self._client = client
         self._posted_ms = posted_ms
-        self._timed_by_event = timed_by_event
+        self._is_prompt = is_prompt
         self._seen = 0
 
     async def poll(self) -> Readings:
@@ -87,8 +88,8 @@ class Reader:
         for message in reversed(fresh):
             self._seen = message["number"]
             self.readings.last_messages.append(message)
-            if self._timed_by_event(message["data"]["scenario"]):
-                # The first 48 bits of an offer id are the trigger's instant (D4).
-                posted_ms = self._posted_ms(int(message["offer_id"][:12], 16))
+            trigger_ms = int(message["offer_id"][:12], 16)  # the first 48 bits of an offer id (D4)
+            if self._is_prompt(message["data"]["scenario"], trigger_ms):
+                posted_ms = self._posted_ms(trigger_ms)
                 if posted_ms is not None:
                     self.readings.latencies_ms.append(max(0.0, message["wall_ms"] - posted_ms))
