@@ -1,0 +1,145 @@
+"""The plan of the city as the content that the engine takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from engine.definitions import (
+    Cap,
+    CellTable,
+    Compare,
+    Content,
+    Every,
+    Expression,
+    Fence,
+    FieldTest,
+    HasTag,
+    InOrganisation,
+    Limits,
+    Neither,
+    OfferDefinition,
+    Placeholder,
+    Policy,
+    PresenceTrigger,
+    QuietHours,
+    Reentry,
+    Scenario,
+    Schedule,
+    Shape,
+    Some,
+    UsageTrigger,
+)
+from engine.model import Mode, Scope
+from tests.simulation.plan import City, Limit, Place, Plan, degrees
+
+
+def build_content(city: City) -> Content:
+    """Fences are sorted by id, as content loading does."""
+    fences = tuple(sorted((_fence(place) for place in city.places), key=lambda fence: fence.id))
+    places = [degrees(tower.east_m, tower.north_m) for tower in city.towers]
+    cells = CellTable(
+        tuple(tower.id for tower in city.towers),
+        np.array([round(lon * 1e7) for lon, _ in places], np.int32),
+        np.array([round(lat * 1e7) for _, lat in places], np.int32),
+        np.array([tower.radius_m for tower in city.towers]),
+        np.zeros(len(places), bool),
+    )
+    policy = Policy(
+        time_zone=city.home_zone,
+        caps=tuple(map(_cap, city.limits)),
+        min_gap_ms=city.min_gap_ms,
+        quiet_hours=QuietHours(*city.quiet),
+        assumed_consent=city.assumed,
+        universal_holdout_percent=city.universal_holdout,
+        holdout_salt=city.salt,
+    )
+    return Content(city.version, fences, cells, tuple(map(_scenario, city.plans)), policy)
+
+
+def _fence(place: Place) -> Fence:
+    lon, lat = degrees(place.east_m, place.north_m)
+    more: dict[str, Any] = {
+        "cells": place.cells,
+        "opening_hours": place.hours,
+        "time_zone": place.time_zone,
+        "enter_delay_s": place.enter_delay_s,
+        "exit_delay_s": place.exit_delay_s,
+        "state_hash": repr(place),
+        "lon": lon,
+        "lat": lat,
+    }
+    name = place.id.partition("/")[2]
+    if place.radius_m:
+        centre = np.array([[round(lon * 1e7), round(lat * 1e7)]], np.int64)
+        return Fence(place.id, name, "place", Shape.CIRCLE, ((centre,),), place.radius_m, **more)
+    if place.half_m:
+        half = place.half_m
+        corners = [
+            degrees(place.east_m + east * half, place.north_m + north * half)
+            for east, north in ((-1, -1), (1, -1), (1, 1), (-1, 1))
+        ]
+        ring = np.array([[round(lon * 1e7), round(lat * 1e7)] for lon, lat in corners], np.int64)
+        return Fence(place.id, name, "place", Shape.POLYGON, ((ring,),), **more)
+    return Fence(place.id, name, "place", Shape.CELLS, **more)
+
+
+def _cap(limit: Limit) -> Cap:
+    return Cap(Scope[limit.scope.upper()], limit.most, limit.window, limit.span_ms)
+
+
+def _scenario(plan: Plan) -> Scenario:
+    if plan.trigger[0] == "usage":
+        trigger: Any = UsageTrigger(tuple(FieldTest(*test) for test in plan.trigger[1]))
+    else:
+        kind, fences, threshold_s = plan.trigger
+        trigger = PresenceTrigger(kind, fences, threshold_s)
+    offer = OfferDefinition(
+        benefit=f"{plan.id}-benefit",
+        benefit_class=plan.category,
+        partner=plan.partner,
+        offer_class="service" if plan.service else "marketing",
+        channels=plan.channels,
+        text=plan.text,
+        placeholders=tuple(Placeholder("who", f"attribute:{name}", max_length=8) for name in plan.needs),
+        approver="an approver" if plan.service else None,
+        deadline_s=plan.deadline_s,
+    )
+    limits = Limits(
+        caps=tuple(map(_cap, plan.limits)),
+        min_gap_ms=plan.min_gap_ms,
+        bypass=plan.bypass,
+        counts=plan.counts,
+        hourly_limit=plan.hourly,
+        daily_limit=plan.daily,
+        send_only_to=plan.send_only_to,
+    )
+    reentry = Reentry("once") if plan.once else Reentry("cooldown", plan.cooldown_ms) if plan.cooldown_ms else Reentry()
+    return Scenario(
+        id=plan.id,
+        name=plan.id,
+        mode=Mode(plan.mode),
+        trigger=trigger,
+        offer=offer,
+        audience=None if plan.audience is None else _expression(plan.audience),
+        limits=limits,
+        reentry=reentry,
+        quiet_hours=QuietHours(*plan.quiet) if plan.quiet else None,
+        schedule=Schedule(weekdays=frozenset(plan.weekdays), windows=plan.windows),
+        priority=plan.priority,
+        holdout_percent=plan.holdout,
+        substitute=plan.substitute,
+        max_event_age_ms=plan.max_age_ms,
+    )
+
+
+def _expression(told: tuple[Any, ...]) -> Expression:
+    word = told[0]
+    if word == "tag":
+        return HasTag(told[1])
+    if word == "organisation":
+        return InOrganisation(told[1])
+    if word == "attribute":
+        return Compare(*told[1:])
+    return {"all": Every, "any": Some, "none": Neither}[word](tuple(map(_expression, told[1])))

@@ -1,0 +1,114 @@
+"""A model of the dispatcher and of a gateway: outbox, claim, submit, outcome, receipt - each step may be the last."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from engine.model import DispatchState, Offer
+
+if TYPE_CHECKING:
+    from tests.simulation.live import Live
+
+
+@dataclass(frozen=True)
+class Message:
+    """What the gateway has got."""
+
+    at_ms: int
+    offer_id: str
+    dispatch_id: str
+    user: str
+    scenario: str
+    channel: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    dispatch_id: str
+    offer_id: str
+    state: DispatchState
+    at_ms: int
+    gateway_id: str | None = None
+    code: str | None = None
+
+
+class Dispatcher:
+    """Lives as long as the process: what it remembers is lost with it."""
+
+    def __init__(self, live: Live, seed: int) -> None:
+        self.live = live
+        self.dice = random.Random(seed)
+        self._not_before: dict[str, int] = {}
+
+    def hand_over(self, now_ms: int) -> None:
+        """Claim and submit what the outbox holds."""
+        offers = [one for one in self.live.ledger.outbox(500) if self._not_before.get(one.offer_id, 0) <= now_ms]
+        for first in range(0, len(offers), 8):
+            group = offers[first : first + 8]
+            answers = self.live.claim(group)
+            if "claimed" in answers:
+                self.live.die_between("claimed")()
+            for offer, answer in zip(group, answers, strict=True):
+                self._act(offer, answer, now_ms)
+
+    def _act(self, offer: Offer, answer: str, now_ms: int) -> None:
+        if answer == "claimed":
+            self._submit(offer, now_ms)
+        elif answer == "unavailable" or (answer == "paused" and now_ms < offer.deadline_ms):
+            self._not_before[offer.offer_id] = now_ms + 1000
+        elif answer in ("paused", "expired"):
+            self._settle(offer, DispatchState.EXPIRED, now_ms, "deadline")
+        elif answer == "no_consent":
+            self._settle(offer, DispatchState.FAILED, now_ms, "no_consent")
+        else:
+            self.live.story.note(f"claim_{answer}")
+            self._not_before[offer.offer_id] = 1 << 62
+
+    def _submit(self, offer: Offer, now_ms: int) -> None:
+        trouble, dice = self.live.trouble, self.dice
+        fate = dice.random()
+        dispatch_id = f"{offer.offer_id}/{offer.channel}/1"
+        if fate < trouble.gateway_rejects:
+            self.live.story.note("gateway_rejects")
+            self._settle(offer, DispatchState.REJECTED, now_ms, "refused")
+            return
+        self.live.story.messages.append(
+            Message(now_ms, offer.offer_id, dispatch_id, offer.user_id, offer.scenario, offer.channel, offer.text)
+        )
+        self.live.die_between("submitted")()
+        if fate < trouble.gateway_rejects + trouble.gateway_unknown:
+            self.live.story.note("gateway_unknown")
+            self._settle(offer, DispatchState.UNKNOWN, now_ms, "no_answer")
+        else:
+            self._settle(offer, DispatchState.ACCEPTED, now_ms)
+        self._report(offer, dispatch_id, now_ms)
+
+    def _settle(self, offer: Offer, state: DispatchState, now_ms: int, code: str | None = None) -> None:
+        """A definite failure is journaled as a receipt first, then the ledger hears of it."""
+        dispatch_id = f"{offer.offer_id}/{offer.channel}/1"
+        if state in (DispatchState.REJECTED, DispatchState.FAILED, DispatchState.EXPIRED):
+            self.live.journal_now(_receipt(offer, dispatch_id, state.value, now_ms, f"{dispatch_id}:{state.value}"))
+        self.live.ledger.record_dispatch([Outcome(dispatch_id, offer.offer_id, state, now_ms, None, code)])
+
+    def _report(self, offer: Offer, dispatch_id: str, now_ms: int) -> None:
+        """The gateway's receipt: mostly delivered, sometimes failed, expired, twice, or never."""
+        dice = self.dice
+        state = dice.choice(("delivered",) * 6 + ("failed", "failed", "expired", "never"))
+        if state == "never":
+            return
+        number = dice.getrandbits(40)
+        at_ms = now_ms + dice.choice((300, 2_000, 30_000, 1_800_000))
+        if dice.random() < 0.3:
+            self.live.send(at_ms - 200, _receipt(offer, dispatch_id, "accepted", at_ms - 200, f"r{number}a"))
+        self.live.send(at_ms, _receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
+        if dice.random() < self.live.trouble.receipt_twice:
+            self.live.story.note("receipt_twice")
+            self.live.send(at_ms + 5_000, _receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
+
+
+def _receipt(offer: Offer, dispatch_id: str, state: str, at_ms: int, identity: str) -> dict[str, Any]:
+    body = {"v": 1, "tenant": "default", "type": "receipt", "id": identity, "user": offer.user_id, "at": at_ms}
+    return {**body, "offer_id": offer.offer_id, "dispatch_id": dispatch_id, "state": state, "code": ""}

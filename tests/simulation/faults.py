@@ -1,0 +1,187 @@
+"""What goes wrong between a phone and the journal, and what happens to the service itself; drawn from the seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import orjson
+
+from tests.simulation.day import Day, Event
+from tests.simulation.plan import HOUR_MS, START_MS
+
+IN_TRANSIT = ("late", "lagging_user", "duplicate", "reorder", "clock_plus_hour", "clock_minus_hour", "clock_plus_year", "poison")
+IN_SERVICE = (
+    "redelivered_record",
+    "crash",
+    "crash_torn_journal",
+    "crash_between_commit_and_dispatch",
+    "crash_between_claim_and_submit",
+    "crash_after_submit",
+    "caps_rebuilt_from_ledger",
+    "content_change",
+    "reserve_unavailable",
+    "commit_unavailable",
+    "claim_unavailable",
+    "gateway_unknown",
+    "gateway_rejects",
+    "receipt_twice",
+    "pause",
+)
+EVERY = IN_TRANSIT + IN_SERVICE
+
+POISON = (
+    b'{"type":"ping","feed":"app","user":"u1","at":',
+    b'{"type":"ping","feed":"app","user":"u1","at":1767310000,"lon":116.4,"lat":39.9}',
+    b'{"type":"ping","feed":"app","user":"u1","at":"2026-01-02T08:00:00","lon":116.4,"lat":39.9}',
+    b'{"type":"ping","feed":"app","user":"u1","at":1767310000000,"lon":NaN,"lat":39.9}',
+    b'{"type":"ping","feed":"app","user":"u1","at":1767310000000,"lon":116.4}',
+    b'{"type":"ping","feed":"signalling","user":"u1","at":1767310000000,"cell":"c-nowhere"}',
+    b'{"type":"usage","feed":"dpi","user":"u1","at":1767310000000,"action":"open"}',
+    b'{"type":"usage","feed":"nobody","user":"u1","at":1767310000000,"app":"iqiyi"}',
+    b'{"type":"consent","user":"u1","at":1767310000000,"purpose":"marketing.sms","granted":"yes"}',
+    b'{"type":"consent","user":"u1","at":1767310000000,"purpose":"everything","granted":true}',
+    b'{"type":"wave","user":"u1","at":1767310000000}',
+    b'{"v":9,"type":"ping","feed":"app","user":"u1","at":1767310000000,"lon":116.4,"lat":39.9}',
+    b'{"type":"ping","feed":"app","at":1767310000000,"lon":116.4,"lat":39.9}',
+    b'{"type":"usage","feed":"dpi","user":"u1","at":1767310000000,"app":"iqiyi","props":' + b"[" * 40 + b"]" * 40 + b"}",
+    b"42",
+    b'{"type":"usage","feed":"dpi","user":7,"at":1767310000000,"app":"iqiyi"}',
+)
+
+
+@dataclass
+class Crash:
+    """When, and at which step of the loop; how long the service stays down."""
+
+    at_ms: int
+    step: str  # appended | processed | committed | claimed | submitted
+    down_ms: int
+    torn: bool = False
+    snapshot: str = "newest"  # newest | older | none
+    rebuild_caps: bool = False
+
+
+@dataclass
+class Trouble:
+    """The faults of one seed, as far as they happen to the service."""
+
+    kinds: tuple[str, ...]
+    crashes: list[Crash] = field(default_factory=list)
+    contents: list[tuple[int, str]] = field(default_factory=list)
+    controls: list[tuple[int, str, bool]] = field(default_factory=list)
+    spans: dict[str, list[tuple[int, int]]] = field(default_factory=dict)  # of stores that do not answer
+    redeliver: float = 0.0
+    gateway_unknown: float = 0.0
+    gateway_rejects: float = 0.0
+    receipt_twice: float = 0.0
+
+    def is_down(self, what: str, now_ms: int) -> bool:
+        return any(start <= now_ms < end for start, end in self.spans.get(what, ()))
+
+
+def draw(seed: int, hours: int) -> Trouble:
+    """Choose the kinds of a seed: at least five, and a crash of some sort in most."""
+    dice = random.Random(f"{seed}/faults")
+    kinds = set(dice.sample(IN_TRANSIT, dice.randrange(2, 5))) | set(dice.sample(IN_SERVICE, dice.randrange(4, 8)))
+    # Round robin, so that few seeds already bring every kind.
+    kinds |= {EVERY[seed % len(EVERY)], EVERY[(3 * seed + 7) % len(EVERY)]}
+    trouble = Trouble(tuple(kind for kind in EVERY if kind in kinds))
+    span_ms = hours * HOUR_MS
+
+    def some_time() -> int:
+        return START_MS + dice.randrange(span_ms // 20, span_ms * 17 // 20)
+
+    steps = {
+        "crash": ("appended", "processed"),
+        "crash_torn_journal": ("appended", "processed"),
+        "crash_between_commit_and_dispatch": ("committed",),
+        "crash_between_claim_and_submit": ("claimed",),
+        "crash_after_submit": ("submitted",),
+    }
+    for kind, choice in steps.items():
+        for _ in range(dice.choice((1, 2)) if kind in kinds else 0):
+            trouble.crashes.append(
+                Crash(
+                    some_time(),
+                    dice.choice(choice),
+                    dice.choice((200, 5_000, 60_000, 900_000)),
+                    kind == "crash_torn_journal",
+                    dice.choice(("newest", "newest", "older")),
+                    "caps_rebuilt_from_ledger" in kinds and dice.random() < 0.7,
+                )
+            )
+    if "caps_rebuilt_from_ledger" in kinds:
+        early = START_MS + dice.randrange(span_ms // 20, span_ms // 5)
+        trouble.crashes.append(Crash(early, "processed", 1_000, snapshot="none"))
+        trouble.crashes.append(Crash(some_time(), "processed", 1_000, rebuild_caps=True))
+    trouble.crashes.sort(key=lambda crash: crash.at_ms)
+    if "content_change" in kinds:
+        first = some_time()
+        trouble.contents = [(first, "v2"), (first + dice.randrange(HOUR_MS, 6 * HOUR_MS), "v3")]
+    if "pause" in kinds:
+        for scenario, minutes in (("sim/flash", 200), ("*", 25), ("sim/watch-live", 90), ("sim/dwell-mall", 240)):
+            at = some_time()
+            trouble.controls += [(at, scenario, True), (at + minutes * 60_000, scenario, False)]
+    for what in ("reserve_unavailable", "commit_unavailable", "claim_unavailable"):
+        if what in kinds:
+            for _ in range(2):
+                at, minutes = some_time(), dice.choice((3, 15, 40))
+                trouble.spans.setdefault(what, []).append((at, at + minutes * 60_000))
+    trouble.redeliver = 0.02 if "redelivered_record" in kinds else 0.0
+    trouble.gateway_unknown = 0.2 if "gateway_unknown" in kinds else 0.0
+    trouble.gateway_rejects = 0.2 if "gateway_rejects" in kinds else 0.02
+    trouble.receipt_twice = 0.5 if "receipt_twice" in kinds else 0.0
+    return trouble
+
+
+def spoil(seed: int, day: Day, kinds: tuple[str, ...]) -> list[Event]:
+    """Return the day's events as they arrive."""
+    dice = random.Random(f"{seed}/transit")
+    lagging = set(dice.sample(day.users, 2)) if "lagging_user" in kinds else set()
+    sources = dice.sample(day.users, min(6, len(day.users)))
+    skews = {
+        "clock_plus_hour": (sources[:2], HOUR_MS),
+        "clock_minus_hour": (sources[2:4], -HOUR_MS),
+        "clock_plus_year": (sources[4:], 365 * 24 * HOUR_MS),
+    }
+    since = START_MS + dice.randrange(2, 8) * HOUR_MS
+    events: list[Event] = []
+    for event in day.events:
+        if event.is_fixed or isinstance(event.value, bytes):
+            events.append(event)
+            continue
+        value: dict[str, Any] = event.value
+        if value["type"] in ("ping", "usage"):
+            event = _in_transit(dice, event, value, kinds, lagging)
+            for kind, (users, skew_ms) in skews.items():
+                if kind in kinds and value["user"] in users and since <= value["at"] < since + 4 * HOUR_MS:
+                    event = replace(event, value={**value, "at": value["at"] + skew_ms})
+        events.append(event)
+        if "duplicate" in kinds and dice.random() < 0.04:
+            delay_ms = dice.choice((0, 300, 5_000, 50_000, 1_500_000))
+            events.append(replace(event, arrival_ms=event.arrival_ms + delay_ms))
+    if "poison" in kinds:
+        for number in range(40):
+            arrival_ms = START_MS + dice.randrange(20 * HOUR_MS)
+            events.append(Event(arrival_ms, POISON[number % len(POISON)], is_poison=True))
+    events.sort(key=lambda event: (event.arrival_ms, _order(event)))
+    return events
+
+
+def _in_transit(
+    dice: random.Random, event: Event, value: dict[str, Any], kinds: tuple[str, ...], lagging: set[str]
+) -> Event:
+    delay_ms = 0
+    if value["user"] in lagging:
+        delay_ms = 780_000
+    elif "late" in kinds and dice.random() < 0.05:
+        delay_ms = dice.choice((20_000, 100_000, 400_000, 900_000, 2_400_000))
+    elif "reorder" in kinds and dice.random() < 0.1:
+        delay_ms = dice.choice((1_000, 10_000, 70_000))
+    return replace(event, arrival_ms=event.arrival_ms + delay_ms)
+
+
+def _order(event: Event) -> bytes:
+    return event.value if isinstance(event.value, bytes) else orjson.dumps(event.value)

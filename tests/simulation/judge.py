@@ -1,0 +1,129 @@
+"""Whether a candidate might have been offered at all: the gates, asked by the auditor's own code (rules A1-A3, C5, D3, D6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+from tests.simulation.ground import Person
+from tests.simulation.limits import local
+from tests.simulation.plan import City, Plan
+
+GOOD_NAMES = {"小王", "阿明"}
+MINUTE_MS = 60_000
+
+
+@dataclass(frozen=True)
+class Trigger:
+    """What started a candidate."""
+
+    kind: str
+    key: str
+    at_ms: int
+    fence: str | None
+    is_stale: bool = False
+
+
+def objections(
+    city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int, arrived_ms: int, channels: tuple[str, ...]
+) -> set[str]:
+    """Every reason for which a gate must refuse this candidate on all of `channels`."""
+    found: set[str] = set()
+    if plan.mode == "draft" or not _is_scheduled(city, plan, at_ms):
+        found.add("not_live")
+    if arrived_ms - trigger.at_ms > plan.max_age_ms:
+        found.add("too_old")
+    if at_ms - trigger.at_ms > plan.deadline_ms:
+        found.add("deadline")
+    if trigger.is_stale:
+        found.add("stale_presence")
+    if (plan.audience is not None or plan.send_only_to) and not who.is_known:
+        found.add("no_profile")
+    elif (plan.send_only_to and plan.send_only_to not in who.tags) or (
+        plan.audience is not None and not _is_in(plan.audience, who)
+    ):
+        found.add("audience")
+    if who.is_dnd:
+        found.add("dnd")
+    if not plan.service:
+        said = [who.says(f"marketing.{one}", city.assumed) for one in channels]
+        if not any(said):
+            found.add("opted_out" if False in said else "no_consent")
+    allowed = [one for one in channels if plan.service or who.says(f"marketing.{one}", city.assumed)]
+    if "suppressed" in who.tags or (allowed and all(f"suppressed.{one}" in who.tags for one in allowed)):
+        found.add("suppressed")
+    if is_quiet(city, plan, who, trigger, at_ms):
+        found.add("quiet_hours")
+        if plan.may_hold and quiet_ends(city, plan, who, trigger, at_ms) > trigger.at_ms + plan.deadline_ms:
+            found.add("deadline")
+    for name in plan.needs:
+        value = who.attributes.get(name)
+        if value in (None, ""):
+            found.add("missing_value")
+        elif value not in GOOD_NAMES:
+            found.add("bad_value")
+    return found
+
+
+def _is_scheduled(city: City, plan: Plan, at_ms: int) -> bool:
+    here = local(city.home_zone, at_ms)
+    minute = here.hour * 60 + here.minute
+    in_window = not plan.windows or any(start <= minute < end for start, end in plan.windows)
+    return in_window and here.weekday() in plan.weekdays
+
+
+def _is_in(told: tuple[Any, ...], who: Person) -> bool:
+    word = told[0]
+    if word == "tag":
+        return told[1] in who.tags
+    if word == "organisation":
+        path = who.organisation or ""
+        return path == told[1] or path.startswith(told[1] + "/")
+    if word == "attribute":
+        _, name, op, wanted = told
+        held = who.attributes.get(name)
+        if not isinstance(held, int | float):
+            return False
+        return held >= wanted if op == ">=" else held < wanted
+    answers = [_is_in(part, who) for part in told[1]]
+    return {"all": all(answers), "any": any(answers), "none": not any(answers)}[word]
+
+
+def zones(city: City, who: Person, trigger: Trigger) -> set[str]:
+    """Where it must not be quiet: with the user and at the fence."""
+    place = next((one for one in city.places if one.id == trigger.fence), None)
+    here = {who.zone or city.home_zone}
+    return here | {place.time_zone} if place is not None and place.time_zone else here
+
+
+def is_quiet(city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int) -> bool:
+    if plan.service:
+        return False
+    start, end = plan.quiet[:2] if plan.quiet else city.quiet
+    for zone in zones(city, who, trigger):
+        here = local(zone, at_ms)
+        minute = here.hour * 60 + here.minute
+        if start <= minute < end if start <= end else (minute >= start or minute < end):
+            return True
+    return False
+
+
+def quiet_ends(city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int) -> int:
+    """The first minute that is quiet nowhere."""
+    while is_quiet(city, plan, who, trigger, at_ms):
+        at_ms += MINUTE_MS - at_ms % MINUTE_MS
+    return at_ms
+
+
+def is_held_out(city: City, plan: Plan, user: str) -> bool:
+    """D3: the universal arm, of which service is no part, and the scenario's."""
+    universal = 0.0 if plan.service else city.universal_holdout
+    return _is_in_arm(city.salt, "universal", universal, user) or _is_in_arm(
+        city.salt, f"scenario/{plan.id}", plan.holdout, user
+    )
+
+
+def _is_in_arm(salt: str, arm: str, percent: float, user: str) -> bool:
+    hashed = blake2b(f"{salt}\0{arm}\0{user}".encode(), digest_size=8).digest()
+    return int.from_bytes(hashed, "big") < percent / 100 * 2**64

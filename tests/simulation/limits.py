@@ -1,0 +1,110 @@
+"""Caps, gaps, re-entry and limits recounted by the auditor from what was granted (rules B5, C1-C3, C7)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from tests.simulation.plan import City, Limit, Plan
+
+
+@dataclass
+class Grant:
+    """An offer made or withheld."""
+
+    offer_id: str
+    subject: str
+    at_ms: int
+    plan: Plan
+    channel: str
+    is_withheld: bool
+    is_final: bool = False
+    is_released: bool = False
+
+    @property
+    def counts(self) -> bool:
+        return self.plan.counts and not self.plan.service
+
+
+class Book:
+    """Every grant, by subject and by scenario."""
+
+    def __init__(self) -> None:
+        self.by_id: dict[str, Grant] = {}
+        self.by_subject: dict[str, list[Grant]] = {}
+        self.by_scenario: dict[str, list[Grant]] = {}
+
+    def add(self, grant: Grant) -> None:
+        self.by_id[grant.offer_id] = grant
+        self.by_subject.setdefault(grant.subject, []).append(grant)
+        self.by_scenario.setdefault(grant.plan.id, []).append(grant)
+
+    def hear(self, offer_id: str, state: str) -> None:
+        """A receipt: the first final state counts, and a definite failure gives back (C2, G1)."""
+        grant = self.by_id.get(offer_id)
+        if grant is None or grant.is_final or state not in ("delivered", "rejected", "failed", "expired"):
+            return
+        grant.is_final = True
+        grant.is_released = state != "delivered"
+
+    def objections(
+        self, city: City, plan: Plan, subject: str, zone: str, at_ms: int, channel: str, is_withheld: bool
+    ) -> set[str]:
+        """Every reason for which the ledger must refuse."""
+        found: set[str] = set()
+        for window, most in (("hour", plan.hourly), ("day", plan.daily)):
+            if most is not None:
+                since = window_start(window, city.home_zone, at_ms)
+                sent = [one for one in self.by_scenario.get(plan.id, ()) if not one.is_withheld and _holds(one)]
+                if sum(one.at_ms >= since for one in sent) >= most:
+                    found.add("paused")
+        mine = [one for one in self.by_subject.get(subject, ()) if _holds(one)]
+        same = [one.at_ms for one in mine if one.plan.id == plan.id]
+        if (plan.once and same) or any(at_ms - other < plan.cooldown_ms for other in same):
+            found.add("reentry")
+        if plan.service or plan.bypass:
+            return found
+        counted = [one for one in mine if one.counts and (is_withheld or not one.is_withheld)]
+        for limit in city.limits + plan.limits:
+            if sum(_is_within(limit, one, plan, channel, zone, at_ms) for one in counted) >= limit.most:
+                found.add(f"cap:{limit.scope}")
+        gap_ms = max(plan.min_gap_ms, city.min_gap_ms)
+        if any(at_ms - one.at_ms < gap_ms for one in counted):
+            found.add("min_gap")
+        return found
+
+
+def _holds(grant: Grant) -> bool:
+    return not grant.is_released
+
+
+def _is_within(limit: Limit, grant: Grant, plan: Plan, channel: str, zone: str, at_ms: int) -> bool:
+    in_scope = {
+        "all": True,
+        "channel": grant.channel == channel,
+        "scenario": grant.plan.id == plan.id,
+        "category": grant.plan.category == plan.category,
+        "partner": grant.plan.partner == plan.partner,
+    }[limit.scope]
+    if not in_scope:
+        return False
+    if limit.window == "rolling":
+        return at_ms - grant.at_ms < limit.span_ms
+    return grant.at_ms >= window_start(limit.window, zone, at_ms)
+
+
+def local(zone: str, at_ms: int) -> datetime:
+    return datetime.fromtimestamp(at_ms / 1000, UTC).astimezone(ZoneInfo(zone))
+
+
+def window_start(window: str, zone: str, at_ms: int) -> int:
+    """First millisecond of the local hour, day, ISO week or month."""
+    here = local(zone, at_ms).replace(minute=0, second=0, microsecond=0)
+    if window != "hour":
+        here = here.replace(hour=0)
+    if window == "week":
+        here -= timedelta(days=here.weekday())
+    if window == "month":
+        here = here.replace(day=1)
+    return round(here.timestamp() * 1000)

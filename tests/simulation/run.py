@@ -1,0 +1,86 @@
+"""One seed from beginning to end: a day, its faults, the live run, the undisturbed replay, and the audit."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import orjson
+
+from tests.simulation.auditor import Auditor
+from tests.simulation.content import build_content
+from tests.simulation.day import HOURS, make_day
+from tests.simulation.faults import draw, spoil
+from tests.simulation.live import Live, Story
+from tests.simulation.plan import HOUR_MS, START_MS, make_cities
+from tests.simulation.reference import replay
+from tests.simulation.told import Told
+
+RUN_OUT_MS = 7 * HOUR_MS // 2  # until half past nine in the morning, when nobody is quiet any more
+
+
+@dataclass
+class Verdict:
+    """What became of a seed. `digest` is over the log, every decision and every message."""
+
+    seed: int
+    violations: list[str]
+    events: int
+    records: int
+    users: int
+    messages: int
+    digest: str
+    faults: tuple[str, ...]
+    happened: dict[str, int] = field(default_factory=dict)
+    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
+    dead: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def command(self) -> str:
+        return f"python -m tests.simulation --seeds 1 --from {self.seed}"
+
+
+def run_seed(seed: int, *, people: int = 56, hours: int = HOURS) -> Verdict:
+    """Simulate and audit one seed; a smaller world is for the planted faults."""
+    cities = make_cities(seed)
+    contents = {city.version: build_content(city) for city in cities}
+    trouble = draw(seed, hours)
+    day = make_day(seed, cities[0], people=people, hours=hours)
+    events = spoil(seed, day, trouble.kinds)
+    with tempfile.TemporaryDirectory(prefix="opportune-sim-") as name:
+        folder = Path(name)
+        end_ms = START_MS + hours * HOUR_MS + RUN_OUT_MS
+        story = Live(seed, events, trouble, contents, folder, end_ms).run()
+        told, closing = replay(story.records, contents, story.outages, folder)
+    auditor = Auditor(cities, story, told, closing, day.expected)
+    auditor.audit()
+    return Verdict(
+        seed,
+        auditor.violations,
+        sum(one.events + len(one.dead) for one in told),
+        len(story.records),
+        auditor.user_count,
+        len(story.messages),
+        digest(story, told),
+        trouble.kinds,
+        story.happened,
+        auditor.reasons,
+        Counter(reason for one in told for _, _, reason in one.dead),
+    )
+
+
+def digest(story: Story, told: list[Told]) -> str:
+    """Hash everything that left a trace."""
+    made = hashlib.blake2b(digest_size=16)
+    for record in story.records:
+        made.update(b"%d %d %d " % (record.position, record.append_ms, record.kind) + record.payload)
+    for one in told:
+        made.update(orjson.dumps(one.transitions))
+        made.update(b"\n".join(one.decisions))
+    for message in story.messages:
+        made.update(repr(message).encode())
+    made.update(orjson.dumps(story.endings))
+    return made.hexdigest()

@@ -1,0 +1,29 @@
+"""What occurred over all seeds, as tables; and what cannot occur yet."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+UNREACHABLE = {
+    "stock": "benefits with stock are not built yet",
+    "budget": "benefits with a budget are not built yet",
+    "feed_silent": "absence patterns are not built yet",
+    "cap:deployment": "limits over the deployment refuse as `paused`",
+}
+"""Reasons of the closed list that no content can bring about in this version."""
+
+
+def print_tables(
+    reasons: Counter[tuple[str, str]], faults: Counter[str], happened: Counter[str], dead: Counter[str]
+) -> None:
+    print("\noutcomes and reasons")
+    for (outcome, reason), count in sorted(reasons.items(), key=lambda one: (one[0][1], one[0][0])):
+        print(f"  {reason:18} {outcome:9} {count:9}")
+    for reason, why in UNREACHABLE.items():
+        print(f"  {reason:18} {'-':9} not reachable: {why}")
+    print("\nfaults: seeds that drew them, times they happened in the service")
+    for kind, count in sorted(faults.items()):
+        print(f"  {kind:36} {count:5} {happened[kind] or '':>7}")
+    print("\ndead letters")
+    for reason, count in sorted(dead.items()):
+        print(f"  {reason:18} {count:9}")
