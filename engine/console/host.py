@@ -131,6 +131,10 @@ class Host:
             "engine": Component(engine is None, engine or ""),
             "content": Component(True, self.service.pipeline.content.version),
             "hand-off": Component(self.dispatcher.may_claim, "" if self.dispatcher.may_claim else "ledger unavailable"),
+            **{
+                f"gateway {name}": Component(not is_open, "circuit breaker open" if is_open else "", critical=False)
+                for name, is_open in self.dispatcher.held_back().items()
+            },
         }
 
     async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:

@@ -154,6 +154,10 @@ class Dispatcher:
     def may_claim(self) -> bool:
         return self._settler.is_healthy
 
+    def held_back(self) -> dict[str, bool]:
+        """Say of each gateway whether its circuit breaker holds it back now."""
+        return {lane.gateway.name: lane.breaker.is_open for lane in self._lanes.values()}
+
     def park_if_paused(self, offer: Offer) -> bool:
         if not self._is_paused(offer):
             return False

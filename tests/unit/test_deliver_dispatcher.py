@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from engine.deliver.breaker import Breaker
 from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Submitted
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.sandbox import SandboxGateway
@@ -434,3 +435,45 @@ def test_the_sandbox_masks_addresses_and_tells_its_watcher() -> None:
     assert len(recent) == 2, "bounded"
     assert all(one["to"].startswith("13*") for one in recent)
     assert "1380000" not in str(recent)
+
+
+def test_a_gateway_that_fails_three_in_ten_is_held_back_and_its_offers_wait_unclaimed() -> None:
+    # FAULTS F15, with refusals that prove nothing was accepted.
+    gateway = ScriptedGateway(capabilities=Capabilities(window=1, sms=True))
+    answers = [GatewayRetryable("503") if number % 10 in (2, 5, 8) else None for number in range(200)]
+
+    async def submit(dispatch: Dispatch) -> Submitted:
+        gateway.seen.append(dispatch)
+        answer = answers[len(gateway.seen)]
+        if answer is not None:
+            raise answer
+        return Submitted("ok")
+
+    gateway.submit = submit  # type: ignore[method-assign]
+    bench = Bench([offer(n) for n in range(100)], gateway)
+
+    async def work(bench: Bench) -> None:
+        await until(lambda: bench.dispatcher.held_back()["scripted-sms"])
+        assert len(gateway.seen) <= 25
+        seen = len(gateway.seen)
+        await asyncio.sleep(0.05)
+        assert len(gateway.seen) == seen
+        assert len(bench.ledger.claims) <= seen
+
+    run(bench, work)
+
+
+def test_a_breaker_probes_once_after_its_pause_and_closes_on_success() -> None:
+    breaker = Breaker()
+    for _ in range(5):
+        breaker.answer(False, 0.0)
+    assert breaker.is_open
+    assert breaker.wait_s(1.0) == 4.0
+    assert breaker.wait_s(5.0) == 0.0
+    breaker.probe()
+    assert breaker.wait_s(5.0) > 0, "one probe at a time"
+    breaker.answer(False, 5.1)
+    assert breaker.wait_s(15.0) == pytest.approx(0.1), "the pause has doubled"
+    breaker.probe()
+    breaker.answer(True, 16.0)
+    assert not breaker.is_open
