@@ -240,7 +240,7 @@ def step_pair(
     if zone.zone == NO_EVIDENCE:
         return row
     if row < 0:
-        if hop_ms != NEVER or zone.is_out or not (zone.zone == IN_ENOUGH or is_exact(rule, fix)):
+        if zone.is_out or not (zone.zone == IN_ENOUGH or is_exact(rule, fix)):
             return -1
         row = open_visit(state, user, fence, witness_before(state.user[user], rule, fences, fence))
     visit = state.visit[row]

@@ -366,7 +366,7 @@ class Model:
     def step(self, slot: int, user: User, row: int, fence: Fence, fix: Fix, judged: Judged, hop: int | None) -> None:
         pair = user.pairs.get(row)
         if pair is None:
-            if hop is not None or judged.is_out or not (judged.zone == "in" or is_exact(fence, fix)):
+            if judged.is_out or not (judged.zone == "in" or is_exact(fence, fix)):
                 return
             pair = user.pairs[row] = Pair(self.witness_before(user, fence))
         if hop is not None:
