@@ -25,7 +25,7 @@ class FeedSettings(BaseModel):
     zone: str | None = Field(None, description="IANA zone of stamps without offset; without it they are no_zone (T9)")
     period_s: PositiveSeconds = Field(60, description="how often the feed normally reports a user")
     expected_delay_s: Annotated[float, Field(ge=0)] = 2
-    reorder_s: Annotated[float, Field(ge=0, le=30)] = 0
+    reorder_s: Annotated[float, Field(ge=0, le=0)] = Field(default=0, description="not supported yet: must be 0 (T5)")
     allowed_lateness_s: Annotated[float, Field(ge=0)] = 60
     max_accuracy_m: Annotated[float, Field(gt=0)] | None = None
     radius_percent: Literal[68, 95] = 68
@@ -39,13 +39,17 @@ class GatewaySettings(BaseModel):
 
     kind: Literal["sandbox", "webhook"] = "sandbox"
     url: str | None = None
-    secret: str | None = Field(default=None, repr=False, description="of Standard Webhooks, whsec_...; better in a file")
+    secret: str | None = Field(
+        default=None, repr=False, description="of Standard Webhooks, whsec_...; better in a file"
+    )
     secret_file: Path | None = None
     window: Annotated[int, Field(gt=0, le=1000)] = Field(default=32, description="submits without an answer")
     messages_per_s: Annotated[float, Field(gt=0)] = 1000
     timeout_s: PositiveSeconds = 10
     allow_http: bool = False
-    allow_networks: tuple[str, ...] = Field(default=(), description="networks to connect to although they are not public")
+    allow_networks: tuple[str, ...] = Field(
+        default=(), description="networks to connect to although they are not public"
+    )
     signature_at_end: bool = False
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder of real traces and expected answers; tests that need it are skipped loudly without it."""
+    """The folder of real traces and expected answers; without it tests are skipped loudly, or fail where required."""
     if not SHARED.is_dir():
-        pytest.skip("real data absent: put it beside the project as ../shared/data (see docs/testing.md)")
+        absent = "real data absent: put it beside the project as ../shared/data (see docs/testing.md)"
+        if os.environ.get("OPPORTUNE_REQUIRE") == "all":
+            pytest.fail(absent)
+        pytest.skip(absent)
     return SHARED
