@@ -80,11 +80,11 @@ def make_fences(
     return tuple(fences)
 
 
-def make_cells(seed: int = 2) -> CellTable:
+def make_cells(seed: int = 2, *, spread_deg: float = CITY_DEG) -> CellTable:
     random = np.random.default_rng(seed)
     side = int(np.sqrt(CELLS))
-    step = 2 * CITY_DEG / side
-    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) * step - CITY_DEG
+    step = 2 * spread_deg / side
+    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) * step - spread_deg
     grid = grid + random.uniform(-0.3, 0.3, grid.shape) * step
     return CellTable(
         ids=tuple(f"460-01-{row // 1000 + 4000}-{row}" for row in range(len(grid))),
@@ -133,12 +133,14 @@ def make_scenarios(count: int, fences: tuple[Fence, ...], *, audience: str | Non
     return tuple(made)
 
 
-def make_content(fences: int = 10_000, scenarios: int = 255, *, audience: str | None = "tag:t0") -> Content:
-    placed = make_fences(fences)
+def make_content(
+    fences: int = 10_000, scenarios: int = 255, *, audience: str | None = "tag:t0", spread_deg: float = CITY_DEG
+) -> Content:
+    placed = make_fences(fences, spread_deg=spread_deg)
     return Content(
         version=f"bench-{fences}-{scenarios}",
         fences=placed,
-        cells=make_cells(),
+        cells=make_cells(spread_deg=spread_deg),
         scenarios=make_scenarios(scenarios, placed, audience=audience),
         policy=Policy(
             caps=(Cap(Scope.ALL, 3, "rolling", 86_400_000), Cap(Scope.ALL, 10, "week")),
@@ -202,8 +204,10 @@ def profiles(users: int, *, tagged_share: float = 0.34, start_ms: int = START_MS
     return lines
 
 
-def realistic(users: int, count: int, content: Content, *, seed: int = 3, hot_apps: int = 85) -> Workload:
-    """The realistic mix; see the head of this module."""
+def realistic(
+    users: int, count: int, content: Content, *, seed: int = 3, hot_apps: int = 85, spread_deg: float = CITY_DEG
+) -> Workload:
+    """The realistic mix; see the head of this module. The city is `spread_deg` wide to each side of its middle."""
     random = np.random.default_rng(seed)
     fences, cells = content.fences, content.cells
     user = zipf_users(random, users, count)
@@ -217,7 +221,7 @@ def realistic(users: int, count: int, content: Content, *, seed: int = 3, hot_ap
     inside = inside_all_day | (mover & (random.random(count) < 0.5))
     centre_lon = np.array([one.lon for one in fences])
     centre_lat = np.array([one.lat for one in fences])
-    lon, lat = _outside(random, user, centre_lon, centre_lat)
+    lon, lat = _outside(random, user, centre_lon, centre_lat, spread_deg)
     lon = np.where(inside, centre_lon[fence], np.where(mover, centre_lon[fence] + 250 / M_PER_DEG_LON, lon))
     lat = np.where(inside, centre_lat[fence], lat)
     lat = np.where(mover & ~inside, centre_lat[fence], lat)
@@ -227,9 +231,9 @@ def realistic(users: int, count: int, content: Content, *, seed: int = 3, hot_ap
     method = np.where(draw < 0.4, 0, np.where(draw < 0.6, 1, 2))
     method = np.where(mover | inside_all_day, np.minimum(method, 1), method)
     side = int(np.sqrt(len(cells.ids)))
-    step = 2 * CITY_DEG / side
-    column = np.clip(((lon - CITY_LON + CITY_DEG) / step).astype(int), 0, side - 1)
-    line = np.clip(((lat - CITY_LAT + CITY_DEG) / step).astype(int), 0, side - 1)
+    step = 2 * spread_deg / side
+    column = np.clip(((lon - CITY_LON + spread_deg) / step).astype(int), 0, side - 1)
+    line = np.clip(((lat - CITY_LAT + spread_deg) / step).astype(int), 0, side - 1)
     cell = np.minimum(line * side + column, len(cells.ids) - 1)
     at = START_MS + (np.arange(count) * 1000) // EVENTS_PER_S
     hot = random.random(count) < 0.010
@@ -279,14 +283,14 @@ def worst(users: int, count: int, content: Content, *, seed: int = 4) -> Workloa
 
 
 def _outside(
-    random: np.random.Generator, user: np.ndarray, centre_lon: np.ndarray, centre_lat: np.ndarray
+    random: np.random.Generator, user: np.ndarray, centre_lon: np.ndarray, centre_lat: np.ndarray, spread_deg: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """A fixed place per user, at least 260 m from every fence's centre."""
     from shapely import STRtree, points
 
     tree = STRtree(points(centre_lon * M_PER_DEG_LON, centre_lat * M_PER_DEG_LAT))
-    pool_lon = CITY_LON + random.uniform(-CITY_DEG, CITY_DEG, 400_000)
-    pool_lat = CITY_LAT + random.uniform(-CITY_DEG, CITY_DEG, 400_000)
+    pool_lon = CITY_LON + random.uniform(-spread_deg, spread_deg, 400_000)
+    pool_lat = CITY_LAT + random.uniform(-spread_deg, spread_deg, 400_000)
     candidates = points(pool_lon * M_PER_DEG_LON, pool_lat * M_PER_DEG_LAT)
     near = tree.query(candidates, predicate="dwithin", distance=260.0)[0]
     free = np.setdiff1d(np.arange(len(candidates)), near)
