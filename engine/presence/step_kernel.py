@@ -179,10 +179,10 @@ def undo_hop(
     """
     visit = state.visit[row]
     was = visit.state
+    if rules.fence[visit.fence].has_hours != 0 and closing_ms(rules, 0 + visit.fence, fix.at_ms) == NEVER:
+        return True
     if was == OUTSIDE:
         if visit.flags & TAKEABLE == 0 or visit.run_ms < hop_ms or fix.at_ms - visit.run_ms >= HOP_MS:
-            return False
-        if rules.fence[visit.fence].has_hours != 0 and closing_ms(rules, 0 + visit.fence, fix.at_ms) == NEVER:
             return False
         visit.state = rules.table[was, EXIT_TAKEN_BACK]
         note_evidence(visit, fix, zone)

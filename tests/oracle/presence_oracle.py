@@ -201,7 +201,7 @@ class PresenceOracle:
         is_open = self.is_open(fence_id, fix.at)
         if pair is None:
             begins = look.zone == IN or (look.is_exact and not look.is_out)
-            if hop is not None or not begins:
+            if not begins:
                 return []
             witness = self._witness_without_memory(user, fence_id)
             pair = Pair(name, self.fences[fence_id], self.thresholds.get(fence_id, ()), witness)

@@ -445,10 +445,10 @@ class Model:
         self, slot: int, user: User, row: int, fence: Fence, fix: Fix, judged: Judged, pair: Pair, hop: int
     ) -> None:
         more = {"now": fix.now, "method": fix.method}
-        if pair.state == "OUTSIDE":
+        if fence.closes(fix.at) is None:
+            self.step_outside(slot, user, row, fence, fix, judged, pair)
+        elif pair.state == "OUTSIDE":
             if pair.exited is None or pair.exited < hop or fix.at - pair.exited >= 5 * MIN:
-                return
-            if fence.closes(fix.at) is None:
                 return
             pair.last, pair.judged, pair.witness = fix, judged, None
             self.enter(slot, row, fix.at, "returned", judged.confidence, more)
