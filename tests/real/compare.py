@@ -29,10 +29,10 @@ def main() -> int:
     for name in chosen.only.split(","):
         real = SETS[name](chosen.data)
         started = time.perf_counter()
-        run = run_replay if chosen.replay else run_engine
-        engine = run(real.fences, real.pings, real.thresholds, real.end_now_ms)
+        log = (real.fences, real.pings, real.thresholds, real.end_now_ms)
+        engine = run_replay(*log, real.usage) if chosen.replay else run_engine(*log)
         engine_s, started = time.perf_counter() - started, time.perf_counter()
-        oracle = run_oracle(real.fences, real.pings, real.thresholds, real.end_now_ms)
+        oracle = run_oracle(*log)
         oracle_s = time.perf_counter() - started
         found = differences(engine, on_the_wire(oracle) if chosen.replay else oracle)
         wrong += len(found)

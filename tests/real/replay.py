@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ def run_replay(
     pings: Sequence[Mapping[str, Any]],
     thresholds: Mapping[str, Sequence[int]],
     end_now_ms: int,
+    usage: Iterable[Mapping[str, Any]] = (),
 ) -> list[Transition]:
-    """What the command makes of the same pings and fences; a last event moves `now` to the end."""
+    """What the command makes of the same pings, fences and usage events; a last event moves `now` to the end."""
     with tempfile.TemporaryDirectory(prefix="opportune-real-") as name:
         folder = Path(name)
         write_fences(folder / "geofences", fences)
@@ -36,6 +37,7 @@ def run_replay(
         events = folder / "events.ndjson"
         with events.open("w") as out:
             out.writelines(json.dumps(event_of(ping)) + "\n" for ping in pings)
+            out.writelines(json.dumps(event) + "\n" for event in usage)
             clock = {"type": "usage", "feed": "app", "user": CLOCK_USER, "at": end_now_ms, "app": "clock"}
             out.write(json.dumps(clock) + "\n")
         transitions = folder / "transitions.ndjson"

@@ -15,12 +15,13 @@ DAY_MS = 86_400_000
 
 @dataclass(frozen=True)
 class RealSet:
-    """Pings in log order, fences in row order, dwell thresholds by fence, and when the log ends."""
+    """Pings in log order, fences in row order, dwell thresholds by fence, and usage events between the pings."""
 
     name: str
     pings: list[dict[str, Any]]
     fences: tuple[Fence, ...]
     thresholds: dict[str, tuple[int, ...]]
+    usage: tuple[convert.Event, ...] = ()
 
     @property
     def end_now_ms(self) -> int:
@@ -29,9 +30,11 @@ class RealSet:
 
 
 def _set(name: str, events: Iterable[convert.Event], fences: list[Fence], frequent: int) -> RealSet:
-    pings = convert.pings_of(convert.sorted_events(events))
+    log = convert.sorted_events(events)
+    pings = convert.pings_of(log)
     rows = places.in_row_order([*fences, *places.frequent_places(pings, frequent, name)])
-    return RealSet(name, pings, rows, places.thresholds_of(rows))
+    usage = tuple(event for event in log if event["type"] == "usage")
+    return RealSet(name, pings, rows, places.thresholds_of(rows), usage)
 
 
 def geolife(data: Path, users: tuple[str, ...] = ()) -> RealSet:
