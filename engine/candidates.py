@@ -138,8 +138,8 @@ class CandidateMaker:
 
 def usage_trigger(feed: str, event: Any, at_ms: int, id_hash: int) -> Trigger:
     """Make the trigger of one usage event; its key is feed and event id (D4)."""
-    identity = event.id if event.id is not None else f"{id_hash:016x}"
-    values = {name: text for name in ("app", "category", "action") if (text := getattr(event, name)) is not None}
+    identity = event.id or f"{id_hash:016x}"
+    values = {name: text for name in ("app", "category", "action") if (text := getattr(event, name))}
     return Trigger("usage", f"{feed}|{identity}", at_ms, None, None, (), values)
 
 

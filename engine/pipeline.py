@@ -283,9 +283,13 @@ class Pipeline:
         row, number = match
         assert block is not None  # usage matches come from events, and events from a block
         event = events[row]
-        read = self.decoder.read(block, event)
-        if self.behavior.needs_event(number) and not self.behavior.passes(number, read):
-            return
+        read: Any
+        if self.behavior.needs_event(number):
+            read = self.decoder.read(block, event)
+            if not self.behavior.passes(number, read):
+                return
+        else:
+            read = self.decoder.read_names(block, event)
         user, position = int(event["user"]), int(block.position[event["record"]])
         trigger = usage_trigger(self.feeds.names[event["feed"]], read, int(event["at_ms"]), int(event["id_hash"]))
         scenario, now_ms = self._maker.usage_scenarios[number], int(event["now_ms"])

@@ -88,28 +88,20 @@ class Behavior:
         self._seen = kernel.SeenIds(**{name: arrays[name].copy() for name in kernel.SeenIds._fields})
 
     def _make_room(self, events: int) -> None:
-        capacity = len(self._seen.fingerprint)
-        if (int(self._seen.used[0]) + events) * 10 <= capacity * 6:
+        capacity = len(self._seen.table)
+        if (int(self._seen.used[0]) + events) * 10 <= capacity * 7:
             return
-        seen = self._seen
-        living = int(
-            np.count_nonzero((seen.fingerprint != 0) & (seen.at_ms >= seen.newest_ms[seen.user] - self._keep_ms))
-        )
-        while (living + events) * 10 > capacity * 4:
+        living = kernel.count_living(self._seen, self._keep_ms)
+        # A sweep leaves the table at most half full, so that it pays for itself before the next.
+        while (living + events) * 2 > capacity:
             capacity *= 2
-        fresh = _empty_table(capacity, seen.newest_ms)
-        kernel.move_living(seen, self._keep_ms, fresh)
+        fresh = _empty_table(capacity, self._seen.newest_ms)
+        kernel.move_living(self._seen, self._keep_ms, fresh)
         self._seen = fresh
 
 
 def _empty_table(capacity: int, newest_ms: np.ndarray) -> kernel.SeenIds:
-    return kernel.SeenIds(
-        np.zeros(capacity, np.uint64),
-        np.zeros(capacity, np.int64),
-        np.zeros(capacity, np.int32),
-        newest_ms,
-        np.zeros(1, np.int64),
-    )
+    return kernel.SeenIds(np.zeros(capacity, kernel.SEEN), newest_ms, np.zeros(1, np.int64))
 
 
 def _is_hashed(test: FieldTest) -> bool:

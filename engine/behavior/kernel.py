@@ -6,8 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from engine.hashing_kernel import address_of
 from engine.kernels import kernel
 from engine.model import Drop, EventType
+from engine.prefetch_kernel import prefetch
 
 FIELD_APP, FIELD_CATEGORY, FIELD_ACTION = 0, 1, 2
 _USAGE = int(EventType.USAGE)
@@ -15,19 +17,22 @@ _DUPLICATE = int(Drop.DUPLICATE)
 _LATE = int(Drop.LATE)
 
 
-class SeenIds(NamedTuple):
-    """Ids of usage events whose instant is not yet late, as an open-addressing table (power of two, 0 is empty).
+SEEN = np.dtype([("fingerprint", "u8"), ("at_ms", "i8"), ("user", "i4"), ("spare", "i4")])
+"""One remembered id; fingerprint 0 is an empty slot."""
 
-    fingerprint  uint64[C]  of id and user
-    at_ms        int64[C]
-    user         int32[C]
-    newest_ms    int64[U]   newest usage instant of each user, the line that `late` is measured from
-    used         int64[1]   slots that were ever filled since the last sweep
+SEEN_BYTES = SEEN.itemsize
+_AHEAD = 24  # events between asking for memory and using it: about one memory latency
+
+
+class SeenIds(NamedTuple):
+    """Ids of usage events whose instant is not yet late, as an open-addressing table.
+
+    table      SEEN[C]    C a power of two; by the fingerprint of id and user
+    newest_ms  int64[U]   newest usage instant of each user, the line that `late` is measured from
+    used       int64[1]   slots that were ever filled since the last sweep
     """
 
-    fingerprint: np.ndarray
-    at_ms: np.ndarray
-    user: np.ndarray
+    table: np.ndarray
     newest_ms: np.ndarray
     used: np.ndarray
 
@@ -68,6 +73,11 @@ def mix(value: np.uint64) -> np.uint64:
 
 
 @kernel
+def _fingerprint(id_hash: np.uint64, user: int) -> np.uint64:
+    return mix(id_hash ^ mix(np.uint64(user + 1))) | np.uint64(1)
+
+
+@kernel
 def admit_usage(events: np.ndarray, lateness_ms: np.ndarray, keep_ms: int, seen: SeenIds) -> None:
     """Mark repeated and late usage events, remember the rest.
 
@@ -76,11 +86,21 @@ def admit_usage(events: np.ndarray, lateness_ms: np.ndarray, keep_ms: int, seen:
     keep_ms      the largest of them: how long an id can matter
     seen         has room for N more ids (the caller sweeps or grows it)
 
-    An entry older than its user's newest instant minus `keep_ms` can never match again: it is dead, and reused.
-    Cost: one probe chain per usage event.  Oracle: tests/property/test_behavior.py.
+    An entry older than its user's newest instant minus `keep_ms` is dead: where its own id comes again it counts as
+    forgotten whether or not it was swept, or batches would matter (T4).
+    Cost: two cache lines per usage event, asked for ahead.  Oracle: tests/property/test_behavior.py.
     """
-    mask = np.int64(seen.fingerprint.shape[0] - 1)
-    for row in range(events.shape[0]):
+    table = seen.table
+    mask = np.int64(table.shape[0] - 1)
+    base, line = address_of(table), address_of(seen.newest_ms)
+    count = events.shape[0]
+    for row in range(count):
+        if row + _AHEAD < count:
+            coming = events[row + _AHEAD]
+            if coming.type == _USAGE:
+                ahead = np.int64(_fingerprint(coming.id_hash, coming.user) >> np.uint64(1)) & mask
+                prefetch(base + ahead * SEEN_BYTES)
+                prefetch(line + np.int64(coming.user) * 8)
         event = events[row]
         if event.type != _USAGE or event.drop != 0:
             continue
@@ -89,50 +109,46 @@ def admit_usage(events: np.ndarray, lateness_ms: np.ndarray, keep_ms: int, seen:
         if event.at_ms < newest - lateness_ms[event.feed]:
             events[row].drop = _LATE
             continue
-        fingerprint = mix(event.id_hash ^ mix(np.uint64(user + 1)))
-        if fingerprint == np.uint64(0):
-            fingerprint = np.uint64(1)
-        slot = np.int64(fingerprint & np.uint64(mask))
-        reuse = np.int64(-1)
-        found = False
-        while seen.fingerprint[slot] != np.uint64(0):
-            is_dead = seen.at_ms[slot] < seen.newest_ms[seen.user[slot]] - keep_ms
-            if seen.fingerprint[slot] == fingerprint:
-                # A dead entry counts as forgotten whether or not it was swept, or batches would matter (T4).
-                found = not is_dead
-                if is_dead:
-                    reuse = slot
-                break
-            if reuse < 0 and is_dead:
-                reuse = slot
+        fingerprint = _fingerprint(event.id_hash, user)
+        slot = np.int64(fingerprint >> np.uint64(1)) & mask
+        while table[slot].fingerprint != np.uint64(0) and table[slot].fingerprint != fingerprint:
             slot = (slot + 1) & mask
-        if found:
-            events[row].drop = _DUPLICATE
-            continue
-        if reuse >= 0:
-            slot = reuse
+        if table[slot].fingerprint == fingerprint:
+            if table[slot].at_ms >= newest - keep_ms:
+                events[row].drop = _DUPLICATE
+                continue
         else:
             seen.used[0] += 1
-        seen.fingerprint[slot] = fingerprint
-        seen.at_ms[slot] = event.at_ms
-        seen.user[slot] = user
+        table[slot].fingerprint = fingerprint
+        table[slot].at_ms = event.at_ms
+        table[slot].user = user
         if event.at_ms > newest:
             seen.newest_ms[user] = event.at_ms
 
 
 @kernel
+def count_living(seen: SeenIds, keep_ms: int) -> int:
+    """Count the entries that can still matter."""
+    living = 0
+    for row in range(seen.table.shape[0]):
+        entry = seen.table[row]
+        if entry.fingerprint != np.uint64(0) and entry.at_ms >= seen.newest_ms[entry.user] - keep_ms:
+            living += 1
+    return living
+
+
+@kernel
 def move_living(old: SeenIds, keep_ms: int, fresh: SeenIds) -> None:
     """Copy the entries that can still matter into an empty table."""
-    mask = np.int64(fresh.fingerprint.shape[0] - 1)
-    for row in range(old.fingerprint.shape[0]):
-        if old.fingerprint[row] == np.uint64(0) or old.at_ms[row] < old.newest_ms[old.user[row]] - keep_ms:
+    mask = np.int64(fresh.table.shape[0] - 1)
+    for row in range(old.table.shape[0]):
+        entry = old.table[row]
+        if entry.fingerprint == np.uint64(0) or entry.at_ms < old.newest_ms[entry.user] - keep_ms:
             continue
-        slot = np.int64(old.fingerprint[row] & np.uint64(mask))
-        while fresh.fingerprint[slot] != np.uint64(0):
+        slot = np.int64(entry.fingerprint >> np.uint64(1)) & mask
+        while fresh.table[slot].fingerprint != np.uint64(0):
             slot = (slot + 1) & mask
-        fresh.fingerprint[slot] = old.fingerprint[row]
-        fresh.at_ms[slot] = old.at_ms[row]
-        fresh.user[slot] = old.user[row]
+        fresh.table[slot] = entry
         fresh.used[0] += 1
 
 

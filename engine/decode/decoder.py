@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
 import numpy as np
 
 from engine.datum_kernel import to_wgs84
 from engine.decode.envelopes import Ignored
-from engine.decode.events import EVENT_TYPES, Event, Ping, RareEvent, UsageEvent
+from engine.decode.events import EVENT_TYPES, Event, Ping, RareEvent, UsageEvent, UsageNames
 from engine.decode.items_kernel import CURSOR
 from engine.decode.kernel import (
     CELL_PLACE,
@@ -58,6 +59,7 @@ _NOW, _ROWS, _ODD_START, _ODD_END = (_PLACES[name] for name in ("now_ms", "rows"
 _USUAL_EVENT = 100
 """Bytes of a short event: rows for a block are made for as many; where there are more, they grow."""
 
+_USAGE_NAMES = msgspec.json.Decoder(UsageNames)
 MAX_AHEAD_MS = 300_000
 """An event further ahead of the log's now than this is a dead letter (T6)."""
 
@@ -200,6 +202,13 @@ class Decoder:
         read = self._typed.read(bytes(block.data[int(event["span_start"]) : int(event["span_end"])]))
         assert not isinstance(read, Ignored)
         return read
+
+    def read_names(self, block: Block, event: np.void) -> UsageNames | Event:
+        """Return what names a usage event, at a tenth of the cost of `read`, which it falls back to for envelopes."""
+        try:
+            return _USAGE_NAMES.decode(block.data[int(event["span_start"]) : int(event["span_end"])])
+        except msgspec.DecodeError:
+            return self.read(block, event)
 
     def _cell_row(self, cell: str) -> int:
         return self._cell_ids.slot_of(cell, intern=False)

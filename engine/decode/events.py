@@ -44,6 +44,16 @@ class UsageEvent(Origin, frozen=True, kw_only=True):
     props: dict[str, Scalar] = {}
 
 
+class UsageNames(msgspec.Struct, frozen=True, gc=False):
+    """What names a usage event and what it is about, read without the rest; its type says whether that was it."""
+
+    type: Literal["usage"]
+    id: str | None = None
+    app: str | None = None
+    category: str | None = None
+    action: str | None = None
+
+
 class Home(msgspec.Struct, frozen=True):
     lon: Longitude
     lat: Latitude

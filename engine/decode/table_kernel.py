@@ -11,21 +11,18 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba import types
-from numba.core import cgutils
 
 from engine.hashing_kernel import (
     address_of,
     hash_at,
     hash_bytes,
-    intrinsic,
     load_1,
     load_8,
     load_upto_8,
     trailing_zeros,
 )
 from engine.kernels import inlined_kernel, kernel, lean_kernel
+from engine.prefetch_kernel import prefetch
 
 HEADER = 5
 LONGEST = 255
@@ -243,20 +240,3 @@ def touch_record(table: Any, hashed: Any) -> None:
             prefetch(table.arena + np.int64(entry & _OFFSET_MASK) - 1)
             return
         place = (place + 1) & table.mask
-
-
-@intrinsic
-def prefetch(typing_context: Any, address: Any) -> Any:
-    """Ask the processor to bring the line at an address near; reads nothing."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte = ir.IntType(8).as_pointer()
-        number = ir.IntType(32)
-        function_type = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
-            builder.module, function_type, "llvm.prefetch.p0"
-        )
-        builder.call(function, [builder.inttoptr(arguments[0], byte), number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate

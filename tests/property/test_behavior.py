@@ -117,7 +117,7 @@ def test_t7_the_table_of_seen_ids_forgets_what_can_no_longer_matter():
     for second in range(0, 40_000, 50):
         events = np.array([row(second % 10, second * 1000 + n, second * 100 + n + 1) for n in range(50)], EVENT)
         behavior.match(events)
-    assert len(behavior.arrays()["fingerprint"]) <= 1 << 13
+    assert len(behavior.arrays()["table"]) <= 1 << 13
 
 
 def test_b1_properties_are_tested_on_the_whole_event():
