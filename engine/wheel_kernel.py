@@ -65,14 +65,14 @@ def grown_wheel(wheel: Wheel, capacity: int) -> Wheel:
     return Wheel(wheel.head, timer, heap, control)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def free_timers(wheel: Wheel) -> int:
     """Count the timers that can still be armed without growing."""
     control = wheel.control
     return int(wheel.timer.shape[0] - control[HEAPED] - control[WAITING])
 
 
-@lean_kernel
+@inlined_lean_kernel
 def comes_before(timer: np.ndarray, first: int, second: int) -> bool:
     """Say whether timer row `first` fires before timer row `second`."""
     if timer[first].fire_ms != timer[second].fire_ms:
@@ -95,7 +95,7 @@ def push(wheel: Wheel, row: int) -> None:
     heap[place] = row
 
 
-@lean_kernel
+@inlined_lean_kernel
 def settle(wheel: Wheel, row: int) -> None:
     """Place a filled timer row: into the heap if its second is reached, else into its bucket."""
     control = wheel.control
@@ -109,7 +109,7 @@ def settle(wheel: Wheel, row: int) -> None:
     control[WAITING] += 1
 
 
-@lean_kernel
+@inlined_lean_kernel
 def arm(wheel: Wheel, fire_ms: int, key: int, generation: int) -> None:
     """Add a timer.  The caller has made sure of room (`free_timers`) and popped once since time began.
 

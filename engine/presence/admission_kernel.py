@@ -50,7 +50,7 @@ def is_plain(rules: Rules, user: Any, fix: Any) -> bool:
     return bool(passed_ms > 0 and moved_e7 * METRES_PER_E7_MOST * 1000.0 <= TOP_SPEED_M_PER_S * passed_ms)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def agrees(before: Any, fix: Any) -> tuple[float, float]:
     """Say whether the way from one fix to the next, less both radii, needs at most 500 km/h; and how long it is.
 
@@ -91,7 +91,7 @@ def admit(state: State, rules: Rules, fix: Any) -> int:
     return ADMIT if fits_old else HOLD
 
 
-@lean_kernel
+@inlined_lean_kernel
 def is_known(state: State, user: Any, id_hash: int) -> bool:
     """Say whether a ping of the user's newest instant had this id."""
     if user.last_hash == id_hash:
@@ -104,7 +104,7 @@ def is_known(state: State, user: Any, id_hash: int) -> bool:
     return False
 
 
-@lean_kernel
+@inlined_lean_kernel
 def remember_id(state: State, user: Any, fix: Any) -> None:
     """Keep this fix's id for as long as its instant is the user's newest; called before `last_ms` moves on."""
     control = state.control

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine.kernels import lean_kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 from engine.wheel_kernel import Wheel
 
 NEVER = -(1 << 62)
@@ -205,17 +205,19 @@ class State(NamedTuple):
 class Work(NamedTuple):
     """Scratch space of one call; nothing in it outlives an event.
 
-    out   TRANSITION[K]   what happened, up to control[OUT_ROWS]; the last row is for sorting
-    fix   FIX[2]          the fix at hand, and the held one that it proves right
-    hits  HIT[...]        the held one's hits
+    out      TRANSITION[K]   what happened, up to control[OUT_ROWS]; the last row is for sorting
+    fix      FIX[2]          the fix at hand, and the held one that it proves right
+    hits     HIT[...]        the held one's hits
+    touched  int64[1]        where `touch_rows` leaves its sum, so that it is not compiled away
     """
 
     out: np.ndarray
     fix: np.ndarray
     hits: np.ndarray
+    touched: np.ndarray
 
 
-@lean_kernel
+@inlined_lean_kernel
 def find_visit(state: State, user: int, fence: int) -> int:
     """Row of the pair, or -1."""
     row = state.user[user].visits
@@ -224,7 +226,7 @@ def find_visit(state: State, user: int, fence: int) -> int:
     return row if row >= 0 and state.visit[row].fence == fence else -1
 
 
-@lean_kernel
+@inlined_lean_kernel
 def open_visit(state: State, user: int, fence: int, witness_ms: int) -> int:
     """Remember a pair, OUTSIDE with this witness; the pair must be unknown and the pool have room."""
     control = state.control
@@ -262,7 +264,7 @@ def open_visit(state: State, user: int, fence: int, witness_ms: int) -> int:
     return int(row)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def forget_visit(state: State, user: int, row: int) -> None:
     """Give the pair's row back; its timer, if any, finds nobody when it pops."""
     after = state.visit[row].next
@@ -296,7 +298,7 @@ def closing_ms(rules: Rules, fence: int, at_ms: int) -> int:
     return NEVER
 
 
-@lean_kernel
+@inlined_lean_kernel
 def next_row(state: State, out: np.ndarray, user: int, fence: int, kind: int) -> int:
     """Begin a transition and return its row, with everything at its usual value.  The caller has made sure of room."""
     row = state.control[OUT_ROWS]

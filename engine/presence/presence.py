@@ -235,7 +235,12 @@ def _instant(value: Any) -> int | None:
 
 def _new_work(fences: int) -> layout.Work:
     # Rows beyond what is used are never touched, so they cost no memory.
-    return layout.Work(np.zeros(_OUT_ROWS + 2 * fences, TRANSITION), np.zeros(2, layout.FIX), np.zeros(_HELD_HITS, HIT))
+    return layout.Work(
+        np.zeros(_OUT_ROWS + 2 * fences, TRANSITION),
+        np.zeros(2, layout.FIX),
+        np.zeros(_HELD_HITS, HIT),
+        np.zeros(1, np.int64),
+    )
 
 
 def _with_rows(work: layout.Work, wanted: int) -> layout.Work:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from engine.geometry_kernel import FenceArrays
-from engine.kernels import lean_kernel
+from engine.kernels import inlined_lean_kernel
 from engine.model import Confidence, TransitionReason
 from engine.presence.layout_kernel import (
     BEYOND,
@@ -46,7 +46,7 @@ _OPENED, _RETURNED = int(TransitionReason.OPENED), int(TransitionReason.RETURNED
 _HIGH, _LOW = int(Confidence.HIGH), int(Confidence.LOW)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def note_evidence(visit: Any, fix: Any, zone: Zone) -> None:
     """Make this fix the pair's last evidence."""
     visit.seen_ms = fix.at_ms
@@ -63,7 +63,7 @@ def note_evidence(visit: Any, fix: Any, zone: Zone) -> None:
     visit.flags = flags
 
 
-@lean_kernel
+@inlined_lean_kernel
 def by_fix(out: np.ndarray, at: int, fix: Any, zone: Zone, reason: int) -> None:
     """Complete a transition that this fix gave."""
     one = out[at]
@@ -75,7 +75,7 @@ def by_fix(out: np.ndarray, at: int, fix: Any, zone: Zone, reason: int) -> None:
     one.method = fix.method
 
 
-@lean_kernel
+@inlined_lean_kernel
 def exit_by_fix(
     state: State, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone, crossed_ms: int, reason: int
 ) -> None:
@@ -91,7 +91,7 @@ def exit_by_fix(
         visit.flags |= TAKEABLE
 
 
-@lean_kernel
+@inlined_lean_kernel
 def is_run_enough(rule: Any, visit: Any, fix: Any, zone: Zone) -> bool:
     """Say whether a fix beyond the widened edge ends the visit (P3)."""
     if rule.exit_delay_ms >= 0:
@@ -104,7 +104,7 @@ def is_run_enough(rule: Any, visit: Any, fix: Any, zone: Zone) -> bool:
     return bool(-zone.distance_m > max(FAR_M, 3.0 * fix.accuracy_m) or fix.at_ms - visit.mark_ms >= LONG_AGO_MS)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def step_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone) -> None:
     """Step a pair that is INSIDE, EXITING or SUSPENDED by one fix."""
     visit = state.visit[row]
@@ -133,7 +133,7 @@ def step_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int,
     visit.state = after
 
 
-@lean_kernel
+@inlined_lean_kernel
 def step_outside(state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone) -> None:
     """Step a remembered pair that is OUTSIDE or ENTERING by one fix."""
     visit = state.visit[row]
@@ -169,7 +169,7 @@ def step_outside(state: State, rules: Rules, out: np.ndarray, user: int, row: in
         by_fix(out, at, fix, zone, _OPENED if is_opened else _FIX)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def undo_hop(
     state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone, hop_ms: int
 ) -> bool:
@@ -206,7 +206,7 @@ def undo_hop(
     return False
 
 
-@lean_kernel
+@inlined_lean_kernel
 def give_dwells(state: State, rules: Rules, out: np.ndarray, user: int, row: int, fix: Any, zone: Zone) -> None:
     """Write every DWELL that a fix inside shows (P4)."""
     visit = state.visit[row]
@@ -218,7 +218,7 @@ def give_dwells(state: State, rules: Rules, out: np.ndarray, user: int, row: int
         by_fix(out, write_dwell(state, rules, out, user, row, number, fix.at_ms), fix, zone, _FIX)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def step_pair(
     state: State,
     rules: Rules,
@@ -260,7 +260,7 @@ def step_pair(
     return row
 
 
-@lean_kernel
+@inlined_lean_kernel
 def is_fine_forgotten(user: Any, at_ms: int) -> bool:
     """Say whether the user's newest fine fix is missing or a day old, so that it cannot be mistaken for a witness."""
     if user.last_ms == NEVER or user.fine_age_ms >= DAY_MS:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.kernels import lean_kernel
+from engine.kernels import inlined_lean_kernel, lean_kernel
 from engine.model import Confidence, TransitionKind, TransitionReason
 from engine.presence.layout_kernel import (
     CELL_FIX,
@@ -49,7 +49,7 @@ _EXPIRED = int(TransitionReason.EXPIRED)
 _HIGH, _LOW = int(Confidence.HIGH), int(Confidence.LOW)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def enter_delay_ms(rule: Any, flags: int) -> int:
     """The delay that the last fix of a run asks for (P2, L8)."""
     if rule.enter_delay_ms >= 0:
@@ -57,7 +57,7 @@ def enter_delay_ms(rule: Any, flags: int) -> int:
     return COARSE_CELL_DELAY_MS if flags & COARSE_CELL else 0
 
 
-@lean_kernel
+@inlined_lean_kernel
 def state_due_ms(rules: Rules, visit: Any) -> int:
     """When the pair's suspension, expiry or closing is due, whichever comes first; FOREVER for a pair OUTSIDE."""
     if visit.state == OUTSIDE:
@@ -70,7 +70,7 @@ def state_due_ms(rules: Rules, visit: Any) -> int:
     return int(due_ms)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def next_duty(rules: Rules, visit: Any) -> tuple[int, int]:
     """The earliest duty of the pair as (due instant, input of the table or DWELL_DUE); (FOREVER, _) if none.
 
@@ -112,14 +112,14 @@ def next_duty(rules: Rules, visit: Any) -> tuple[int, int]:
     return due_ms, duty
 
 
-@lean_kernel
+@inlined_lean_kernel
 def occupy(state: State, user: int, fence: int, change: int) -> None:
     """Count a pair into or out of occupancy (P9); users that lag behind are not counted at all."""
     if state.user[user].flags & LAGS == 0:
         state.occupancy[fence] += change
 
 
-@lean_kernel
+@inlined_lean_kernel
 def begin_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int, confirmed_ms: int) -> int:
     """Write ENTER, make the pair's witness its gap, and return the transition's row for the caller to complete.
 
@@ -146,7 +146,7 @@ def begin_visit(state: State, rules: Rules, out: np.ndarray, user: int, row: int
     return at
 
 
-@lean_kernel
+@inlined_lean_kernel
 def end_visit(state: State, out: np.ndarray, user: int, row: int, crossed_ms: int, confirmed_ms: int) -> int:
     """Write EXIT and leave the pair OUTSIDE without a witness; return the transition's row."""
     visit = state.visit[row]
@@ -167,7 +167,7 @@ def end_visit(state: State, out: np.ndarray, user: int, row: int, crossed_ms: in
     return at
 
 
-@lean_kernel
+@inlined_lean_kernel
 def by_timer(out: np.ndarray, at: int, now_ms: int, event: int, reason: int) -> None:
     """Complete a transition that no fix gave."""
     out[at].reason = reason
@@ -231,7 +231,7 @@ def fire(
                 visit.run_ms = NEVER
 
 
-@lean_kernel
+@inlined_lean_kernel
 def write_dwell(
     state: State, rules: Rules, out: np.ndarray, user: int, row: int, number: int, confirmed_ms: int
 ) -> int:
@@ -248,7 +248,7 @@ def write_dwell(
     return at
 
 
-@lean_kernel
+@inlined_lean_kernel
 def arm_visit(state: State, rules: Rules, user: int, row: int, now_ms: int) -> None:
     """See that the pair's timer pops no later than its earliest duty."""
     visit = state.visit[row]

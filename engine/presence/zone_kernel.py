@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.geometry_kernel import FenceArrays, signed_distance_m
-from engine.kernels import inlined_lean_kernel, lean_kernel
+from engine.kernels import inlined_lean_kernel
 from engine.model import FINE_ACCURACY_M, Confidence
 from engine.presence.layout_kernel import BEYOND, CELL_FIX, DAY_MS, IN_ENOUGH, NEAR, NEVER, UNSURE
 
@@ -25,7 +25,7 @@ class Zone(NamedTuple):
     confidence: int
 
 
-@lean_kernel
+@inlined_lean_kernel
 def zone_of_hit(rule: Any, hit: Any, accuracy_m: float) -> Zone:
     """Judge a fix by the hit that locate found: it touches the fence, or its cell is a member."""
     if hit.inside != 0:
@@ -37,7 +37,7 @@ def zone_of_hit(rule: Any, hit: Any, accuracy_m: float) -> Zone:
     return zone_outside(rule, hit.distance_m, accuracy_m)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def zone_outside(rule: Any, distance_m: float, accuracy_m: float) -> Zone:
     """Judge a point outside a shape fence by its signed distance."""
     is_out = distance_m <= -accuracy_m
@@ -45,7 +45,7 @@ def zone_outside(rule: Any, distance_m: float, accuracy_m: float) -> Zone:
     return Zone(zone, is_out, distance_m, 0 if is_out else _LOW)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def zone_without_hit(rule: Any, fences: FenceArrays, fence: int, fix: Any) -> Zone:
     """Judge a fix that locate did not report for this fence: its point is outside, its cell no member."""
     if rule.is_cell_set != 0:
@@ -58,7 +58,7 @@ def zone_without_hit(rule: Any, fences: FenceArrays, fence: int, fix: Any) -> Zo
     return zone_outside(rule, distance_m, fix.accuracy_m)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def is_exact(rule: Any, fix: Any) -> bool:
     """Say whether this fix's OUT is always known, also without memory of the pair."""
     if rule.is_cell_set != 0:
@@ -66,7 +66,7 @@ def is_exact(rule: Any, fix: Any) -> bool:
     return bool(rule.is_tiling != 0 or fix.is_fine != 0)
 
 
-@lean_kernel
+@inlined_lean_kernel
 def witness_before(user: Any, rule: Any, fences: FenceArrays, fence: int) -> int:
     """Instant of the last fix that is known to have been OUT of a fence of which nothing is remembered, or NEVER.
 
