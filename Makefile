@@ -7,10 +7,12 @@ run: setup          ## the service, the demo city and a live view; ends by itsel
 	$(BIN)/opportune run
 
 test: setup         ## everything that must hold, under 20 minutes
-	$(BIN)/python -m pytest -q
+	$(BIN)/opportune warm
+	$(BIN)/python -m pytest -q --durations=15
 
 test-long: setup    ## longer rounds of crashes, seeds and fuzzing
-	$(BIN)/python -m pytest -q -m "long or not long" --long
+	$(BIN)/opportune warm
+	$(BIN)/python -m pytest -q --long --durations=15
 
 setup: .venv/.complete
 

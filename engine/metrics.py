@@ -58,8 +58,6 @@ EVENTS = _counter("events_total", "Well-formed events processed", "type")
 EVENTS_DROPPED = _counter("events_dropped_total", "Well-formed events that changed nothing", "reason")
 DEAD_LETTERS = _counter("dead_letters_total", "Events that could not be read", "reason")
 TRANSITIONS = _counter("transitions_total", "Presence transitions", "kind")
-PATTERN_MERGES = _counter("pattern_merges_total", "Events merged because a sum window was full (B2)")
-PATTERN_EVICTIONS = _counter("pattern_evictions_total", "Correlated keys evicted from a user's patterns (B3)")
 BATCH_SECONDS = _histogram("batch_seconds", "One batch from records to committed decisions", _SHORT_S)
 BATCH_EVENTS = _histogram("batch_events", "Events in one batch", (1, 4, 16, 64, 256, 1024, 4096, 16384))
 

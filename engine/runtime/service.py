@@ -86,11 +86,13 @@ class Service:
         self._done = -1
         self._waiters: list[tuple[int, Callable[[], None]]] = []
         self._waiters_lock = threading.Lock()
-        self._checkpoint_due_s = 0.0
+        self._checkpoint_due_s = self._pending_since_s = 0.0
         self._expire_due_s = 60.0 + monotonic_s()
         self._last_activity_ms = wall_ms()
         self.pipeline = self._recover(wanted)
         collector.settle()
+        self._shown_version = ""
+        self._show_state()
         self._watch = FolderWatch(settings.geofences, settings.scenarios)
         if self.pipeline.content.version != wanted.version or self.journal.last_position < 0:
             # The log names the content from its first record on, so that it alone is enough to decide again.
@@ -252,6 +254,7 @@ class Service:
         if monotonic_s() < self._checkpoint_due_s or self._done < 0:
             return
         if self._checkpoint_due_s:
+            self._pending_since_s = monotonic_s()
             self._pending = checkpoint.write_in_background(self._checkpoints, self.snapshot_checkpoint())
         self._checkpoint_due_s = monotonic_s() + self.settings.checkpoint_interval_s
 
@@ -263,6 +266,7 @@ class Service:
         except StoreUnavailable as error:
             log.error("checkpoint failed; the journal is kept", error=str(error))
         else:
+            metrics.CHECKPOINT_SECONDS.observe(monotonic_s() - self._pending_since_s)
             metrics.CHECKPOINT_POSITION.set(self._pending.position)
             self.journal.drop_before(self._pending.position, now_ms=wall_ms(), hours=self.settings.journal_hours)
         self._pending = None
@@ -275,14 +279,30 @@ class Service:
             ticks += 1
             try:
                 if self.settings.fsync == "interval":
+                    started = monotonic_s()
                     self.journal.sync()
+                    metrics.JOURNAL_FSYNC_SECONDS.observe(monotonic_s() - started)
                 if ticks % max(1, round(1.0 / self.settings.fsync_interval_s)) == 0:
                     self.ledger.tidy()
                     self._expire_if_due()
-                    metrics.BACKLOG_BYTES.set(self.backlog_bytes)
+                    self._show_state()
                     self._activate_if_changed()
             except StoreError as error:
                 log.error("housekeeping", error=str(error))
+
+    def _show_state(self) -> None:
+        """Set the gauges that say how things stand."""
+        pipeline = self.pipeline
+        metrics.BACKLOG_BYTES.set(self.backlog_bytes)
+        metrics.USERS.set(pipeline.users.live)
+        metrics.NOW_SECONDS.set(pipeline.now_ms / 1000)
+        metrics.PRESENT_USERS.set(int(pipeline.presence.occupancy.sum()))
+        metrics.COMPILED.set(1)
+        content = pipeline.content
+        if content.version != self._shown_version:
+            self._shown_version = content.version
+            modes = Counter(scenario.mode.value for scenario in content.scenarios)
+            metrics.set_content(content.version, len(content.fences), modes)
 
     def _expire_if_due(self) -> None:
         """Forget stored decisions and offers once no replay can name them again."""
@@ -315,7 +335,9 @@ class Service:
     async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
         """Journal payloads as one record each, in one write; return their positions once they are durable."""
         if self.settings.fsync == "always":
+            metrics.JOURNAL_WRITES.inc()
             return await asyncio.to_thread(self.journal.append_many, payloads, wall_ms=wall_ms(), kind=kind)
+        metrics.JOURNAL_WRITES.inc()
         return self.journal.append_many(payloads, wall_ms=wall_ms(), kind=kind)
 
     async def drained(self) -> None:
