@@ -157,7 +157,7 @@ class Pipeline:
         """
         effects = Effects(self.now_ms)
         for piece in _between_contents(block):
-            if len(piece) == 1 and piece.kind[0] == RecordKind.CONTENT:
+            if len(piece) == 1 and piece.kind[0] == _CONTENT:
                 self._pass_time(max(self.now_ms, int(piece.append_ms[0])), effects)
                 if load_content is not None:
                     start, end = int(piece.start[0]), int(piece.end[0])
@@ -180,7 +180,7 @@ class Pipeline:
                 self._apply_rare(block, decoded, rare, effects)
             else:
                 self._pass_time(max(self.now_ms, int(block.append_ms[record])), effects)
-                if block.kind[record] == RecordKind.CONTROL:
+                if block.kind[record] == _CONTROL:
                     self._apply_control(block, record, effects)
             row = stop + (rare >= 0)
         if row < len(decoded.events):
@@ -398,6 +398,8 @@ class Pipeline:
 
 
 _DEFINITE_FAILURES = frozenset({"rejected", "failed", "expired"})
+# Plain numbers: comparing an array with an enum member asks the member for attributes first, at microseconds each.
+_EVENTS, _CONTENT, _CONTROL = int(RecordKind.EVENTS), int(RecordKind.CONTENT), int(RecordKind.CONTROL)
 _NO_EVENTS = np.zeros(0, EVENT)
 _NO_HIT_START = np.zeros(1, np.int64)
 _NO_HITS = np.zeros(0, HIT)
@@ -414,10 +416,10 @@ def _new_rows(old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray | None:
 
 def _between_contents(block: Block) -> Iterator[Block]:
     """Cut a block so that each content record stands alone: what follows is read with the new content."""
-    contents = np.flatnonzero(block.kind == RecordKind.CONTENT).tolist()
-    if not contents:
+    if not (block.kind == _CONTENT).any():
         yield block
         return
+    contents = np.flatnonzero(block.kind == _CONTENT).tolist()
     start = 0
     for record in contents:
         if record > start:
@@ -442,13 +444,13 @@ def _cut(block: Block, start: int, end: int) -> Block:
 
 def _stops(block: Block, decoded: Decoded) -> list[tuple[int, int, int]]:
     """List where the array path must pause: (event row, rare row or -1, block record or -1), in log order."""
+    is_other = block.kind != _EVENTS
+    if not is_other.any():
+        return [(row, row, -1) for row in sorted(decoded.rare)]
     stops = [(row, row, -1) for row in decoded.rare]
-    others = np.flatnonzero(block.kind != RecordKind.EVENTS)
-    if len(others):
-        rows = np.searchsorted(decoded.events["record"], others, side="right")
-        stops += [(int(row), -1, int(record)) for row, record in zip(rows, others, strict=True)]
-        # At the same row a tick or control record comes first: it was appended before the event of that row.
-        stops.sort(key=lambda stop: (stop[0], stop[1] >= 0, stop[2]))
-    else:
-        stops.sort()
+    others = np.flatnonzero(is_other)
+    rows = np.searchsorted(decoded.events["record"], others, side="right")
+    stops += [(int(row), -1, int(record)) for row, record in zip(rows, others, strict=True)]
+    # At the same row a tick or control record comes first: it was appended before the event of that row.
+    stops.sort(key=lambda stop: (stop[0], stop[1] >= 0, stop[2]))
     return stops

@@ -403,14 +403,16 @@ def _wake(loop: asyncio.AbstractEventLoop, reached: asyncio.Event) -> None:
 def count(effects: Effects) -> None:
     """Add a batch's counts to the metrics."""
     metrics.add_counts(metrics.EVENTS, {_EVENT_NAMES[kind]: n for kind, n in effects.types.items()})
-    metrics.add_counts(
-        metrics.EVENTS_DROPPED,
-        {drop.name.lower(): int(effects.drops[drop]) for drop in Drop if drop and effects.drops[drop]},
-    )
-    metrics.add_counts(metrics.DEAD_LETTERS, Counter(letter.reason.value for letter in effects.dead))
+    if effects.drops[1:].any():
+        dropped = {drop.name.lower(): int(effects.drops[drop]) for drop in Drop if drop and effects.drops[drop]}
+        metrics.add_counts(metrics.EVENTS_DROPPED, dropped)
+    if effects.dead:
+        metrics.add_counts(metrics.DEAD_LETTERS, Counter(letter.reason.value for letter in effects.dead))
     for transitions in effects.transitions:
         kinds = np.bincount(transitions["kind"], minlength=5)
         metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
+    if not effects.decisions:
+        return
     metrics.CANDIDATES.inc(effects.candidates)
     for (outcome, reason), number in Counter((one.outcome, one.reason) for one in effects.decisions).items():
         metrics.DECISIONS.labels(outcome, reason).inc(number)
