@@ -35,7 +35,7 @@ class FenceIndex:
         self.arrays = index.fences
         self._hit_start = np.zeros(1, np.int64)
         self._hits = np.zeros(1024, HIT)
-        self._work = np.zeros((BLOCK, 2), np.int32)
+        self._work = np.zeros((BLOCK, 4), np.int32)
 
     @classmethod
     def build(cls, fences: Sequence[Fence], cells: CellTable) -> FenceIndex:

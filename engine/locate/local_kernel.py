@@ -25,7 +25,7 @@ from engine.geometry_kernel import (
 )
 from engine.kernels import inlined_lean_kernel, lean_kernel
 
-MANY_EDGES = 24
+MANY_EDGES = 9
 MOST_LOCAL = 64
 """Lists longer than this save little over the whole polygon."""
 
