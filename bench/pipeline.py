@@ -55,7 +55,7 @@ def run(smoke: bool) -> list[dict]:
         made = workload.realistic(users, events, content)
         rows += measure(f"pipeline.realistic.{users}", content, made, warm_share=0.5)
     count_worst = 8_192 if smoke else 200_000
-    open_to_all = workload.make_content(1_000 if smoke else 10_000, 255, audience=None)
+    open_to_all = workload.make_content(1_000 if smoke else 10_000, 254, audience=None, every_edge=True)
     made = workload.worst(2_000 if smoke else 20_000, count_worst, open_to_all)
     rows += measure("pipeline.worst", open_to_all, made, warm_share=0.1)
     return rows

@@ -95,9 +95,14 @@ def make_cells(seed: int = 2, *, spread_deg: float = CITY_DEG) -> CellTable:
     )
 
 
-def make_scenarios(count: int, fences: tuple[Fence, ...], *, audience: str | None = "tag:t0") -> tuple[Scenario, ...]:
-    """Scenarios that share out the fences and the apps, so that more of them do not mean more candidates."""
-    presence = max(1, count * 2 // 3)
+def make_scenarios(
+    count: int, fences: tuple[Fence, ...], *, audience: str | None = "tag:t0", every_edge: bool = False
+) -> tuple[Scenario, ...]:
+    """Scenarios that share out the fences and the apps, so that more of them do not mean more candidates.
+
+    every_edge  half of them wait for every ENTER, half for every EXIT (the worst mix)
+    """
+    presence = count if every_edge else max(1, count * 2 // 3)
     made = []
     for row in range(count):
         offer = OfferDefinition(
@@ -109,8 +114,10 @@ def make_scenarios(count: int, fences: tuple[Fence, ...], *, audience: str | Non
             text="您好，凭此短信可领取优惠券一张，详情请咨询营业厅。",
         )
         if row < presence:
-            mine = tuple(fence.id for fence in fences[row::presence])
-            kind = ("enter", "enter", "dwell")[row % 3]
+            if every_edge:
+                kind, mine = ("enter", "exit")[row % 2], tuple(fence.id for fence in fences[row // 2 :: presence // 2])
+            else:
+                kind, mine = ("enter", "enter", "dwell")[row % 3], tuple(fence.id for fence in fences[row::presence])
             trigger: PresenceTrigger | UsageTrigger = PresenceTrigger(kind, mine, 300 if kind == "dwell" else 0)
             if not mine:
                 trigger = UsageTrigger((FieldTest("app", "==", f"spare{row}"),))
@@ -134,14 +141,19 @@ def make_scenarios(count: int, fences: tuple[Fence, ...], *, audience: str | Non
 
 
 def make_content(
-    fences: int = 10_000, scenarios: int = 255, *, audience: str | None = "tag:t0", spread_deg: float = CITY_DEG
+    fences: int = 10_000,
+    scenarios: int = 255,
+    *,
+    audience: str | None = "tag:t0",
+    spread_deg: float = CITY_DEG,
+    every_edge: bool = False,
 ) -> Content:
     placed = make_fences(fences, spread_deg=spread_deg)
     return Content(
         version=f"bench-{fences}-{scenarios}",
         fences=placed,
         cells=make_cells(spread_deg=spread_deg),
-        scenarios=make_scenarios(scenarios, placed, audience=audience),
+        scenarios=make_scenarios(scenarios, placed, audience=audience, every_edge=every_edge),
         policy=Policy(
             caps=(Cap(Scope.ALL, 3, "rolling", 86_400_000), Cap(Scope.ALL, 10, "week")),
             quiet_hours=QuietHours(22 * 60, 7 * 60),
