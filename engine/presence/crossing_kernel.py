@@ -38,34 +38,44 @@ def tile_of(column: int, row: int) -> int:
 
 
 @inlined_lean_kernel
-def bit_of(key: int) -> int:
-    """Which of MAYBE_BITS stands for a tile."""
-    return ((key >> 32) * 0x9E3779B1 + (key & 0xFFFFFFFF) * 0x85EBCA77) >> 8 & (MAYBE_BITS - 1)
+def hash_of(key: int) -> int:
+    """Spread a tile's key over at least MAYBE_BITS."""
+    return (((key >> 32) * 0x9E3779B1 + (key & 0xFFFFFFFF) * 0x85EBCA77) >> 7) & 0x7FFFFFFF
+
+
+@inlined_lean_kernel
+def may_hold(tiles: Tiles, key: int) -> bool:
+    """Say whether a tile may hold a box; False is certain."""
+    bit = hash_of(key) & (MAYBE_BITS - 1)
+    return bool(tiles.maybe[bit >> 6] & (np.uint64(1) << np.uint64(bit & 63)) != 0)
 
 
 @lean_kernel
-def set_bits(tiles: Tiles) -> None:
-    """Set the bit of every tile that holds a box."""
+def fill_slots(tiles: Tiles) -> None:
+    """Enter every tile into `maybe` and `slot`, which are empty."""
+    mask = tiles.slot.shape[0] - 1
     for place in range(tiles.key.shape[0]):
-        bit = bit_of(tiles.key[place])
+        code = hash_of(tiles.key[place])
+        bit = code & (MAYBE_BITS - 1)
         tiles.maybe[bit >> 6] |= np.uint64(1) << np.uint64(bit & 63)
+        slot = code & mask
+        while tiles.slot[slot] >= 0:
+            slot = (slot + 1) & mask
+        tiles.slot[slot] = place
 
 
-@lean_kernel
+@inlined_lean_kernel
 def find_tile(tiles: Tiles, key: int) -> int:
     """Place of a tile, or -1."""
-    bit = bit_of(key)
-    if tiles.maybe[bit >> 6] & (np.uint64(1) << np.uint64(bit & 63)) == 0:
+    if not may_hold(tiles, key):
         return -1
-    low = 0
-    high = tiles.key.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if tiles.key[middle] < key:
-            low = middle + 1
-        else:
-            high = middle
-    return low if low < tiles.key.shape[0] and tiles.key[low] == key else -1
+    mask = tiles.slot.shape[0] - 1
+    slot = hash_of(key) & mask
+    while tiles.slot[slot] >= 0:
+        if tiles.key[tiles.slot[slot]] == key:
+            return int(tiles.slot[slot])
+        slot = (slot + 1) & mask
+    return -1
 
 
 @inlined_lean_kernel
@@ -76,8 +86,7 @@ def is_way_empty(tiles: Tiles, user: Any, fix: Any) -> bool:
     column, row = fix.lon_e7 >> TILE_SHIFT, fix.lat_e7 >> TILE_SHIFT
     if column != user.lon_e7 >> TILE_SHIFT or row != user.lat_e7 >> TILE_SHIFT or tiles.wide.shape[0] > 0:
         return bool(fix.lon_e7 == user.lon_e7 and fix.lat_e7 == user.lat_e7)
-    bit = bit_of(tile_of(column, row))
-    return bool(tiles.maybe[bit >> 6] & (np.uint64(1) << np.uint64(bit & 63)) == 0)
+    return not may_hold(tiles, tile_of(column, row))
 
 
 @lean_kernel

@@ -138,7 +138,8 @@ class Tiles(NamedTuple):
     start  int64[T + 1]  boxes of tile t: box[start[t]:start[t + 1]]
     box    BOX[...]
     wide   int32[...]    fences too wide for tiles, or over the antimeridian: always looked at
-    maybe  uint64[2^14]  one bit a tile, by `bit_of`: unset where no box is
+    maybe  uint64[2^14]  one bit a tile, by its hash: unset where no box is
+    slot   int32[2^k]    open addressing by the hash: place of the tile, -1 empty
     """
 
     key: np.ndarray
@@ -146,6 +147,7 @@ class Tiles(NamedTuple):
     box: np.ndarray
     wide: np.ndarray
     maybe: np.ndarray
+    slot: np.ndarray
 
 
 class Rules(NamedTuple):

@@ -8,7 +8,7 @@ import numpy as np
 
 from engine.definitions import Fence, Shape
 from engine.geometry_kernel import CELLS, FenceArrays
-from engine.presence.crossing_kernel import set_bits
+from engine.presence.crossing_kernel import fill_slots
 from engine.presence.layout_kernel import BOX, DWELLS, FEED_RULE, MAYBE_BITS, NEVER, RULE, TILE_SHIFT, Rules, Tiles
 from engine.presence.table import transition_table
 from engine.settings import FeedTable
@@ -124,6 +124,7 @@ def fence_tiles(arrays: FenceArrays) -> Tiles:
     box["fence"] = fence[order]
     wide = np.flatnonzero(has_shape & ~tiled).astype(np.int32)
     maybe = np.zeros(MAYBE_BITS // 64, np.uint64)
-    tiles = Tiles(keys.astype(np.int64), np.append(start, len(fence)).astype(np.int64), box, wide, maybe)
-    set_bits(tiles)
+    slot = np.full(1 << max(4, (2 * len(keys)).bit_length()), -1, np.int32)
+    tiles = Tiles(keys.astype(np.int64), np.append(start, len(fence)).astype(np.int64), box, wide, maybe, slot)
+    fill_slots(tiles)
     return tiles
