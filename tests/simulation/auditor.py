@@ -7,6 +7,7 @@ engine is only what the engine said (`told`).
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter, defaultdict
 from hashlib import blake2b
 from typing import Any
@@ -121,7 +122,7 @@ class Auditor:
         else:
             self.check(told.events == 0 and not told.dead, "a record without events gave some")
         triggers = self._follow_transitions(told, wanted)
-        decisions = [orjson.loads(line) for line in told.decisions]
+        decisions = _as_reserved([orjson.loads(line) for line in told.decisions])
         for row, decision in enumerate(decisions):
             self._judge(decision, decisions[:row] + decisions[row + 1 :], wanted, triggers, record)
         self._swallow(wanted)
@@ -165,7 +166,9 @@ class Auditor:
             # A ping may be dropped for another reason first, never for consent that there is.
             is_right = told.drops[code] == count if code == NO_USAGE else told.drops[code] <= count
             self.check(is_right, f"{told.drops[code]} events dropped for want of consent {code}, {count} had none")
-        self.check(told.drops[1] + told.drops[2] >= repeated, f"{repeated} usage events came again or late, and counted")
+        self.check(
+            told.drops[1] + told.drops[2] >= repeated, f"{repeated} usage events came again or late, and counted"
+        )
         return changes
 
     def _want_usage(self, event: dict[str, Any], line: bytes, wanted: Counter[Wanted]) -> None:
@@ -310,7 +313,10 @@ class Auditor:
         elif reason == "outscored":
             self.check(values.get("held") in self.held, f"{label}: nothing is held")
         elif reason == "opted_out" and values.get("closed"):
-            closing = record.kind == EVENTS and orjson.loads(record.payload)["type"] in ("user-closed", "address-changed")
+            closing = record.kind == EVENTS and orjson.loads(record.payload)["type"] in (
+                "user-closed",
+                "address-changed",
+            )
             self.check(closing, f"{label}: nobody was closed")
         elif not self._is_true(reason, decision["outcome"], plan, name, trigger, decision["at"], arrived_ms):
             self.say(f"{label} is not true")
@@ -428,3 +434,11 @@ class Auditor:
                     if f'"{expected.user}"'.encode() in line:
                         prompt &= record.append_ms - orjson.loads(line)["at"] < 60_000
         return prompt
+
+
+def _as_reserved(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Order what one instant brought a user as the ledger was asked: shadow, then withheld, then what took the slot."""
+    ordered: list[dict[str, Any]] = []
+    for _, group in itertools.groupby(decisions, key=lambda one: (one["user"], one["at"])):
+        ordered += sorted(group, key=lambda one: ("shadow" not in one["values"], one["outcome"] != "withheld"))
+    return ordered

@@ -10,7 +10,7 @@ from tests.simulation.plan import DAY_MS, FREE, HOUR_MS, PLACES, START_MS, City,
 
 MINUTE_MS = 60_000
 HOURS = 24
-SCRIPTED = ("w-dwell", "w-close", "w-delay", "w-twice", "w-stay")
+SCRIPTED = ("w-dwell", "w-close", "w-delay", "w-twice", "w-stay", "w-stop", "w-soon")
 
 
 @dataclass
@@ -65,10 +65,10 @@ APPS = (
     {"category": "night"},
     {"category": "ecommerce", "app": "jd"},
 )
-ZONES = (None, None, None, None, "Asia/Shanghai", "Asia/Shanghai", "Asia/Tokyo", "Europe/London", "Mars/Phobos")
+ZONES = (None, None, None, None, "Asia/Shanghai", "Asia/Shanghai", "Asia/Tokyo", "Europe/London")
 
 
-def make_day(seed: int, city: City, *, people: int = 56, hours: int = HOURS) -> Day:
+def make_day(seed: int, city: City, *, people: int = 52, hours: int = HOURS) -> Day:
     """Make everybody's day: profiles and consents first, then pings, usage events and messages."""
     day = Day()
     for number in range(people):
@@ -189,7 +189,7 @@ def _where(visits: list[Visit], home: tuple[float, float], at: int) -> tuple[flo
 def _pings(
     dice: random.Random, name: str, visits: list[Visit], home: tuple[float, float], day: Day, span_ms: int
 ) -> None:
-    cadence = dice.choice((3, 6, 8, 12)) * MINUTE_MS
+    cadence = dice.choice((8, 12, 16, 22)) * MINUTE_MS
     at, number = START_MS + dice.randrange(cadence), 0
     while at < START_MS + span_ms:
         east, north, is_there = _where(visits, home, at)
@@ -225,7 +225,7 @@ def _cells(dice: random.Random, name: str, visits: list[Visit], number: int, day
         if dice.random() < 0.06:
             cell = f"c-{(number + 1) % 8}"
         _send(day, dice.choice((1000, 5000, 20_000)), type="ping", feed="signalling", user=name, at=at, cell=cell)
-        at += round(dice.uniform(18, 40) * MINUTE_MS)
+        at += round(dice.uniform(40, 90) * MINUTE_MS)
     for visit in visits:
         if visit.place == "sim/metro":
             for at in (visit.from_ms + 5000, visit.from_ms + 200_000, visit.until_ms - 3000):
@@ -235,7 +235,7 @@ def _cells(dice: random.Random, name: str, visits: list[Visit], number: int, day
 
 
 def _apps(dice: random.Random, name: str, day: Day, span_ms: int) -> None:
-    for number in range(dice.randrange(22, 42)):
+    for number in range(dice.randrange(20, 36)):
         at = START_MS + dice.randrange(span_ms)
         if at % DAY_MS > 17 * HOUR_MS and dice.random() < 0.6:  # fewer after one in the night
             at -= 9 * HOUR_MS
@@ -288,6 +288,13 @@ def _scripted(dice: random.Random, city: City, day: Day, span_ms: int) -> None:
     at = minute + 30_000
     _send(day, 100, True, type="user-closed", user="w-twice", at=at, id="w-twice/closed")
     _send(day, 200, True, type="consent", user="w-twice", at=at + 150, purpose="location", granted=True)
+
+    # Two offers that can be claimed half an hour later only: one user says no meanwhile, the other's is due by then.
+    noon = START_MS + 5 * HOUR_MS + 300_000
+    for name, app in (("w-stop", "iqiyi"), ("w-soon", "bank")):
+        _send(day, 200, True, type="usage", feed="dpi", user=name, at=noon, app=app, id=f"{name}/1")
+    for channel in ("sms", "push"):
+        _send(day, 200, True, type="inbound-message", user="w-stop", at=noon + 60_000, channel=channel, text="td")
 
     # Somebody inside all day: who forgets him at a change of content tells of a second arrival.
     fix("w-stay", "sim/cinema", START_MS + 600_000, away_m=900)

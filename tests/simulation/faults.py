@@ -11,7 +11,16 @@ import orjson
 from tests.simulation.day import Day, Event
 from tests.simulation.plan import HOUR_MS, START_MS
 
-IN_TRANSIT = ("late", "lagging_user", "duplicate", "reorder", "clock_plus_hour", "clock_minus_hour", "clock_plus_year", "poison")
+IN_TRANSIT = (
+    "late",
+    "lagging_user",
+    "duplicate",
+    "reorder",
+    "clock_plus_hour",
+    "clock_minus_hour",
+    "clock_plus_year",
+    "poison",
+)
 IN_SERVICE = (
     "redelivered_record",
     "crash",
@@ -31,6 +40,9 @@ IN_SERVICE = (
 )
 EVERY = IN_TRANSIT + IN_SERVICE
 
+SCRIPTED_SPAN = (START_MS + 5 * HOUR_MS, START_MS + 5 * HOUR_MS + 2_100_000)
+"""A store that fails does so here for once: scripted users get offers meanwhile, and think better of it."""
+
 POISON = (
     b'{"type":"ping","feed":"app","user":"u1","at":',
     b'{"type":"ping","feed":"app","user":"u1","at":1767310000,"lon":116.4,"lat":39.9}',
@@ -45,7 +57,11 @@ POISON = (
     b'{"type":"wave","user":"u1","at":1767310000000}',
     b'{"v":9,"type":"ping","feed":"app","user":"u1","at":1767310000000,"lon":116.4,"lat":39.9}',
     b'{"type":"ping","feed":"app","at":1767310000000,"lon":116.4,"lat":39.9}',
-    b'{"type":"usage","feed":"dpi","user":"u1","at":1767310000000,"app":"iqiyi","props":' + b"[" * 40 + b"]" * 40 + b"}",
+    b'{"type":"usage","feed":"dpi","user":"u1","at":1767310000000,"app":"iqiyi","props":'
+    + b"[" * 40
+    + b"]" * 40
+    + b"}",
+    b'{"type":"profile","user":"u2","at":1767310000000,"time_zone":"Mars/Phobos","dnd":true}',
     b"42",
     b'{"type":"usage","feed":"dpi","user":7,"at":1767310000000,"app":"iqiyi"}',
 )
@@ -121,14 +137,15 @@ def draw(seed: int, hours: int) -> Trouble:
         first = some_time()
         trouble.contents = [(first, "v2"), (first + dice.randrange(HOUR_MS, 6 * HOUR_MS), "v3")]
     if "pause" in kinds:
-        for scenario, minutes in (("sim/flash", 200), ("*", 25), ("sim/watch-live", 90), ("sim/dwell-mall", 240)):
+        for scenario, minutes in (("sim/flash", 200), ("*", 25), ("sim/watch-live", 400), ("sim/dwell-mall", 240)):
             at = some_time()
+            if scenario == "sim/watch-live":  # all are paused and resumed while this one is paused by itself
+                at = min(at for at, name, _ in trouble.controls if name == "*") - 60 * 60_000
             trouble.controls += [(at, scenario, True), (at + minutes * 60_000, scenario, False)]
     for what in ("reserve_unavailable", "commit_unavailable", "claim_unavailable"):
         if what in kinds:
-            for _ in range(2):
-                at, minutes = some_time(), dice.choice((3, 15, 40))
-                trouble.spans.setdefault(what, []).append((at, at + minutes * 60_000))
+            at, minutes = some_time(), dice.choice((3, 15, 40))
+            trouble.spans[what] = [SCRIPTED_SPAN, (at, at + minutes * 60_000)]
     trouble.redeliver = 0.02 if "redelivered_record" in kinds else 0.0
     trouble.gateway_unknown = 0.2 if "gateway_unknown" in kinds else 0.0
     trouble.gateway_rejects = 0.2 if "gateway_rejects" in kinds else 0.02
@@ -159,7 +176,8 @@ def spoil(seed: int, day: Day, kinds: tuple[str, ...]) -> list[Event]:
                 if kind in kinds and value["user"] in users and since <= value["at"] < since + 4 * HOUR_MS:
                     event = replace(event, value={**value, "at": value["at"] + skew_ms})
         events.append(event)
-        if "duplicate" in kinds and dice.random() < 0.04:
+        closes = value["type"] in ("user-closed", "address-changed")
+        if "duplicate" in kinds and dice.random() < (0.5 if closes else 0.04):
             delay_ms = dice.choice((0, 300, 5_000, 50_000, 1_500_000))
             events.append(replace(event, arrival_ms=event.arrival_ms + delay_ms))
     if "poison" in kinds:

@@ -32,6 +32,7 @@ from tests.simulation.told import Told, tell
 
 BOOT_ID = "the simulated machine"
 TICK_MS = 45_000
+LONG_TICK_MS = 600_000  # when nothing comes any more
 SNAPSHOT_MS = 1_500_000
 
 
@@ -143,7 +144,8 @@ class Live:
         return self.story
 
     def _step(self) -> None:
-        next_ms = min(self._next_arrival_ms(), self.now_ms + TICK_MS)
+        tick_ms = TICK_MS if self.arrivals else LONG_TICK_MS
+        next_ms = min(self._next_arrival_ms(), self.now_ms + tick_ms)
         self.now_ms = max(self.now_ms, next_ms)
         self._turn_outage()
         self._append_due()
@@ -170,7 +172,7 @@ class Live:
             self._append(record.payload, record.kind, record.poison)
             self.story.note("redelivered_record")
             appended = True
-        until_ms = self.now_ms + self.dice.choice((0, 500, 4_000, 12_000))
+        until_ms = self.now_ms + self.dice.choice((0, 2_000, 15_000, 40_000))
         bundle: list[Event] = []
         while self.arrivals and self.arrivals[0][0] <= until_ms:
             at_ms, _, event = heapq.heappop(self.arrivals)
@@ -218,8 +220,8 @@ class Live:
     # --- processing -------------------------------------------------------------------------------------------------
 
     def _process(self) -> None:
-        while blocks := self.source.poll(self.dice.choice((1, 3, 40, 400, 4096))):
-            for block in blocks:
+        while self.source.next_position < self.journal.end:
+            for block in self.source.poll(self.dice.choice((1, 3, 40, 400, 4096))):
                 for piece in cut_at(block, self._edges()):
                     self._process_block(piece)
 
