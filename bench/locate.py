@@ -3,8 +3,8 @@
 Fences are stars of 4 to 24 corners, some 30 to 400 m across, clustered as shops are; one in a thousand is a
 district.  Points spread as people do; about one in twenty lies inside some fence.
 
-`points_per_s`        coarse fixes: which fences cover the point?  STRtree answers the same (covered_by, from points made
-                      beforehand) and the answers must be equal; the index gives signed distance and confidence too.
+`points_per_s`        coarse fixes: which fences cover the point?  STRtree answers the same (covered_by, from points
+                      made beforehand) and must answer alike; the index gives signed distance and confidence too.
 `mixed_points_per_s`  gps, wifi and cell as 4 : 2 : 4, the fine ones touching fences up to 60 m away.  STRtree is
                       asked dwithin(accuracy) on a plane, which is about the same question, so answers are not compared.
 

@@ -7,12 +7,13 @@ on one side.  Shapely agrees (tests/property/test_locate.py) and is some ten tim
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
-from engine.distance_kernel import RADIANS_PER_E7, scales
+from engine.distance_kernel import METRES_PER_E7_LAT_MIN, RADIANS_PER_E7, scales
 from engine.geometry_kernel import CELLS, POLAR_LAT_E7, FenceArrays, relative_lon, signed_distance_m
-from engine.kernels import kernel
+from engine.kernels import inlined_lean_kernel, kernel, lean_kernel
 from engine.locate.kernel import (
     BOUND_BITS,
     BOUND_M,
@@ -35,6 +36,7 @@ from engine.model import FINE_ACCURACY_M
 
 SMALLEST_SHIFT = DIRECTORY_SHIFT - 3 * TILE_SHIFT
 NEAR_M = FINE_ACCURACY_M * 1.01 + 1.0
+MARGIN_Y = int(NEAR_M / METRES_PER_E7_LAT_MIN) + 1
 WORTH_SPLITTING = np.array([6, 6, 40])
 """More fences' edges than this through a cell of the level make it worth a tile of its own (1 kB)."""
 
@@ -126,7 +128,9 @@ def build_tree(
                     one = candidate[c]
                     if one & CLASS_BITS != INSIDE:
                         fence = one >> FENCE_SHIFT
-                        one = fence << FENCE_SHIFT | cell_class(fences, fence, margin_x[fence], east, north, shift)
+                        if is_beside(fences.row[fence], margin_x[fence], east, north, shift):
+                            continue
+                        one = fence << FENCE_SHIFT | cell_class(fences, fence, east, north, shift)
                     if one & CLASS_BITS != 0:
                         scratch[count] = one
                         count += 1
@@ -181,22 +185,26 @@ def build_tree(
     return node[:nodes].copy(), word[:words].copy(), local[:locals_].copy()
 
 
-@kernel
-def cell_class(fences: FenceArrays, fence: int, margin_x: int, east: int, north: int, shift: int) -> int:
+@inlined_lean_kernel
+def is_beside(row: Any, margin_x: int, east: int, north: int, shift: int) -> bool:
+    """Say whether the cell lies more than NEAR_M outside the fence's bounding box, as most cells do."""
+    half = 1 << (shift - 1)
+    y = north + half + SOUTH_E7 - row.origin_lat_e7
+    if y + half + MARGIN_Y < row.min_y or y - half - MARGIN_Y > row.max_y:
+        return True
+    # A wide fence may be near the other way round.
+    is_wide = np.int64(row.max_x) - row.min_x > -WEST_E7
+    x = relative_lon(row, east + half + WEST_E7)
+    return not is_wide and (x + half + margin_x < row.min_x or x - half - margin_x > row.max_x)
+
+
+@lean_kernel
+def cell_class(fences: FenceArrays, fence: int, east: int, north: int, shift: int) -> int:
     """Classify one cell against one fence: 0, EDGE, INSIDE or NEAR with its bound; in doubt EDGE."""
     row = fences.row[fence]
     half = 1 << (shift - 1)
     lon_e7 = east + half + WEST_E7
     lat_e7 = north + half + SOUTH_E7
-    y = lat_e7 - row.origin_lat_e7
-    margin_y = np.int64(NEAR_M / 0.011) + half
-    if y + margin_y < row.min_y or y - margin_y > row.max_y:
-        return 0
-    is_wide = (np.int64(row.max_x) - row.min_x) > -WEST_E7
-    if not is_wide:
-        x = relative_lon(row, lon_e7)
-        if x + half + margin_x < row.min_x or x - half - margin_x > row.max_x:
-            return 0
     if abs(lat_e7) + half > POLAR_LAT_E7 or row.shape == CELLS:
         return EDGE
     kx, ky = scales(max(abs(lat_e7) - half, 0) * RADIANS_PER_E7)
@@ -211,7 +219,7 @@ def cell_class(fences: FenceArrays, fence: int, margin_x: int, east: int, north:
     return NEAR | 1 + int(min(max(-distance - corner_m, 0.0) / BOUND_M, BOUND_MASK - 1))
 
 
-@kernel
+@lean_kernel
 def is_worth_splitting(fences: FenceArrays, candidates: np.ndarray, north: int, level: int, fineness: float) -> bool:
     """Split where many edges run through the cell, or a fence fills so little of it that most points would miss."""
     shift = DIRECTORY_SHIFT - TILE_SHIFT * level
@@ -232,7 +240,7 @@ def is_worth_splitting(fences: FenceArrays, candidates: np.ndarray, north: int, 
     return bool(edges > WORTH_SPLITTING[level])
 
 
-@kernel
+@lean_kernel
 def find_list(table: np.ndarray, word: np.ndarray, first: int) -> int:
     """Place in the open-addressing table of the list that equals the one at `first`, or of the gap for it."""
     length = list_length(word, first)
@@ -245,7 +253,7 @@ def find_list(table: np.ndarray, word: np.ndarray, first: int) -> int:
     return int(place)
 
 
-@kernel
+@lean_kernel
 def list_length(word: np.ndarray, first: int) -> int:
     i = first
     while not word[i] & LAST_BIT:
@@ -253,7 +261,7 @@ def list_length(word: np.ndarray, first: int) -> int:
     return i - first + (2 if word[i] & LOCAL_BIT else 1)
 
 
-@kernel
+@lean_kernel
 def are_equal(word: np.ndarray, one: int, other: int, length: int) -> bool:
     """Compare two lists; equal so far as `length`, they end together, for the ends are marked."""
     for i in range(length):
