@@ -17,8 +17,8 @@ from engine.presence.layout_kernel import (
     SUSPENDED,
     Rules,
     State,
-    forget_visit,
 )
+from engine.presence.pair_kernel import forget_visit
 from engine.presence.timer_kernel import arm_visit, by_timer, end_visit
 from engine.wheel_kernel import pop
 

@@ -20,10 +20,8 @@ from engine.presence.layout_kernel import (
     Rules,
     State,
     Tiles,
-    closing_ms,
-    find_visit,
-    next_row,
 )
+from engine.presence.pair_kernel import closing_ms, find_visit, next_row
 
 CROSS_MS = 1_800_000
 HALF_TURN_E7 = 1_800_000_000

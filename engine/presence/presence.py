@@ -12,6 +12,7 @@ from engine.geometry_kernel import FenceArrays
 from engine.model import EVENT, HIT, TRANSITION, Drop, TransitionKind
 from engine.presence import activation_kernel, kernel
 from engine.presence import layout_kernel as layout
+from engine.presence.pair_kernel import find_visit
 from engine.presence.rules import compile_rules, with_hours
 from engine.presence.state import blank_user, new_state, state_arrays, state_of, with_room, with_users
 from engine.presence.table import STATES
@@ -164,7 +165,7 @@ class Presence:
 
     def is_inside(self, user: int, fence: int, now_ms: int) -> bool:
         """Say whether the user counts as inside at `now_ms`: INSIDE or EXITING, and heard of within the ttl (P7)."""
-        row = layout.find_visit(self._state, user, fence) if 0 <= user < len(self._state.user) else -1
+        row = find_visit(self._state, user, fence) if 0 <= user < len(self._state.user) else -1
         if row < 0:
             return False
         visit = self._state.visit[row]

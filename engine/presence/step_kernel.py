@@ -31,10 +31,8 @@ from engine.presence.layout_kernel import (
     UNSURE,
     Rules,
     State,
-    closing_ms,
-    forget_visit,
-    open_visit,
 )
+from engine.presence.pair_kernel import closing_ms, forget_visit, open_visit
 from engine.presence.timer_kernel import begin_visit, end_visit, enter_delay_ms, occupy, write_dwell
 from engine.presence.zone_kernel import NO_EVIDENCE, Zone, is_exact, witness_before
 

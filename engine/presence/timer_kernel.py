@@ -34,10 +34,8 @@ from engine.presence.layout_kernel import (
     TAKEABLE,
     Rules,
     State,
-    closing_ms,
-    forget_visit,
-    next_row,
 )
+from engine.presence.pair_kernel import closing_ms, forget_visit, next_row
 from engine.wheel_kernel import arm
 
 FOREVER = 1 << 62
