@@ -100,8 +100,11 @@ def _print_trace(console: Console, trace: dict[str, Any]) -> None:
     for column in ("gate", "answer", "compared"):
         table.add_column(column, overflow="fold")
     for step in trace["steps"]:
-        answer = "passed" if step["passed"] else step["reason"] or "not asked"
-        table.add_row(step["gate"], "not asked" if not step["asked"] else answer, _values(step["values"]))
+        if step["asked"]:
+            answer = "passed" if step["passed"] else step["reason"]
+        else:
+            answer = "nothing to ask" if step["passed"] else "not reached"
+        table.add_row(step["gate"], answer, _values(step["values"]))
     console.print(table)
 
 

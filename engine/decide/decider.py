@@ -18,7 +18,7 @@ from engine.decide.profiles import ProfileTable
 from engine.decide.recorder import Recorder
 from engine.decide.records import Decision
 from engine.decide.wave import Alarm, Group, build_group, settle_group
-from engine.definitions import Content
+from engine.definitions import Content, PresenceTrigger
 from engine.errors import StoreUnavailable
 from engine.model import Candidate, Outcome, Reason, ReserveAnswer, ReserveRequest, Trigger
 
@@ -72,6 +72,7 @@ class Decider:
         self.clock = LocalTime(content.policy.time_zone)
         self._shapes: dict[Any, Rules] = {}
         self._fence_names = {fence.id: fence.name for fence in content.fences}
+        self._fence_zones = {fence.id: fence.time_zone for fence in content.fences}
         self.plans = [self._compile_row(row) for row in range(len(content.scenarios))]
         self._has_limits = any(plan.is_limited for plan in self.plans)
         self._row = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
@@ -313,8 +314,12 @@ class Decider:
         """Tell for every scenario what would happen if its trigger came now."""
         traces = []
         for row, plan in enumerate(self.plans):
-            kind = getattr(plan.scenario.trigger, "kind", "usage")
-            trigger = Trigger(kind=kind, key="explain", at_ms=now_ms)
+            asked = plan.scenario.trigger
+            # A presence trigger is judged at the first of its fences: texts and quiet hours ask which one it was.
+            fence = asked.fences[0] if isinstance(asked, PresenceTrigger) and asked.fences else None
+            zone = self._fence_zones.get(fence) if fence is not None else None
+            kind = getattr(asked, "kind", "usage")
+            trigger = Trigger(kind=kind, key="explain", at_ms=now_ms, fence=fence, time_zone=zone)
             traces.append(self.explain(Candidate(row, slot, user_id, trigger, now_ms)))
         return traces
 
