@@ -18,7 +18,8 @@ from engine.model import HIT
 POLE_E7 = EARTH_TURN_E7 // 4
 BYTES_PER_FENCE = 3_500
 FINENESS = (4.0, 1.5, 0.75)
-"""How eagerly large fences are cut into small cells; the first that keeps to BYTES_PER_FENCE serves."""
+"""How eagerly large fences are cut into small cells; the first that keeps to BYTES_PER_FENCE,
+the directory aside, serves."""
 
 
 class FenceIndex:
@@ -52,7 +53,8 @@ class FenceIndex:
         for fineness in FINENESS:
             grid, node, word, local = build_directory(arrays, fineness)
             index = IndexArrays(arrays, grid, node, word, local, cell_start, member)
-            if nbytes(index) <= BYTES_PER_FENCE * len(ordered):
+            directory = int(grid[2] * grid[3]) * node.itemsize
+            if nbytes(index) - directory <= BYTES_PER_FENCE * len(ordered):
                 break
         return cls(ordered, index)
 

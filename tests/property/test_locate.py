@@ -104,7 +104,7 @@ def stars(draw: st.DrawFn) -> list[tuple[int, int]]:
     return ring
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(stars(), st.integers(0, 2**32))
 def test_membership_is_exact_at_any_size_and_over_the_antimeridian(ring: list[tuple[int, int]], seed: int) -> None:
     # Long edges: products reach 6e18, where float64 and a subtraction of int64 both fail.
@@ -198,7 +198,7 @@ def test_point_distances_agree_with_geopy_everywhere(lon: float, lat: float, pow
     assert distance == pytest.approx(10**power, rel=1e-5 if power > 5 else 5e-7, abs=0.0005)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.integers(-1_800_000_000, 1_800_000_000),
     st.integers(-900_000_000, 900_000_000),
