@@ -73,9 +73,10 @@ def pause(
 
 def warm() -> None:
     """Compile the hot path now, so that no later start has to (images, read-only workers)."""
-    from engine.runtime.warm import warm as compile_all
+    from engine.runtime.warm import warm_aloud
 
-    print(f"compiled in {compile_all():.0f} s")
+    warm_aloud()
+    print("the hot path is compiled")
 
 
 class NotRunning(OpportuneError):

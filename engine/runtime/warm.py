@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,24 @@ def warm_aloud() -> None:
     if is_warm():
         _run_a_day()
         return
-    print("First start: compiling the hot path for this machine, about a minute, once ...", file=sys.stderr, flush=True)
-    seconds = warm()
+    print("First start: compiling the hot path for this machine, once; one to three minutes", file=sys.stderr, flush=True)
+    done = threading.Event()
+    teller = threading.Thread(target=_tell, args=(done,), daemon=True)
+    teller.start()
+    try:
+        seconds = warm()
+    finally:
+        done.set()
+        teller.join()
     print(f"compiled in {seconds:.0f} s, kept in {CACHE}", file=sys.stderr, flush=True)
+
+
+def _tell(done: threading.Event) -> None:
+    """Give a sign of life while the compiler works."""
+    seconds = 0
+    while not done.wait(10.0):
+        seconds += 10
+        print(f"  still compiling, {seconds} s ...", file=sys.stderr, flush=True)
 
 
 def warm() -> float:
