@@ -19,7 +19,7 @@ def main() -> int:
     parser.add_argument("--most", type=int, default=20, help="violations to print of a seed")
     asked = parser.parse_args()
     reasons: Counter[tuple[str, str]] = Counter()
-    faults: Counter[str] = Counter({kind: 0 for kind in EVERY})
+    faults: Counter[str] = Counter(dict.fromkeys(EVERY, 0))
     happened: Counter[str] = Counter()
     dead: Counter[str] = Counter()
     failed = []

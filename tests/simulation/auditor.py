@@ -27,11 +27,12 @@ from tests.simulation.told import Told
 EVENTS, CONTENT, CONTROL = 1, 3, 4
 NO_LOCATION, NO_USAGE = 7, 8  # drop codes
 SILENT = {"closed", "opened", "gap", "expired", "removed", "returned"}
-REASONS = set(
-    "granted not_live too_old no_profile audience no_consent opted_out dnd suppressed reentry quiet_hours stale_presence "
-    "outscored min_gap stock budget missing_value bad_value deadline paused feed_silent store_unavailable holdout "
-    "duplicate cap:all cap:channel cap:scenario cap:category cap:partner cap:deployment".split()
-)
+REASONS = {
+    "granted", "not_live", "too_old", "no_profile", "audience", "no_consent", "opted_out", "dnd", "suppressed",
+    "reentry", "quiet_hours", "stale_presence", "outscored", "min_gap", "stock", "budget", "missing_value", "bad_value",
+    "deadline", "paused", "feed_silent", "store_unavailable", "holdout", "duplicate",
+    "cap:all", "cap:channel", "cap:scenario", "cap:category", "cap:partner", "cap:deployment",
+}  # fmt: skip
 OUTCOMES = {"granted": "offer", "holdout": "withheld", "outscored": "lost", "deadline": "expired"}
 Wanted = tuple[str, str, str, int]
 """A candidate that must be decided: user, scenario, trigger key, instant of the trigger."""
@@ -154,7 +155,7 @@ class Auditor:
                 if not who.says("usage", self.city.assumed):
                     without[NO_USAGE] += 1
                 elif who.admit_usage(event["feed"], event.get("id") or line.decode(), event["at"]):
-                    self._want_usage(event, line, wanted)
+                    self._want_usage(event, wanted)
                 else:
                     repeated += 1
             else:
@@ -171,14 +172,12 @@ class Auditor:
         )
         return changes
 
-    def _want_usage(self, event: dict[str, Any], line: bytes, wanted: Counter[Wanted]) -> None:
+    def _want_usage(self, event: dict[str, Any], wanted: Counter[Wanted]) -> None:
         for plan in self.city.plans:
             if not plan.is_presence and matches(plan.trigger[1], event):
-                if "id" in event:
-                    key = f"{event['feed']}|{event['id']}"
-                else:
-                    key = f"{event['feed']}|?"  # the id of an event without one is a hash of the engine's own
-                wanted[event["user"], plan.id, key, event["at"]] += 1
+                # The id of an event without one is a hash of the engine's own.
+                identity = event.get("id", "?")
+                wanted[event["user"], plan.id, f"{event['feed']}|{identity}", event["at"]] += 1
 
     def _follow_transitions(self, told: Told, wanted: Counter[Wanted]) -> dict[tuple[str, str, int], bool]:
         """Check that visits alternate, and work out the candidates; return which triggers are too uncertain."""

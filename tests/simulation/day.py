@@ -206,7 +206,7 @@ def _pings(
             value |= dice.choice(({"lon": 0, "lat": 0}, {"lon": 191.5}, {"accuracy_m": 0}, {"accuracy_m": 9000}))
         _send(day, dice.choice((50, 200, 900, 2000)), **value)
         number += 1
-        active = is_there or 7 * HOUR_MS > at % DAY_MS or at % DAY_MS > 22 * HOUR_MS
+        active = is_there or not 7 * HOUR_MS <= at % DAY_MS <= 22 * HOUR_MS
         step = cadence if active else 2 * cadence
         if (at - START_MS) % DAY_MS > 18 * HOUR_MS:
             step = 90 * MINUTE_MS

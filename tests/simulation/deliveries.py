@@ -1,4 +1,4 @@
-"""The auditor's second half: what reached the gateway, and whether dying changed anything (rules D6-D8, A3, A4, G1, T3)."""
+"""The auditor's second half: what reached the gateway, and whether dying changed anything (D6-D8, A3, A4, G1, T3)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether a candidate might have been offered at all: the gates, asked by the auditor's own code (rules A1-A3, C5, D3, D6)."""
+"""Whether a candidate might have been offered at all: the gates, asked by the auditor itself (A1-A3, C5, D3, D6)."""
 
 from __future__ import annotations
 

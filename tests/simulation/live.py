@@ -7,6 +7,7 @@ submit, write down. A killed service is rebuilt as the service does it: snapshot
 from __future__ import annotations
 
 import heapq
+import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -423,7 +424,7 @@ def _crash_name(crash: Crash) -> str:
 def cut_at(block: Block, edges: list[int]) -> Iterator[Block]:
     """Cut a block so that no piece lies on both sides of an edge."""
     places = sorted({int(np.searchsorted(block.position, edge)) for edge in edges} | {0, len(block)})
-    for first, last in zip(places, places[1:], strict=False):
+    for first, last in itertools.pairwise(places):
         yield part_of(block, first, last)
 
 

@@ -1,0 +1,93 @@
+"""Small examples of what the simulation found, worked out by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engine.definitions import Cap, FieldTest, Limits, UsageTrigger
+from engine.model import RecordKind, Scope
+from tests.world import NOON_MS, block_of, consent, make_pipeline, profile, scenario, small_content, usage
+
+EVENTS, CONTROL = RecordKind.EVENTS, RecordKind.CONTROL
+TRIGGER = UsageTrigger((FieldTest("app", "==", "bank"),))
+
+
+class Small:
+    """One scenario on one usage event; `outcomes` of a row of records, each a second after the other."""
+
+    def __init__(self, **more: Any) -> None:
+        self.pipeline = make_pipeline(small_content(scenarios=(scenario("bank", TRIGGER, **more),)))
+        self.now_ms = NOON_MS
+        self.position = 0
+
+    def take(self, *values: Any) -> list[Any]:
+        """Process dicts as events, text as a pause record; return the decisions."""
+        decisions = []
+        for value in values:
+            self.now_ms += 1000
+            self.position += 1
+            if isinstance(value, dict):
+                value, kind = {"at": self.now_ms, **value}, EVENTS
+            else:
+                kind = CONTROL
+            block = block_of([value], position=self.position, append_ms=self.now_ms, kinds=kind)
+            decisions += self.pipeline.process(block).decisions
+        return decisions
+
+    def use(self, user: str = "a") -> str:
+        event = usage(user, self.now_ms + 1000, id=f"e{self.position}", app="bank")
+        return self.take(event)[-1].reason
+
+    def receipt(self, offer_id: str, state: str, **more: Any) -> None:
+        event = {"type": "receipt", "user": "a", "id": f"{offer_id}{state}", "state": state, "offer_id": offer_id}
+        self.take({name: one for name, one in (event | more).items() if one is not None})
+
+
+CAPPED = {"limits": Limits(caps=(Cap(Scope.SCENARIO, 1, "day"),))}
+
+
+@pytest.mark.xfail(strict=True, reason="resuming all resumes by mistake what was paused by itself")
+def test_d8_a_scenario_paused_by_itself_stays_paused_when_all_are_resumed():
+    small = Small()
+    small.take(consent("a", NOON_MS))
+    small.take(b'{"pause":"national/bank","paused":true}', b'{"pause":"*","paused":true}')
+    small.take(b'{"pause":"*","paused":false}')
+    assert small.use() == "paused"
+
+
+@pytest.mark.xfail(strict=True, reason="a repeated user-closed closes the next user")
+def test_t7_a_number_given_up_once_is_given_up_once():
+    small = Small()
+    closed = {"type": "user-closed", "user": "a", "at": NOON_MS + 500, "id": "closed"}
+    small.take(consent("a", NOON_MS), closed, consent("a", NOON_MS + 60_000), closed)
+    assert small.use() == "granted"
+
+
+@pytest.mark.xfail(strict=True, reason="a failure gives back what was delivered before")
+def test_g1_what_was_delivered_does_not_fail_afterwards():
+    small = Small(**CAPPED)
+    small.take(consent("a", NOON_MS))
+    offer_id = small.take(usage("a", NOON_MS + 2000, id="first", app="bank"))[-1].decision_id
+    small.receipt(offer_id, "delivered")
+    small.receipt(offer_id, "failed")
+    assert small.use() == "cap:scenario"
+
+
+@pytest.mark.xfail(strict=True, reason="a receipt that names only the dispatch gives nothing back")
+def test_c2_a_failure_that_names_only_the_dispatch_gives_back():
+    small = Small(**CAPPED)
+    small.take(consent("a", NOON_MS))
+    offer_id = small.take(usage("a", NOON_MS + 2000, id="first", app="bank"))[-1].decision_id
+    small.receipt(offer_id, "failed", offer_id=None, dispatch_id=f"{offer_id}/sms/1")
+    assert small.use() == "granted"
+
+
+@pytest.mark.xfail(strict=True, reason="consent counts per user, not per person")
+def test_a4_who_opts_out_on_one_number_is_left_alone_on_the_other():
+    small = Small()
+    small.take(profile("a", NOON_MS, person="p"), profile("b", NOON_MS, person="p"))
+    small.take(consent("a", NOON_MS), consent("b", NOON_MS))
+    small.take({"type": "inbound-message", "user": "a", "at": NOON_MS + 3000, "channel": "sms", "text": "TD"})
+    assert small.use("b") == "opted_out"
