@@ -192,8 +192,8 @@ def fire_timers(state: State, rules: Rules, out: np.ndarray, now_ms: int, row: i
         if state.user[user].flags & LAGS:
             continue
         delay_ms = rules.feed[state.visit[pair].feed].delay_ms
-        if fire(state, rules, out, user, pair, fire_ms - delay_ms, fire_ms, row):
-            arm_visit(state, rules, user, pair, fire_ms)
+        fire(state, rules, out, user, pair, fire_ms - delay_ms, fire_ms, row)
+        arm_visit(state, rules, user, pair, fire_ms)
 
 
 @inlined_lean_kernel

@@ -35,7 +35,7 @@ from engine.presence.layout_kernel import (
     Rules,
     State,
 )
-from engine.presence.pair_kernel import closing_ms, forget_visit, next_row
+from engine.presence.pair_kernel import closing_ms, next_row
 from engine.wheel_kernel import arm
 
 FOREVER = 1 << 62
@@ -177,8 +177,8 @@ def by_timer(out: np.ndarray, at: int, now_ms: int, event: int, reason: int) -> 
 @lean_kernel
 def fire(
     state: State, rules: Rules, out: np.ndarray, user: int, row: int, until_ms: int, now_ms: int, event: int
-) -> bool:
-    """Do all duties of a pair that are due at or before `until_ms`, in order; False if the pair was forgotten.
+) -> None:
+    """Do all duties of a pair that are due at or before `until_ms`, in order.
 
     now_ms, event  what its transitions carry
     """
@@ -186,7 +186,7 @@ def fire(
     while True:
         due_ms, duty = next_duty(rules, visit)
         if due_ms > until_ms:
-            return True
+            return
         was = visit.state
         if duty == DWELL_DUE:
             # Thresholds of a fence differ, so this is the one that next_duty meant.
@@ -219,8 +219,6 @@ def fire(
             at = end_visit(state, out, user, row, visit.mark_ms, due_ms)
             by_timer(out, at, now_ms, event, _EXPIRED)
             out[at].confidence = _LOW
-            forget_visit(state, user, row)
-            return False
         else:
             visit.state = rules.table[was, duty]
             if visit.state == SUSPENDED:

@@ -70,7 +70,7 @@ class PresenceOracle:
         feeds: Mapping[str, Feed],
         thresholds: Mapping[str, Sequence[int]] | None = None,
         hours: tuple[int, int] = (0, 0),
-        expiry_forgets: bool = True,
+        expiry_forgets: bool = False,
     ) -> None:
         self.expiry_forgets = expiry_forgets
         self.fences = {fence.id: fence for fence in sorted(fences, key=lambda fence: fence.id)}

@@ -222,8 +222,6 @@ class Model:
                 pair.state, pair.witness, pair.closed_inside = "OUTSIDE", None, True
             elif what == "expiry":
                 self.exit(slot, row, pair.last_inside, due, "expired", 1, more)
-                del user.pairs[row]
-                return
             elif what == "suspension":
                 pair.state = "OUTSIDE" if pair.state == "ENTERING" else "SUSPENDED"
                 pair.first_outside = None

@@ -68,7 +68,6 @@ def test_no_visit_is_dropped_for_lack_of_a_slot_in_40_nested_fences() -> None:  
     assert Counter(one["kind"] for one in engine)["exit"] == 40
 
 
-@pytest.mark.xfail(strict=True, reason="EXIT expired ends the memory of the pair (docs/presence.md), P2 does not")
 def test_a_fix_inside_is_no_witness_however_late_the_next_fix_comes() -> None:  # P2, to the letter
     hall = circle("hall", 116.4, 39.9, 500.0)
     at_ms = START_MS + 86_400_000

@@ -164,6 +164,7 @@ def test_a_day_of_silence_ends_the_visit_by_timer() -> None:  # P7
     town.walk(ping(0), ping(60))
     assert town.walk(end_s=86_461) == []
     assert town.walk(end_s=86_462) == [("exit", "expired", 60, 86_460)]
+    town.walk(ping(90_000, 500))
     assert town.presence.counts()["pairs"] == 0
 
 
