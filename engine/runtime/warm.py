@@ -39,7 +39,7 @@ def warm_aloud() -> None:
     if is_warm():
         _run_a_day()
         return
-    print("First start: compiling the hot path for this machine, once; one to three minutes", file=sys.stderr, flush=True)
+    print("First start: compiling the hot path, once, for one to three minutes ...", file=sys.stderr, flush=True)
     done = threading.Event()
     teller = threading.Thread(target=_tell, args=(done,), daemon=True)
     teller.start()
