@@ -7,6 +7,7 @@ time; those that a `once` rule looked at stay.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -23,6 +24,7 @@ _SWEEP_MS = 3_600_000
 _FULL = 0.9
 _EVER = np.iinfo(np.int64).min
 _GRANTED_FIRST = ReserveAnswer(0)
+_OFFER_ID = re.compile("[0-9a-f]{32}")
 
 
 Mark = tuple[str, str, str, str]
@@ -76,7 +78,9 @@ class Caps:
         return answers
 
     def release(self, offer_id: str) -> bool:
-        """Give back what an offer took; say whether it still held anything."""
+        """Give back what an offer took; say whether it still held anything. What is no offer id of ours holds nothing."""
+        if _OFFER_ID.fullmatch(offer_id) is None:
+            return False
         high, low = _halves(offer_id)
         return bool(kernel.release(self._state, high, low))
 
