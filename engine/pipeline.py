@@ -80,6 +80,7 @@ class Effects:
     drops: np.ndarray = field(default_factory=lambda: np.zeros(len(Drop), np.int64))
     consents: list[ConsentChange] = field(default_factory=list)
     closed_users: list[str] = field(default_factory=list)
+    closed_at: list[tuple[int, int]] = field(default_factory=list)  # consents and offers that came before each close
     receipts: list[Any] = field(default_factory=list)
     pauses: list[tuple[str, bool]] = field(default_factory=list)
     candidates: int = 0
@@ -211,14 +212,17 @@ class Pipeline:
 
     def _run(self, block: Block, decoded: Decoded, start: int, end: int, effects: Effects) -> None:
         """Take rows start:end, among which nothing changes but time, presence and behavior."""
-        events = decoded.events[start:end]
-        if events["now_ms"][-1] > self._hours_end_ms:
+        while decoded.events["now_ms"][end - 1] > self._hours_end_ms:
             # Opening hours are compiled some weeks ahead; a file may leap over them.
-            cut = start + int(np.searchsorted(events["now_ms"], self._hours_end_ms, side="right"))
+            cut = start + int(np.searchsorted(decoded.events["now_ms"][start:end], self._hours_end_ms, side="right"))
             if cut > start:
-                self._run(block, decoded, start, cut, effects)
+                self._run_within_hours(block, decoded, start, cut, effects)
             self._renew_hours(int(decoded.events["now_ms"][cut]))
-            return self._run(block, decoded, cut, end, effects)
+            start = cut
+        self._run_within_hours(block, decoded, start, end, effects)
+
+    def _run_within_hours(self, block: Block, decoded: Decoded, start: int, end: int, effects: Effects) -> None:
+        events = decoded.events[start:end]
         now_ms = int(events["now_ms"][-1])
         drop_without_consent(events, *self._consent_columns())
         hit_start, hits = self.index.locate(events)
@@ -228,7 +232,6 @@ class Pipeline:
             self._decide(block, events, transitions, rows, triggers, effects)
         self.now_ms = now_ms
         self._release_held(now_ms, effects)
-        return None
 
     def _consent_columns(self) -> tuple[np.ndarray, np.ndarray, bool, bool]:
         assumed = self.content.policy.assumed_consent
@@ -329,6 +332,7 @@ class Pipeline:
                 self.presence.reset_user(slot)
                 self.behavior.reset_user(slot)
                 effects.closed_users.append(user_id)
+                effects.closed_at.append((len(effects.consents), len(effects.offers)))
             case Receipt():
                 effects.receipts.append(read)
                 if read.state in _DEFINITE_FAILURES and read.offer_id is not None:

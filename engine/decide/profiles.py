@@ -23,6 +23,8 @@ OPT_OUT_WORDS = frozenset({"R", "TD", "T", "N", "退订", "拒收"})
 ABSENT, GRANTED, DENIED = 0, 1, 2
 KNOWN, DO_NOT_DISTURB = 1, 2
 _MOST_ATTRIBUTES = 256
+_MOST_TAGS = 4096
+_MOST_PURPOSES = 256
 _MOST_SOURCES = 16_383
 _WORD_BITS = 64
 
@@ -177,6 +179,10 @@ class ProfileTable:
             for column in self.tag_words:
                 column.view[slot] = 0
             for tag in event.tags or ():
+                if tag not in self.tags.row and len(self.tags.texts) >= _MOST_TAGS:
+                    # Every tag costs a bit of every user: one feed must not be able to fill the memory with new ones.
+                    self.ignored_attributes += 1
+                    continue
                 column, mask = self.tag_place(tag)
                 column.view[slot] |= mask
         if event.attributes is not UNSET:
@@ -231,6 +237,10 @@ class ProfileTable:
         self.ensure(slot + 1)
         if at_ms <= self.void_ms.get(slot, -1):
             return False
+        if purpose not in self.purposes and len(self.purposes) >= _MOST_PURPOSES:
+            # No content names it yet. A yes is then no yes; a no counts, and the claim store keeps it.
+            self.ignored_attributes += 1
+            return not granted
         column = self.purpose_column(purpose)
         packed = column.view[slot]
         if packed and at_ms < packed >> 16:

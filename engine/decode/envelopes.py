@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.decode.times import read_instant
+from engine.decode.times import LARGEST_MS, read_instant
 from engine.errors import EventError
 from engine.model import EVENT_TYPE_NAMES, DeadReason
 
@@ -142,7 +142,7 @@ def _from_seconds(value: Any, field: str) -> int:
         raise EventError(DeadReason.MISSING_FIELD, field)
     if not _is_number(value):
         raise EventError(DeadReason.WRONG_TYPE, field)
-    if not 1e8 <= value <= 253_402_300_799:
+    if not 1e8 <= value <= LARGEST_MS // 1000:
         raise EventError(DeadReason.BAD_TIME, field)
     return int(value * 1000) if isinstance(value, int) else round(value * 1000)
 

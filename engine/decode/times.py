@@ -12,8 +12,9 @@ from engine.model import DeadReason
 
 SMALLEST_MS = 100_000_000_000
 """A number below this is taken for seconds (T9)."""
-LARGEST_MS = 253_402_300_799_999
-"""The last millisecond of the year 9999."""
+LARGEST_MS = 7_258_118_399_999
+"""The last millisecond of the year 2199. Where time is the events' own, one bad clock must not lead to instants that
+no calendar can reckon with."""
 
 _STAMP = re.compile(
     r"(\d{4})-(\d{2})-(\d{2})[Tt ](\d{2}):(\d{2}):(\d{2})(?:\.(\d{1,12}))?(?:([Zz])|([+-])(\d{2}):(\d{2}))?", re.ASCII

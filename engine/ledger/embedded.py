@@ -65,7 +65,7 @@ class EmbeddedLedger:
                 handoff.distrust_outbox(cursor, self.epoch)
             _set_meta(cursor, "closed", 0)
             _set_meta(cursor, "boot_id", here)
-            self._distrusted = -1
+            self._distrusted = int(_meta(cursor, "distrusted", -1))
             self._position = int(cursor.execute("SELECT position FROM progress").fetchone()[0])
 
     # --- caps -------------------------------------------------------------------------------------------------------
@@ -104,6 +104,7 @@ class EmbeddedLedger:
         offers: Sequence[Offer] = (),
         consents: Sequence[ConsentRow] = (),
         closed_users: Sequence[str] = (),
+        closed_at: Sequence[tuple[int, int]] = (),
         pauses: Sequence[tuple[str, bool]] = (),
         dispatches: Sequence[DispatchRow] = (),
     ) -> None:
@@ -112,6 +113,9 @@ class EmbeddedLedger:
         What was reserved and released since the last commit goes with it. What a replay brings again changes nothing,
         even where its batches are cut differently; above all a consent withdrawn later stays withdrawn meanwhile.
         After StoreUnavailable call it again with the same arguments; nothing was stored.
+
+        closed_at  for each closed user how many of `consents` and of `offers` came before: what the new user of the
+                   number said and was granted in the same batch stays (T4). Not given: all of them.
         """
         if position <= self._position:
             self._made.clear()
@@ -128,9 +132,14 @@ class EmbeddedLedger:
                 handoff.put_offers(cursor, offers, {row[0]: row[1] for row in self._made}, position)
                 if position <= self._distrusted:
                     handoff.distrust_outbox(cursor, self.epoch)
-            handoff.put_consents(cursor, consents)
-            for user in closed_users:
-                handoff.close_user(cursor, user, now_ms, self.epoch)
+            said = 0
+            for row, user in enumerate(closed_users):
+                consents_before, offers_before = closed_at[row] if closed_at else (len(consents), len(offers))
+                handoff.put_consents(cursor, consents[said:consents_before])
+                said = consents_before
+                later = frozenset(offer.offer_id for offer in offers[offers_before:])
+                handoff.close_user(cursor, user, now_ms, self.epoch, later)
+            handoff.put_consents(cursor, consents[said:])
             handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
                 handoff.put_dispatch(cursor, one, self.epoch)
@@ -142,7 +151,12 @@ class EmbeddedLedger:
         self._released.clear()
 
     def distrust_through(self, position: int) -> None:
-        """After a power loss: offers of records up to here may have gone out already, so they never do again."""
+        """After a power loss: offers of records up to here may have gone out already, so they never do again.
+
+        Remembered, so that a crash before their replay has ended changes nothing.
+        """
+        with self._database.writing() as cursor:
+            _set_meta(cursor, "distrusted", position)
         self._distrusted = position
 
     def position(self) -> int:

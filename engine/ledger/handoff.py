@@ -174,12 +174,13 @@ def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow]) -> None:
             )
 
 
-def close_user(cursor: sqlite3.Cursor, user: str, now_ms: int, epoch: int) -> None:
-    """Void consent and cancel what is queued: the number may be somebody else's tomorrow (A4)."""
+def close_user(cursor: sqlite3.Cursor, user: str, now_ms: int, epoch: int, later: frozenset[str] = frozenset()) -> None:
+    """Void consent and cancel what is queued but `later` offers: the number may be somebody else's tomorrow (A4)."""
     cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
     queued = cursor.execute("SELECT offer_id, channel FROM outbox JOIN offers USING (offer_id) WHERE user = ?", (user,))
     for key, channel in queued.fetchall():
-        _end_unclaimed(cursor, key, channel, DispatchState.FAILED, now_ms, epoch, "user_closed")
+        if key.hex() not in later:
+            _end_unclaimed(cursor, key, channel, DispatchState.FAILED, now_ms, epoch, "user_closed")
 
 
 def put_pauses(cursor: sqlite3.Cursor, pauses: Sequence[tuple[str, bool]], position: int) -> None:

@@ -220,6 +220,7 @@ class Service:
                     offers=effects.offers,
                     consents=effects.consents,
                     closed_users=effects.closed_users,
+                    closed_at=effects.closed_at,
                     pauses=effects.pauses,
                 )
             except StoreUnavailable as error:

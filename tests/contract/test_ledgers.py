@@ -409,6 +409,22 @@ def test_closing_a_user_voids_consent_and_cancels_what_is_queued(offered):
     assert offered.claim([(offer_id(3), "d3")], T0) == ["no_consent"]
 
 
+def test_what_the_new_user_of_a_number_says_in_the_batch_of_the_close_stays(offered):
+    """T4, A4: the close, a new consent and a new offer may fall into one batch or into three."""
+    offered.assumed_consent = frozenset()
+    consents = [Consent("u1", "marketing.push", True), Consent("u1", "marketing.sms", True)]
+    offered.commit(2, T0, offers=[offer(2), offer(3)], consents=consents, closed_users=["u1"], closed_at=[(1, 1)])
+    assert [one.offer_id for one in offered.outbox(10)] == [offer_id(3)]
+    assert offered.claim([(offer_id(3), "d3")], T0) == ["claimed"]
+
+
+def test_an_id_that_is_none_of_ours_releases_nothing(offered):
+    """F20: receipts may name anything as offer."""
+    for name in ("", "hello", "-1", "f" * 33, "F" * 32, "0" * 31 + "_", "\0", "😀"):
+        offered.release(name)
+    offered.commit(2, T0)
+
+
 def test_a_claim_cut_off_by_a_crash_is_unknown_and_never_claimed_again(home):
     """D7: SUBMITTING after a crash is UNKNOWN."""
     ledger = home.open()

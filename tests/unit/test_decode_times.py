@@ -14,7 +14,7 @@ from engine.model import DeadReason
 READ = [
     (1_760_000_000_000, NOW),
     (100_000_000_000, 100_000_000_000),
-    (253_402_300_799_999, 253_402_300_799_999),
+    (7_258_118_399_999, 7_258_118_399_999),
     ("2025-10-09T08:53:20Z", NOW),
     ("2025-10-09t08:53:20z", NOW),
     ("2025-10-09 16:53:20+08:00", NOW),
@@ -23,13 +23,14 @@ READ = [
     ("2025-10-09T03:23:20-05:30", NOW),
     ("2024-02-29T00:00:00Z", int(datetime(2024, 2, 29, tzinfo=UTC).timestamp() * 1000)),
     ("1970-01-01T00:00:00Z", 0),
-    ("9999-12-31T23:59:59.999Z", 253_402_300_799_999),
+    ("2199-12-31T23:59:59.999Z", 7_258_118_399_999),
 ]
 REFUSED = [
     (1_760_000_000, DeadReason.SECONDS_NOT_MS),
     (99_999_999_999, DeadReason.SECONDS_NOT_MS),
     (-1, DeadReason.SECONDS_NOT_MS),
-    (253_402_300_800_000, DeadReason.BAD_TIME),
+    (7_258_118_400_000, DeadReason.BAD_TIME),
+    ("9999-12-31T23:59:59.999Z", DeadReason.BAD_TIME),
     (1_760_000_000_000.0, DeadReason.WRONG_TYPE),
     (True, DeadReason.WRONG_TYPE),
     ([], DeadReason.WRONG_TYPE),
