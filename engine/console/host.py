@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,17 +16,22 @@ from engine.clock import wall_ms
 from engine.console.access import check_binding
 from engine.console.api import Api
 from engine.console.contract import Component, FenceOccupancy
+from engine.console.intake import Refused
 from engine.console.server import HttpServer
 from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways import build_gateways, callback_secrets, content_channels
 from engine.deliver.sandbox import SandboxMessage
+from engine.errors import StoreUnavailable
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
 from engine.runtime.service import Service
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.host")
+
+DRAIN_S = 15.0
+"""How long a stop waits for what was taken to be processed; the rest is in the journal."""
 
 
 class Host:
@@ -102,8 +108,11 @@ class Host:
         """Refuse new events, finish the old ones, hand over what can be within 20 s, write a checkpoint."""
         self._is_stopping = True
         await self.server.stop()
-        if self.service.failure is None:
-            await self.service.drained()
+        try:
+            async with asyncio.timeout(DRAIN_S):
+                await self.service.drained()
+        except (TimeoutError, StoreUnavailable):
+            log.error("not everything taken could be processed; the next start does it", failure=self.service.failure)
         await self.dispatcher.stop()
         await asyncio.to_thread(self.service.stop)
         self._claims.shutdown()
@@ -141,7 +150,15 @@ class Host:
         return await asyncio.to_thread(self.service.explain, user, at_ms)
 
     async def pause(self, scenario: str, paused: bool) -> None:
-        """Stop claims here at once, then in the claim store; on resuming the other way round (D8)."""
+        """Stop claims here at once, then in the claim store; on resuming the other way round (D8).
+
+        Raises Refused (404) for an id that is neither live content nor paused: a typo must not look like a brake.
+        """
+        known = {one.id for one in self.service.pipeline.content.scenarios} | set(self.service.ledger.paused())
+        if scenario != "*" and scenario not in known:
+            near = difflib.get_close_matches(scenario, sorted(known), 1)
+            hint = f"did you mean {near[0]!r}?" if near else '"*" means all of them'
+            raise Refused(404, "unknown_scenario", f"no scenario has the id {scenario!r}; {hint}")
         if paused:
             self.dispatcher.pause(scenario, True)
         await self.service.pause(scenario, paused)

@@ -133,6 +133,12 @@ def test_events_become_offers_survive_a_restart_and_leak_no_address(served: Serv
     assert b"1205555" not in said + stored
 
 
+def test_d8_pausing_a_scenario_that_does_not_exist_is_refused_with_the_nearest_name(served: Served) -> None:
+    answer = served.client.post("/v1/pause", json={"scenario": "national/cinema-arival", "paused": True})
+    assert answer.status_code == 404
+    assert "did you mean 'national/cinema-arrival'?" in answer.json()["detail"]
+
+
 def test_after_pause_is_acknowledged_nothing_new_is_sent_until_it_is_resumed(served: Served) -> None:
     users = [f"viewer-{n}" for n in range(30)]
     served.send(*(event for user in users for event in known(user)))
