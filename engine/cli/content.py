@@ -88,7 +88,9 @@ def print_faults(faults: Sequence[Fault]) -> None:
     console = Console()
     errors = sum(fault.severity == "error" for fault in faults)
     warnings = len(faults) - errors
-    console.print(f"{errors} faults, {warnings} warnings", style="bold red" if errors else "bold yellow")
+    console.print(
+        f"{_counted(errors, 'fault')}, {_counted(warnings, 'warning')}", style="bold red" if errors else "bold yellow"
+    )
     if not console.is_terminal:
         for fault in faults:
             print(f"{fault.severity}: {fault}")
@@ -149,3 +151,7 @@ def print_table(table: Table) -> None:
     print("\t".join(str(column.header) for column in table.columns))
     for row in zip(*(column.cells for column in table.columns), strict=True):
         print("\t".join(map(str, row)))
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

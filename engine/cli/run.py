@@ -246,7 +246,9 @@ class _Service:
                 if line.startswith(READY):
                     self._url = line.removeprefix(READY).split(",")[0].strip()
                     self._ready.set()
-                elif not self._ready.is_set() and line.lower().startswith(("first start", "compiled")):
+                elif not self._ready.is_set() and line.lower().lstrip().startswith(
+                    ("first start", "still compiling", "compiled")
+                ):
                     print(line, end="", flush=True)
         self._ready.set()
 

@@ -100,8 +100,8 @@ def shown(value: Any) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Suggest the nearest known word, or list them all where there are few."""
-    choices = sorted(known)
+    """Suggest the nearest other known word, or list them all where there are few."""
+    choices = sorted(set(known) - {word})  # a word known elsewhere may be wrong here
     near = difflib.get_close_matches(word, choices, 1, 0.6)
     if near:
         return f"did you mean {near[0]!r}?"

@@ -76,7 +76,8 @@ def read_yaml(path: Path, shown_as: str, limits: ReadLimits, faults: Faults) -> 
         mark = getattr(error, "problem_mark", None)
         place = f"$ (line {mark.line + 1}, column {mark.column + 1})" if mark else "$"
         hint = "indent with spaces; quote text that holds ': ' or begins with a sign"
-        faults.add(shown_as, place, Shown(getattr(error, "problem", None) or "broken YAML"), "YAML", hint)
+        problem = (getattr(error, "problem", None) or "broken YAML").removeprefix("found ")
+        faults.add(shown_as, place, Shown(problem), "YAML", hint)
     return None
 
 

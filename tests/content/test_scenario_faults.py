@@ -21,6 +21,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "an id without owner": (scenario(id="welcome"), "$.id", "an id such as"),
     "an unknown mode": (scenario(mode="on"), "$.mode", "'draft', 'shadow', 'live' or 'paused'"),
     "a misspelt field": (scenario(audiense="x"), "$.audiense", "did you mean 'audience'?"),
+    "a field that is known elsewhere": (scenario(channel=["sms"]), "$.channel", "did you mean 'channels'?"),
     "an unknown goal": (scenario(goal="money"), "$.goal", "'acquire'"),
     "no trigger": (scenario(trigger={}), "$.trigger", "exactly one of enter, dwell"),
     "two triggers": (scenario(trigger={**SCENARIO["trigger"], **USAGE}), "$.trigger", "given: enter, usage"),
