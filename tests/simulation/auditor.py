@@ -20,9 +20,8 @@ from tests.simulation.deliveries import check_deliveries, check_replays
 from tests.simulation.ground import FUTURE_MS, Person, is_opt_out, matches
 from tests.simulation.judge import Trigger
 from tests.simulation.limits import Book, Grant
-from tests.simulation.live import LogRecord, Story
 from tests.simulation.plan import KEY, TENANT, City, Plan
-from tests.simulation.told import Told
+from tests.simulation.story import LogRecord, Story, Told
 
 EVENTS, CONTENT, CONTROL = 1, 3, 4
 NO_LOCATION, NO_USAGE = 7, 8  # drop codes

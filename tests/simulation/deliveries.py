@@ -6,8 +6,7 @@ from bisect import bisect_left
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from tests.simulation.live import Message
-from tests.simulation.told import COMPARED, Told
+from tests.simulation.story import COMPARED, Message, Told
 
 if TYPE_CHECKING:
     from tests.simulation.auditor import Auditor

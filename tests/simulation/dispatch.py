@@ -7,22 +7,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from engine.model import DispatchState, Offer
+from tests.simulation.story import Message
 
 if TYPE_CHECKING:
     from tests.simulation.live import Live
-
-
-@dataclass(frozen=True)
-class Message:
-    """What the gateway has got."""
-
-    at_ms: int
-    offer_id: str
-    dispatch_id: str
-    user: str
-    scenario: str
-    channel: str
-    text: str
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import heapq
 import itertools
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,11 @@ from engine.runtime.journal import Journal
 from engine.runtime.source import JournalSource
 from engine.settings import Settings
 from tests.simulation.day import Event
-from tests.simulation.dispatch import Dispatcher, Message
+from tests.simulation.dispatch import Dispatcher
 from tests.simulation.faults import Crash, Trouble
 from tests.simulation.plan import KEY
-from tests.simulation.told import Told, tell
+from tests.simulation.story import LogRecord, Story
+from tests.simulation.told import tell
 
 BOOT_ID = "the simulated machine"
 TICK_MS = 45_000
@@ -39,37 +40,6 @@ SNAPSHOT_MS = 1_500_000
 
 class Killed(Exception):
     """The service dies here."""
-
-
-@dataclass
-class LogRecord:
-    """What the world knows of an acknowledged record."""
-
-    position: int
-    append_ms: int
-    kind: int
-    payload: bytes
-    poison: frozenset[int] = frozenset()
-
-
-@dataclass
-class Story:
-    """Everything that happened, for the auditor."""
-
-    records: list[LogRecord] = field(default_factory=list)
-    blocks: list[tuple[int, int, Told]] = field(default_factory=list)  # first and last position, what was said
-    messages: list[Message] = field(default_factory=list)
-    claims: list[tuple[int, str, str]] = field(default_factory=list)  # instant, offer id, answer
-    outages: list[tuple[int, int]] = field(default_factory=list)  # positions at which reserving was impossible
-    committed: list[int] = field(default_factory=list)
-    left_in_outbox: list[str] = field(default_factory=list)
-    endings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # dispatch states of each offer
-    stored_decisions: int = 0
-    end_ms: int = 0
-    happened: dict[str, int] = field(default_factory=dict)
-
-    def note(self, what: str) -> None:
-        self.happened[what] = self.happened.get(what, 0) + 1
 
 
 class LedgerSeam:

@@ -12,9 +12,10 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block
 from engine.pipeline import Pipeline
 from engine.settings import Settings
-from tests.simulation.live import LedgerSeam, LogRecord, part_of
+from tests.simulation.live import LedgerSeam, part_of
 from tests.simulation.plan import KEY
-from tests.simulation.told import Told, tell, tell_decisions
+from tests.simulation.story import LogRecord, Told
+from tests.simulation.told import tell, tell_decisions
 
 
 def replay(

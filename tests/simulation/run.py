@@ -14,10 +14,10 @@ from tests.simulation.auditor import Auditor
 from tests.simulation.content import build_content
 from tests.simulation.day import HOURS, make_day
 from tests.simulation.faults import draw, spoil
-from tests.simulation.live import Live, Story
+from tests.simulation.live import Live
 from tests.simulation.plan import HOUR_MS, START_MS, make_cities
 from tests.simulation.reference import replay
-from tests.simulation.told import Told
+from tests.simulation.story import Story, Told
 
 RUN_OUT_MS = 13 * HOUR_MS  # until the last quiet hours have ended, those of people in London
 

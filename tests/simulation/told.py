@@ -1,42 +1,12 @@
-"""What the engine says of a block, in plain objects: the only form in which the auditor sees the engine."""
+"""Turn what a block brought about into the plain form in which the auditor sees it."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass, field
-from typing import Any
 
 from engine.decide.records import Decision, encode
 from engine.model import TransitionKind, TransitionReason
 from engine.pipeline import Effects, Pipeline
+from tests.simulation.story import Told
 
-
-@dataclass
-class Told:
-    """Everything one block brought about.
-
-    transitions  user, fence, kind, reason, crossed_ms, confirmed_ms, now_ms, threshold_s, by_timer, is_stale
-    rows         of each transition the event row: which came from the same fix (only for records taken one by one)
-    decisions    as JSON, as they are stored
-    """
-
-    transitions: list[tuple[Any, ...]] = field(default_factory=list)
-    rows: list[int] = field(default_factory=list)
-    decisions: list[bytes] = field(default_factory=list)
-    offers: list[tuple[str, str, str, str, str, int]] = field(default_factory=list)
-    dead: list[tuple[int, int, str]] = field(default_factory=list)
-    consents: list[tuple[str, str, bool | None]] = field(default_factory=list)
-    alarms: list[tuple[str, int]] = field(default_factory=list)
-    events: int = 0
-    drops: list[int] = field(default_factory=list)
-
-    def add(self, other: Told) -> None:
-        for name in ("transitions", "rows", "decisions", "offers", "dead", "consents", "alarms"):
-            getattr(self, name).extend(getattr(other, name))
-        self.events += other.events
-        self.drops = [a + b for a, b in zip(self.drops, other.drops, strict=True)] if self.drops else list(other.drops)
-
-
-COMPARED = ("transitions", "decisions", "offers", "dead", "consents", "alarms", "events", "drops")
 _KINDS = {int(kind): kind.name.lower() for kind in TransitionKind}
 _REASONS = {int(reason): reason.name.lower() for reason in TransitionReason}
 
