@@ -25,7 +25,7 @@ from engine.model import Candidate, Outcome, Reason, ReserveAnswer, ReserveReque
 Reserve = Callable[[Sequence[ReserveRequest]], list[ReserveAnswer]]
 
 MOST_IN_A_WAVE = 256
-_MOST_REMEMBERED = 262_144
+_MOST_REMEMBERED = 131_072
 _DEADLINE, _REFUSED = Reason.DEADLINE.value, Outcome.REFUSED.value
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from engine.decide.records import Decision
+from engine.decide.records import Decision, decode, encode
 
 RUN_MS = 3_600_000
 MOST_RUNS = 65_536
@@ -19,12 +19,12 @@ NEVER_MS = 1 << 62
 
 
 class Run:
-    """An open run; `decision` is the record of its first refusal."""
+    """An open run; `record` is its first refusal as JSON, a third of what the object would hold for an hour."""
 
-    __slots__ = ("count", "decision", "due_ms", "last_ms", "reason")
+    __slots__ = ("count", "due_ms", "last_ms", "reason", "record")
 
     def __init__(self, decision: Decision, due_ms: int, count: int = 1, last_ms: int = 0) -> None:
-        self.decision = decision
+        self.record = encode(decision)
         self.reason = decision.reason
         self.due_ms = due_ms
         self.count = count
@@ -81,7 +81,9 @@ class Runs:
         self.open = kept
 
     def state(self) -> list[list[Any]]:
-        return [[key, run.count, run.last_ms, msgspec.to_builtins(run.decision)] for key, run in self.open.items()]
+        return [
+            [key, run.count, run.last_ms, msgspec.to_builtins(decode(run.record))] for key, run in self.open.items()
+        ]
 
     def restore(self, state: list[list[Any]]) -> None:
         self.open = OrderedDict()
@@ -93,5 +95,5 @@ class Runs:
 
 def _close(run: Run, out: list[Decision]) -> None:
     if run.count > 1:
-        closed = msgspec.structs.replace(run.decision, count=run.count, last=run.last_ms)
+        closed = msgspec.structs.replace(decode(run.record), count=run.count, last=run.last_ms)
         out.append(closed)

@@ -67,11 +67,14 @@ def with_room(state: State, pool: str, more: int) -> State:
     """Grow one pool ("timer" for the wheel) by at least `more` rows."""
     if pool == "timer":
         have = len(state.wheel.timer)
-        return state._replace(wheel=grown_wheel(state.wheel, have + max(more, have // 2)))
+        return state._replace(wheel=grown_wheel(state.wheel, have + max(more, have // 4)))
     old = getattr(state, pool)
-    extra = max(more, len(old) // 2)
+    extra = max(more, len(old) // 4)
     state.control[_POOLS[pool]] += extra
-    grown: Any = {pool: np.concatenate((old, np.zeros(extra, old.dtype)))}
+    # Zeroes that nobody wrote take no memory yet.
+    wider = np.zeros(len(old) + extra, old.dtype)
+    wider[: len(old)] = old
+    grown: Any = {pool: wider}
     return state._replace(**grown)
 
 
