@@ -112,6 +112,7 @@ class DeadReason(StrEnum):
     FUTURE = "future"
     UNKNOWN_CELL = "unknown_cell"
     UNKNOWN_FEED = "unknown_feed"
+    ENGINE_FAULT = "engine_fault"  # a bug of ours: the event was set aside so that the rest goes on
 
 
 class Drop(IntEnum):

@@ -78,7 +78,7 @@ class Caps:
         return answers
 
     def release(self, offer_id: str) -> bool:
-        """Give back what an offer took; say whether it still held anything. What is no offer id of ours holds nothing."""
+        """Give back what an offer took; say whether it still held anything. No offer id of ours: nothing."""
         if _OFFER_ID.fullmatch(offer_id) is None:
             return False
         high, low = _halves(offer_id)

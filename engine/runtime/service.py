@@ -8,13 +8,15 @@ folders and tidies. What a crash leaves behind is rebuilt: newest checkpoint, th
 from __future__ import annotations
 
 import asyncio
+import fcntl
+import os
 import secrets
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 import numpy as np
@@ -24,14 +26,14 @@ import structlog
 from engine import __version__, metrics
 from engine.clock import monotonic_s, wall_ms
 from engine.decide.records import encode
-from engine.definitions import Content
-from engine.errors import ContentError, StoreError, StoreUnavailable
+from engine.errors import ContentError, OpportuneError, StoreCorrupt, StoreError, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
-from engine.model import Block, Drop, EventType, Offer, RecordKind, TransitionKind
+from engine.model import Block, DeadReason, Drop, EventType, Offer, RecordKind, TransitionKind
 from engine.pipeline import Effects, Pipeline
 from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive, FolderWatch, content_record
 from engine.runtime.journal import Journal
+from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, part_of, single_items, single_records
 from engine.runtime.source import JournalSource
 from engine.settings import Settings
 
@@ -43,6 +45,8 @@ DECISION_DAYS = 30
 RESERVATION_DAYS = 62  # the longest calendar window, a month, and one more
 _WAIT_S = 0.25
 _RETRY_S = 0.2
+_MOST_FAULTS = 100
+"""Events set aside by one process; beyond that the fault is not in single events."""
 
 _EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
 _TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
@@ -67,6 +71,17 @@ class Service:
         self._on_offers: Callable[[list[Offer]], None] = lambda offers: None
         state = settings.state
         state.mkdir(parents=True, exist_ok=True)
+        _refuse_lost_ledger(state)
+        # First of all: opening the ledger takes the right to claim away from whoever has it open.
+        self._owner = _own(state)
+        try:
+            self._open(state)
+        except BaseException:
+            self._owner.close()
+            raise
+
+    def _open(self, state: Path) -> None:
+        settings = self.settings
         self.archive = ContentArchive(state / "content")
         wanted = self.archive.keep(settings.geofences, settings.scenarios)
         self.ledger = EmbeddedLedger(
@@ -83,13 +98,17 @@ class Service:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # held while the pipeline changes; explain takes it to look
-        self._done = -1
+        self._done = self._told = -1
+        self._quarantine = Quarantine(state / "quarantine.jsonl")
+        self._faults = 0
+        self._wanted = wanted
+        self._has_ended = False
         self._waiters: list[tuple[int, Callable[[], None]]] = []
         self._waiters_lock = threading.Lock()
         self._checkpoint_due_s = self._pending_since_s = 0.0
         self._expire_due_s = 60.0 + monotonic_s()
         self._last_activity_ms = wall_ms()
-        self.pipeline = self._recover(wanted)
+        self._recover()
         collector.settle()
         self._shown_version = ""
         self._show_state()
@@ -113,17 +132,36 @@ class Service:
         self._stopping.set()
         for thread in self._threads:
             thread.join()
-        if self._threads and self.failure is None:
-            if self._pending is not None:
-                self._finish_checkpoint(wait=True)
-            checkpoint.write(self._checkpoints, self.snapshot_checkpoint())
-        self.journal.close()
-        self.ledger.close()
+        try:
+            if self._threads and self.failure is None:
+                if self._pending is not None:
+                    self._finish_checkpoint(wait=True)
+                self.journal.sync()
+                checkpoint.write(self._checkpoints, self.snapshot_checkpoint())
+        except StoreError as error:
+            log.error("no checkpoint at the end; the next start replays", error=str(error))
+        finally:
+            self.journal.close()
+            self.ledger.close()
+            self._owner.close()
 
     # --- recovery ---------------------------------------------------------------------------------------------------
 
-    def _recover(self, wanted: Content) -> Pipeline:
+    def _recover(self) -> None:
         """Rebuild the state as of the last journaled record: checkpoint, then replay (T3)."""
+        started, is_done = monotonic_s(), False
+        while not is_done:
+            self._rebuild()
+            try:
+                self._replay()
+                is_done = True
+            except RecordFault as fault:
+                self._set_aside(fault)
+        if self.recovered_records:
+            log.info("replayed", records=self.recovered_records, seconds=round(monotonic_s() - started, 3))
+
+    def _rebuild(self) -> None:
+        """Take the newest checkpoint, or begin at the beginning; the source stands behind it."""
         found = checkpoint.read_newest(self._checkpoints)
         for refused in found.refused:
             log.warning("checkpoint not used", reason=refused)
@@ -135,7 +173,7 @@ class Service:
             except StoreError as error:
                 log.warning("checkpoint not used", reason=str(error))
                 newest = None
-        pipeline = Pipeline(wanted if newest is None else content, self.settings, self.ledger, id_key=id_key)
+        pipeline = Pipeline(self._wanted if newest is None else content, self.settings, self.ledger, id_key=id_key)
         after = -1
         if newest is not None:
             arrays = {name: array for name, array in newest.arrays.items() if not name.startswith("ledger.")}
@@ -147,23 +185,65 @@ class Service:
             }
             self.ledger.restore(ledger_arrays, newest.objects["ledger"])
             after = newest.position
-        elif self.ledger.position() >= 0:
+        else:
             # No checkpoint: caps as they were before the oldest record that is still there.
             first = JournalSource(self.journal).next_position
             self.ledger.rebuild(first - 1)
         self._source = JournalSource(self.journal, after=after)
         self._done = after
         self.pipeline = pipeline
-        if self.ledger.lost_power:
+        if not self._threads and (self.ledger.lost_power or self.ledger.position() < after):
+            # Behind its own checkpoint the ledger is an older copy: what it does not know may have gone out.
             self.ledger.distrust_through(self.journal.end)
-        started = monotonic_s()
+
+    def _replay(self, before: int | None = None) -> None:
+        """Process what is journaled, or what lies before a position."""
         while blocks := self._source.poll(MOST_EVENTS):
             for block in blocks:
+                if before is not None and block.position[-1] >= before:
+                    head = part_of(block, 0, int(np.searchsorted(block.position, before)))
+                    if len(head):
+                        self._process(head, replay=True)
+                    return
                 self.recovered_records += len(block)
                 self._process(block, replay=True)
-        if self.recovered_records:
-            log.info("replayed", records=self.recovered_records, seconds=round(monotonic_s() - started, 3))
-        return pipeline
+
+    def _set_aside(self, fault: RecordFault) -> None:
+        """Find the event that the engine fails on and put it into quarantine; the caller rebuilds (F2).
+
+        Nothing of the failed block is in the ledger, and its half-done changes of memory go with the rebuilding.
+        """
+        self._faults += 1
+        if self._faults > _MOST_FAULTS:
+            raise fault
+        self._rebuild()
+        self._replay(before=int(fault.block.position[0]))
+        cause: BaseException | None = None
+        for record in single_records(fault.block):
+            try:
+                self._process(record, replay=True)
+            except RecordFault as found:
+                cause, culprit = found.__cause__, record
+                break
+        if cause is None or culprit.kind[0] == RecordKind.CONTENT:
+            raise fault
+        position, item = int(culprit.position[0]), self._failing_item(culprit)
+        self._quarantine.add(position, item, type(cause).__name__)
+        metrics.add_counts(metrics.DEAD_LETTERS, {DeadReason.ENGINE_FAULT.value: 1})
+        log.error("an event was set aside", position=position, item=item, error=type(cause).__name__, exc_info=cause)
+
+    def _failing_item(self, record: Block) -> int:
+        """Say which event of a record the engine fails on; WHOLE where none does alone."""
+        if record.kind[0] != RecordKind.EVENTS:
+            return WHOLE
+        self._rebuild()
+        self._replay(before=int(record.position[0]))
+        for item, one in enumerate(single_items(self._quarantine.without(record))):
+            try:
+                encode_all(self.pipeline.process(one, self.archive.load_record))
+            except Exception:
+                return item
+        return WHOLE
 
     # --- the engine thread ------------------------------------------------------------------------------------------
 
@@ -171,8 +251,13 @@ class Service:
         try:
             while True:
                 blocks = self._source.poll(MOST_EVENTS)
-                for block in blocks:
-                    self._process(block)
+                try:
+                    for block in blocks:
+                        self._process(block)
+                except RecordFault as fault:
+                    self._set_aside(fault)
+                    self._recover()
+                    self._wake_waiters()
                 if blocks:
                     self._last_activity_ms = wall_ms()
                     self._checkpoint_if_due()
@@ -180,28 +265,51 @@ class Service:
                 if self._stopping.is_set():
                     return
                 self._checkpoint_if_due()
-                if self.clock == "log" and wall_ms() - self._last_activity_ms >= TICK_MS:
-                    self.journal.tick(wall_ms())
+                if self.clock == "log" and wall_ms() - self._last_activity_ms >= TICK_MS and self._tick():
                     continue
                 self._source.wait(_WAIT_S)
         except BaseException as error:
             # A store that cannot write, or our own bug: stop deciding, say so, and let a restart replay.
             self.failure = f"{type(error).__name__}: {error}"
             log.error("the engine stopped", error=self.failure, exc_info=not isinstance(error, StoreError))
+        finally:
+            self._has_ended = True
+            self._wake_waiters()
+
+    def _tick(self) -> bool:
+        """Let time pass; say whether it could be written. A full disk may have room again (F22)."""
+        try:
+            self.journal.tick(wall_ms())
+        except StoreUnavailable as error:
+            if self.journal.failure is not None:
+                raise
+            self.failure = str(error)
+            self._stopping.wait(_RETRY_S)
+            return False
+        self.failure = None
+        return True
 
     def _process(self, block: Block, *, replay: bool = False) -> None:
         started = monotonic_s()
         if self.clock == "events":
             block.append_ms[:] = -1
-        with self._lock:
-            effects = self.pipeline.process(block, self.archive.load_record)
-        self.ledger.assumed_consent = self.pipeline.content.policy.assumed_consent
         position = int(block.position[-1])
-        self._commit(position, effects)
+        try:
+            with self._lock:
+                effects = self.pipeline.process(self._quarantine.without(block), self.archive.load_record)
+            self.ledger.assumed_consent = self.pipeline.content.policy.assumed_consent
+            self._commit(position, effects)
+        except (OpportuneError, MemoryError):
+            raise
+        except Exception as error:
+            raise RecordFault(block) from error
+        effects.dead = self._quarantine.named(effects.dead)
         self._done = position
-        if not replay:
+        if position > self._told:
+            self._told = position
             if effects.offers:
                 self._on_offers(effects.offers)
+        if not replay:
             self._wake_waiters()
             metrics.BATCH_SECONDS.observe(monotonic_s() - started)
             metrics.BATCH_EVENTS.observe(effects.events)
@@ -210,7 +318,7 @@ class Service:
                 self._on_batch(effects)
 
     def _commit(self, position: int, effects: Effects) -> None:
-        rows = [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
+        rows = encode_all(effects)
         while True:
             try:
                 self.ledger.commit(
@@ -256,7 +364,12 @@ class Service:
             return
         if self._checkpoint_due_s:
             self._pending_since_s = monotonic_s()
-            self._pending = checkpoint.write_in_background(self._checkpoints, self.snapshot_checkpoint())
+            try:
+                # A checkpoint must not know of records that a power loss takes from the journal.
+                self.journal.sync()
+                self._pending = checkpoint.write_in_background(self._checkpoints, self.snapshot_checkpoint())
+            except (OSError, StoreUnavailable) as error:
+                log.error("checkpoint failed; the journal is kept", error=type(error).__name__)
         self._checkpoint_due_s = monotonic_s() + self.settings.checkpoint_interval_s
 
     def _finish_checkpoint(self, *, wait: bool) -> None:
@@ -264,12 +377,11 @@ class Service:
         try:
             if not self._pending.done(wait=wait):
                 return
-        except StoreUnavailable as error:
-            log.error("checkpoint failed; the journal is kept", error=str(error))
-        else:
             metrics.CHECKPOINT_SECONDS.observe(monotonic_s() - self._pending_since_s)
             metrics.CHECKPOINT_POSITION.set(self._pending.position)
             self.journal.drop_before(self._pending.position, now_ms=wall_ms(), hours=self.settings.journal_hours)
+        except (OSError, StoreUnavailable) as error:
+            log.error("checkpoint failed; the journal is kept", error=str(error))
         self._pending = None
 
     # --- housekeeping -----------------------------------------------------------------------------------------------
@@ -290,6 +402,9 @@ class Service:
                     self._activate_if_changed()
             except StoreError as error:
                 log.error("housekeeping", error=str(error))
+            except Exception as error:
+                # A folder that is gone or a full disk must not end flushing and watching for good.
+                log.exception("housekeeping", error=type(error).__name__)
 
     def _show_state(self) -> None:
         """Set the gauges that say how things stand."""
@@ -354,13 +469,16 @@ class Service:
             self._waiters.append((position, partial(_wake, loop, reached)))
         self._wake_waiters()
         await reached.wait()
+        if self._done < position:
+            raise StoreUnavailable(f"the engine stopped before position {position}: {self.failure}")
 
     def _wake_waiters(self) -> None:
         if not self._waiters:
             return
         with self._waiters_lock:
-            ready = [wake for position, wake in self._waiters if position <= self._done]
-            self._waiters = [one for one in self._waiters if one[0] > self._done]
+            done = 1 << 62 if self._has_ended else self._done
+            ready = [wake for position, wake in self._waiters if position <= done]
+            self._waiters = [one for one in self._waiters if one[0] > done]
         for wake in ready:
             wake()
 
@@ -397,6 +515,35 @@ class Service:
         return answer
 
 
+def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
+    """Return the rows of a batch's decisions as the ledger stores them."""
+    return [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
+
+
+def _own(state: Path) -> IO[str]:
+    """Take the state folder for this process; raise StoreUnavailable where another one has it."""
+    handle = (state / "service.lock").open("a+")
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        handle.close()
+        raise StoreUnavailable(
+            f"{state} is in use by another process; stop that one or use another state folder"
+        ) from None
+    return handle
+
+
+def _refuse_lost_ledger(state: Path) -> None:
+    """Refuse a journal whose ledger is gone: what was sent would be sent again."""
+    if (state / "ledger.db").exists():
+        return
+    if any(path.stat().st_size for path in (state / "journal").glob("*.log")):
+        raise StoreCorrupt(
+            f"{state / 'ledger.db'} is missing and the journal beside it is not: what was sent would be sent again. "
+            "Restore it from a copy, or move the whole state folder away and begin anew"
+        )
+
+
 def _wake(loop: asyncio.AbstractEventLoop, reached: asyncio.Event) -> None:
     loop.call_soon_threadsafe(reached.set)
 
@@ -421,9 +568,12 @@ def count(effects: Effects) -> None:
 
 
 def load_id_key(path: Path) -> bytes:
-    """Read the deployment's key of offer ids, making one at the first start (D4)."""
+    """Read the deployment's key of offer ids, making one at the first start (D4); whole or not at all."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
-        path.write_bytes(secrets.token_bytes(32))
+        new = path.with_suffix(".new")
+        new.unlink(missing_ok=True)
+        new.touch(mode=0o600)
+        new.write_bytes(secrets.token_bytes(32))
+        os.replace(new, path)
     return path.read_bytes()

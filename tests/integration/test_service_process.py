@@ -82,6 +82,7 @@ def served(tmp_path: Path) -> Iterator[Served]:
     book.close()
     served = Served(tmp_path / "state")
     yield served
+    served.client.close()
     if served.process.poll() is None:
         served.process.kill()
         served.process.wait()
