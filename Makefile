@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-long check setup bench bench-smoke sim lock clean
+.PHONY: run test test-long check setup bench sim lock clean
 run: setup          ## the service, the demo city and a live view; ends by itself
 	$(BIN)/opportune run
 
@@ -33,6 +33,10 @@ check: setup        ## format, lint, types, import contracts, unit tests
 
 bench: setup        ## a table of every benchmark, with its peer
 	$(BIN)/python -m bench
+
+SEEDS ?= 200
+sim: setup          ## the simulation over as many seeds as wanted: make sim SEEDS=1000
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
 
 lock:               ## renew requirements.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --group dev pyproject.toml -o requirements.lock

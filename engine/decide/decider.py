@@ -54,6 +54,7 @@ class Decider:
         self.factors = factors
         self._id_key = id_key
         self.pauses: set[str] = set()
+        self._by_limit: set[str] = set()  # those of them that nobody asked for (C7)
         self.alarms: list[Alarm] = []
         self.recorder = Recorder(tenant, content.version)
         self._reserved: dict[int, tuple[int, str]] = {}
@@ -113,13 +114,19 @@ class Decider:
         return closed
 
     def pause(self, scenario: str, paused: bool) -> None:
-        """Pause or resume a scenario, or all with `*` (D8). Resuming ends an automatic pause too."""
+        """Pause or resume a scenario, or all with `*` (D8); resuming all leaves what was paused by name.
+
+        Resuming, one or all, ends automatic pauses too.
+        """
         if paused:
             self.pauses.add(scenario)
+            self._by_limit.discard(scenario)
         elif scenario == "*":
-            self.pauses.clear()
+            self.pauses -= {"*"} | self._by_limit
+            self._by_limit.clear()
         else:
             self.pauses.discard(scenario)
+            self._by_limit.discard(scenario)
         rows = range(len(self.plans)) if scenario == "*" else [self._row[scenario]] if scenario in self._row else []
         for row in rows:
             self.plans[row] = self._compile_row(row)
@@ -295,6 +302,7 @@ class Decider:
         if scenario not in self.pauses:
             self.alarms.append(Alarm(scenario, case.now_ms, values))
             self.pause(scenario, True)
+            self._by_limit.add(scenario)
 
     def take_alarms(self) -> list[Alarm]:
         """Return and forget the alarms raised since the last call."""
@@ -330,6 +338,7 @@ class Decider:
         return {
             "scenarios": [scenario.id for scenario in self.content.scenarios],
             "pauses": sorted(self.pauses),
+            "by_limit": sorted(self._by_limit),
             "held": self.recorder.held.state(),
             "runs": self.recorder.runs.state(),
             "reserved": [[key, *last] for key, last in self._reserved.items()],
@@ -339,6 +348,7 @@ class Decider:
         """Take over a state; call it after the profile table was restored, and with the content it was saved under."""
         assert state["scenarios"] == [scenario.id for scenario in self.content.scenarios], "another content"
         self.pauses = set(state["pauses"])
+        self._by_limit = set(state["by_limit"])
         self.recorder.held.restore(state["held"])
         self.recorder.runs.restore(state["runs"])
         self._reserved.clear()

@@ -152,6 +152,13 @@ class ProfileTable:
                 return f"{user_id}#{generation}"
         return user_id
 
+    def slots_of_person(self, slot: int) -> list[int]:
+        """List the slots of all numbers of the same person, this one among them (A4)."""
+        person = -1 if self.person is None else int(self.person.view[slot])
+        if self.person is None or person == MISSING:
+            return [slot]
+        return np.flatnonzero(self.person.array[: self.count] == person).tolist()
+
     def evidence(self, slot: int, purpose: str) -> Evidence | None:
         column = self.purposes.get(purpose)
         packed = column.view[slot] if column is not None else 0
@@ -261,6 +268,10 @@ class ProfileTable:
             return None
         purpose = f"marketing.{event.channel}"
         return purpose if self.set_consent(slot, purpose, False, event.at_ms, "inbound-message") else None
+
+    def was_closed_since(self, slot: int, at_ms: int) -> bool:
+        """Say whether the slot was closed by an event of this instant or a later one."""
+        return at_ms <= self.void_ms.get(slot, -1)
 
     def close(self, slot: int, at_ms: int) -> None:
         """Start a new user in this slot (rule A4): consent is void, older consent records no longer count.

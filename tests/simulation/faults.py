@@ -42,8 +42,8 @@ IN_SERVICE = (
 EVERY = IN_TRANSIT + IN_SERVICE
 
 # Both wait for the engine: tests/simulation/test_findings.py has an example of each that fails.
-PAUSES_OVERLAP = False
-CLOSED_TWICE = False
+PAUSES_OVERLAP = True
+CLOSED_TWICE = True
 
 SCRIPTED_SPAN = (START_MS + 5 * HOUR_MS, START_MS + 5 * HOUR_MS + 2_100_000)
 """A store that fails does so here for once: scripted users get offers meanwhile, and think better of it."""
