@@ -195,7 +195,7 @@ class Api:
         user, at = request.query_params.get("user"), request.query_params.get("at_ms")
         if not user:
             raise Refused(400, "missing_user", "say whom: ?user=...&at_ms=...")
-        if at is not None and not at.isdigit():
+        if at is not None and not is_number(at, 15):
             raise Refused(400, "bad_time", "at_ms is an instant in epoch milliseconds")
         return _json(orjson.dumps(await self._engine.explain(user, int(at) if at is not None else None)))
 
@@ -213,13 +213,18 @@ class Api:
 
     async def _sandbox(self, request: Request) -> Response:
         limit = request.query_params.get("limit", "100")
-        if not limit.isdigit():
+        if not is_number(limit, 9):
             raise Refused(400, "bad_limit", "limit is a number")
         return _json(orjson.dumps({"messages": list(self._engine.sandbox_messages(min(int(limit), 1000)))}))
 
     async def _body(self, request: Request) -> bytes:
         body = await _read(request.receive)
         return _unpacked(body, request.headers.get("content-encoding", "").strip().lower().encode())
+
+
+def is_number(text: str, most_digits: int) -> bool:
+    """Say whether a text is a whole number; isdigit alone takes powers and digits of other scripts too."""
+    return text.isascii() and text.isdigit() and len(text) <= most_digits
 
 
 def shown(users: int) -> int | str:

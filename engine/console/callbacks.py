@@ -59,7 +59,13 @@ class Callbacks:
         identity, stamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
         given = headers.get("webhook-signature", "").split()
         refused = Refused(401, "bad_signature", "the callback is not signed by this channel's gateway")
-        if signer is None or not identity or len(identity) > 256 or not stamp.isdigit() or len(stamp) > 12:
+        if (
+            signer is None
+            or not identity
+            or len(identity) > 256
+            or not (stamp.isascii() and stamp.isdigit())
+            or len(stamp) > 12
+        ):
             raise refused
         instant_ms = int(stamp) * 1000
         if abs(now_ms - instant_ms) > TOLERANCE_MS:

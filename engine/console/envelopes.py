@@ -29,7 +29,7 @@ def owntracks_payload(body: bytes, user: str | None) -> bytes | None:
     if user is not None:
         event["user"] = user
     if stamp is not None:
-        is_number = isinstance(stamp, (int, float)) and not isinstance(stamp, bool)
+        is_number = isinstance(stamp, (int, float)) and not isinstance(stamp, bool) and abs(stamp) < 1e12
         event["at"] = round(stamp * 1000) if is_number else stamp
     for theirs, ours in (("lon", "lon"), ("lat", "lat"), ("acc", "accuracy_m"), ("_id", "id")):
         if theirs in message:

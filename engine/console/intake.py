@@ -21,6 +21,8 @@ BODY_LIMIT = 8 << 20
 RECORD_BYTES = 256 << 10
 """A large body of lines is cut into records of about this size, so that one request does not make one huge batch."""
 
+_MOST_MEMBERS = 64  # of gzip, in one body
+
 
 class Refused(Exception):
     """A request that is not taken: status, a word for machines, a sentence for people."""
@@ -105,9 +107,16 @@ class Intake:
 
 
 def decompress(body: bytes, limit: int = BODY_LIMIT) -> bytes:
-    """Unpack gzip, never beyond `limit` bytes; several members are allowed, as gzip allows them."""
+    """Unpack gzip, never beyond `limit` bytes; a few members are allowed, as gzip allows any number of them.
+
+    Every member costs a copy of what follows it: many empty ones would keep the event loop busy for minutes.
+    """
     whole = bytearray()
+    members = 0
     while body:
+        members += 1
+        if members > _MOST_MEMBERS:
+            raise Refused(413, "too_large", f"the body has more than {_MOST_MEMBERS} gzip members")
         unpacker = zlib.decompressobj(wbits=31)
         try:
             whole += unpacker.decompress(body, limit + 1 - len(whole))

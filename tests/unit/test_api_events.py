@@ -151,6 +151,7 @@ def test_gzip_is_unpacked_and_a_bomb_is_refused() -> None:
     bomb = gzip.compress(b" " * (BODY_LIMIT + 1))
     assert len(bomb) < 100_000
     assert caller.post(bomb, gzipped).status_code == 413
+    assert caller.post(gzip.compress(b"") * 300_000, gzipped).status_code == 413
     assert caller.post(b"no gzip", gzipped).status_code == 400
     assert caller.post(gzip.compress(b'{"a":1}')[:-4], gzipped).status_code == 400
     assert caller.post(b"{}", {"content-encoding": "br"}).status_code == 415
@@ -317,4 +318,9 @@ def test_unknown_paths_and_methods_are_refused() -> None:
     assert caller.ask("GET", "/v1/events").status_code == 405
     assert caller.ask("GET", "/v1/nothing").status_code == 404
     assert caller.ask("GET", "/v1/explain").status_code == 400
-    assert caller.ask("GET", "/v1/explain?user=u&at_ms=x").status_code == 400
+    for number in ("x", "%C2%B2", "9" * 400):
+        assert caller.ask("GET", f"/v1/explain?user=u&at_ms={number}").status_code == 400
+        assert caller.ask("GET", f"/v1/sandbox/messages?limit={number}").status_code == 400
+    for stamp in (b"1e308", b"9" * 30):
+        body = b'{"_type":"location","tst":%b,"lon":1,"lat":2,"tid":"x"}' % stamp
+        assert caller.ask("POST", "/v1/owntracks", content=body).status_code == 200
