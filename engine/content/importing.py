@@ -144,7 +144,7 @@ def _repaired(geometry: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         return geometry, False
     try:
         drawn = shapely.geometry.shape(geometry)
-    except (ValueError, TypeError, IndexError, AttributeError, shapely.errors.ShapelyError):
+    except (ValueError, TypeError, LookupError, AttributeError, shapely.errors.ShapelyError):
         return geometry, False
     if drawn.is_valid:
         return geometry, False

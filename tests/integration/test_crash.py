@@ -40,6 +40,7 @@ from tests.world import MemoryLedger
 ROOT = Path(__file__).resolve().parents[2]
 SECRET = "whsec_" + "c2VjcmV0" * 5
 DAY_MS = 86_400_000
+WINDOW = 4  # submits without an answer, and so what one kill can leave unknown on a channel
 
 
 class Receiver:
@@ -95,6 +96,7 @@ class Running:
                 f"{prefix}URL": receiver.url,
                 f"{prefix}SECRET": SECRET,
                 f"{prefix}ALLOW_HTTP": "true",
+                f"{prefix}WINDOW": str(WINDOW),
                 f"{prefix}ALLOW_NETWORKS": '["127.0.0.0/8"]',
             }
         command = [sys.executable, "-m", "engine.cli", "serve", "--port", "0", "--clock", "events"]
@@ -178,13 +180,25 @@ def run_rounds(tmp_path: Path, rounds: int, seed: int) -> None:
             continue
         feeder.join()
         assert payloads.empty()
+        wait_until_handed_over(state)
         service.stop()
     receiver.close()
     assert len(acknowledged) >= total
-    audit(state, acknowledged, receiver.got)
+    audit(state, acknowledged, receiver.got, rounds)
 
 
-def audit(state: Path, acknowledged: list[bytes], got: Counter[str]) -> None:
+def wait_until_handed_over(state: Path) -> None:
+    """Give the dispatcher time for what waits: the last part of the day came in faster than it goes out."""
+    for _ in range(600):
+        with sqlite3.connect(state / "ledger.db") as ledger:
+            waiting = ledger.execute("SELECT count(*) FROM outbox").fetchone()[0]
+        ledger.close()
+        if not waiting:
+            return
+        time.sleep(0.1)
+
+
+def audit(state: Path, acknowledged: list[bytes], got: Counter[str], kills: int) -> None:
     blocks = []
     source = JournalSource(state / "journal")
     while found := source.poll(4096):
@@ -201,6 +215,7 @@ def audit(state: Path, acknowledged: list[bytes], got: Counter[str]) -> None:
     with sqlite3.connect(state / "ledger.db") as ledger:
         rows = ledger.execute("SELECT decision_id, body FROM decisions_read ORDER BY position").fetchall()
         queued = ledger.execute("SELECT count(*) FROM outbox").fetchone()[0]
+        ended = dict(ledger.execute("SELECT lower(hex(offer_id)), state FROM dispatches WHERE applied ORDER BY seq"))
     ledger.close()
     stored = {decision_id: orjson.loads(body) for decision_id, body in rows}
     assert set(stored) == set(expected)
@@ -212,7 +227,13 @@ def audit(state: Path, acknowledged: list[bytes], got: Counter[str]) -> None:
     offers = Counter(webhook_id.split("/")[0] for webhook_id in got.elements())
     assert set(offers) <= granted
     assert max(offers.values()) == 1, "an offer was handed over twice"
-    assert len(offers) >= len(granted) * 0.8, "most offers must arrive; a crash may leave few of them unknown"
+    assert len(offers) >= 20, "too little was handed over to prove anything"
+    for key in granted:
+        # Nothing is lost without a final state. Unknown: the crash came between claim and answer, nobody can tell.
+        # Expired: the feeder's clock runs some hundred times faster than the hand-off's minutes.
+        may_be = {"accepted", "unknown"} if key in offers else {"expired", "unknown"}
+        assert ended.get(key) in may_be, f"offer {key} ended as {ended.get(key)}"
+    assert sum(ended[key] == "unknown" for key in granted) <= kills * 2 * 2 * WINDOW
     by_user: dict[str, list[int]] = {}
     for key in granted:
         by_user.setdefault(expected[key]["user"], []).append(expected[key]["at"])
