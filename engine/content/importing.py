@@ -144,12 +144,12 @@ def _repaired(geometry: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         return geometry, False
     try:
         drawn = shapely.geometry.shape(geometry)
+        if drawn.is_valid:
+            return geometry, False
+        mended = shapely.make_valid(drawn, method="structure", keep_collapsed=False)
+        mended = shapely.set_precision(mended, 1e-7)
     except (ValueError, TypeError, LookupError, AttributeError, shapely.errors.ShapelyError):
-        return geometry, False
-    if drawn.is_valid:
-        return geometry, False
-    mended = shapely.make_valid(drawn, method="structure", keep_collapsed=False)
-    mended = shapely.set_precision(mended, 1e-7)
+        return geometry, False  # whoever checks the outline next says what is wrong with it
     parts = [part for part in shapely.get_parts(mended) if part.geom_type == "Polygon" and not part.is_empty]
     if not parts:
         return geometry, False
