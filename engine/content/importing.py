@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import orjson
 import shapely
 
@@ -146,8 +147,9 @@ def _repaired(geometry: dict[str, Any]) -> tuple[dict[str, Any], bool]:
         drawn = shapely.geometry.shape(geometry)
         if drawn.is_valid:
             return geometry, False
-        mended = shapely.make_valid(drawn, method="structure", keep_collapsed=False)
-        mended = shapely.set_precision(mended, 1e-7)
+        with np.errstate(all="ignore"):  # coordinates far off the globe overflow in there
+            mended = shapely.make_valid(drawn, method="structure", keep_collapsed=False)
+            mended = shapely.set_precision(mended, 1e-7)
     except (ValueError, TypeError, LookupError, AttributeError, shapely.errors.ShapelyError):
         return geometry, False  # whoever checks the outline next says what is wrong with it
     parts = [part for part in shapely.get_parts(mended) if part.geom_type == "Polygon" and not part.is_empty]
