@@ -136,9 +136,14 @@ def test_a_sample_of_the_worst_mix_equals_the_oracle() -> None:  # D1-D5, C1, A2
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("sample", [realistic_sample, worst_sample], ids=["realistic", "worst"])
-def test_a_sample_of_100_000_events_equals_the_oracle(sample: Any) -> None:
-    assert compare(*sample(100_000, 300), seed=3).total() > 500
+def test_a_sample_of_100_000_events_of_the_realistic_mix_equals_the_oracle() -> None:
+    assert compare(*realistic_sample(100_000, 300), seed=3).total() > 500
+
+
+@pytest.mark.long
+def test_a_larger_sample_of_the_worst_mix_equals_the_oracle() -> None:
+    """Smaller than the other: the oracle counts every grant ever made for each of its many candidates."""
+    assert compare(*worst_sample(22_400, 200), seed=4).total() > 5_000
 
 
 def test_the_sample_is_not_quietly_small() -> None:
