@@ -55,6 +55,8 @@ class Reserver(Protocol):
 
     def release(self, offer_id: str) -> None: ...
 
+    def delivered(self, offer_id: str) -> None: ...
+
 
 @dataclass(slots=True)
 class ConsentChange:
@@ -345,6 +347,8 @@ class Pipeline:
                 if read.state in _DEFINITE_FAILURES and offer_id:
                     self.ledger.release(offer_id)
                     self.decider.released(slot, offer_id)
+                elif read.state == "delivered" and offer_id:
+                    self.ledger.delivered(offer_id)
 
     def _revoke_for_person(self, slot: int, purpose: str, at_ms: int, effects: Effects) -> None:
         """Let who refused on one number be left alone on all numbers of the person (A4)."""

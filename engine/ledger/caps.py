@@ -84,6 +84,11 @@ class Caps:
         high, low = _halves(offer_id)
         return bool(kernel.release(self._state, high, low))
 
+    def delivered(self, offer_id: str) -> None:
+        """Remember that a message arrived: a failure reported afterwards gives nothing back (G1)."""
+        if _OFFER_ID.fullmatch(offer_id) is not None:
+            kernel.deliver(self._state, *_halves(offer_id))
+
     def restore_grants(self, grants: Iterable[tuple[GrantRow, bool]], longest_ms: int) -> None:
         """Load grants in the order they were made, each with whether it was released: a rebuild from the ledger."""
         counters = self._state.counters

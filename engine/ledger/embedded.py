@@ -83,6 +83,12 @@ class EmbeddedLedger:
         """Take an outcome into account: a definite failure gives back, anything else keeps what was taken (C2)."""
         if state in NOT_SENT:
             self.release(offer_id)
+        elif state == DispatchState.DELIVERED:
+            self.delivered(offer_id)
+
+    def delivered(self, offer_id: str) -> None:
+        """Remember that a message arrived: a failure reported afterwards gives nothing back (G1)."""
+        self.caps.delivered(offer_id)
 
     def rebuild(self, through_position: int) -> None:
         """Rebuild caps as they were after the record at this position, from what is stored (F10)."""

@@ -21,11 +21,11 @@ GRANT = np.dtype(
         ("category", "i2"),
         ("partner", "i2"),
         ("channel", "u1"),
-        ("flags", "u1"),  # COUNTS | WITHHELD | RELEASED | KEEP
+        ("flags", "u1"),  # COUNTS | WITHHELD | RELEASED | KEEP | DELIVERED
         ("spare", "u2"),
     ]
 )
-COUNTS, WITHHELD, RELEASED, KEEP, SHADOW = 1, 2, 4, 8, 16
+COUNTS, WITHHELD, RELEASED, KEEP, SHADOW, DELIVERED = 1, 2, 4, 8, 16, 32
 PASSED, UNTRIED, REPEATED = -1, -2, -3
 ALL, CHANNEL, SCENARIO, CATEGORY, PARTNER, DEPLOYMENT = 0, 1, 2, 3, 4, 5
 MINUTE_MS = 60_000
@@ -273,17 +273,25 @@ def add_grant(state: Any, subject_key: Any, high: Any, low: Any, mark: Any, flag
 
 @kernel
 def release(state: Any, high: Any, low: Any) -> Any:
-    """Give a grant back; say whether there was one to give back."""
+    """Give a grant back; say whether there was one to give back. What was delivered is never given back (G1)."""
     place = find_offer(state, high, low)
     if state.offer_low[place] != low or state.offer_high[place] != high:
         return False
     one = state.grants[state.offer_grant[place]]
-    if one.flags & RELEASED:
+    if one.flags & (RELEASED | DELIVERED):
         return False
     one.flags |= RELEASED
     if not one.flags & WITHHELD:
         add_deployment(state, one.scenario, one.at_ms, -1)
     return True
+
+
+@kernel
+def deliver(state: Any, high: Any, low: Any) -> None:
+    """Remember that the message of a grant arrived: from now on it keeps what it took."""
+    place = find_offer(state, high, low)
+    if state.offer_low[place] == low and state.offer_high[place] == high:
+        state.grants[state.offer_grant[place]].flags |= DELIVERED
 
 
 @kernel

@@ -139,6 +139,9 @@ def _lines() -> list[bytes]:
         lines.append(orjson.dumps({**usage, "props": {"price": 1.5}}))
         lines.append(orjson.dumps({**ping, **where, "id": "é", "at": "2026-01-02T05:04:05.5+08:00"}))
     lines.append(orjson.dumps({"type": "user-closed", "user": "w1", "at": _DAY_MS + 3_600_000}))
+    for state in ("delivered", "failed"):
+        receipt = {"type": "receipt", "user": "w0", "offer_id": "0" * 32, "state": state, "at": _DAY_MS}
+        lines.append(orjson.dumps(receipt))
     lines.append(b"{broken")
     return lines
 

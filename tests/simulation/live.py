@@ -58,6 +58,9 @@ class LedgerSeam:
     def release(self, offer_id: str) -> None:
         self.ledger.release(offer_id)
 
+    def delivered(self, offer_id: str) -> None:
+        self.ledger.delivered(offer_id)
+
 
 @dataclass
 class Snapshot:

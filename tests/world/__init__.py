@@ -47,6 +47,9 @@ class MemoryLedger:
     def release(self, offer_id: str) -> None:
         self.caps.release(offer_id)
 
+    def delivered(self, offer_id: str) -> None:
+        self.caps.delivered(offer_id)
+
 
 def circle(name: str, lon: float, lat: float, radius_m: float, **more: Any) -> Fence:
     centre = np.array([[round(lon * 1e7), round(lat * 1e7)]], np.int64)
