@@ -325,13 +325,10 @@ class Pipeline:
             case Consent():
                 if self.profiles.apply_consent(slot, read):
                     effects.consents.append(ConsentChange(user_id, read.purpose, read.granted, at_ms, "consent"))
-                    if not read.granted:
-                        self._revoke_for_person(slot, read.purpose, at_ms, effects)
             case InboundMessage():
                 purpose = self.profiles.apply_inbound(slot, read)
                 if purpose is not None:
                     effects.consents.append(ConsentChange(user_id, purpose, False, at_ms, "inbound-message"))
-                    self._revoke_for_person(slot, purpose, at_ms, effects)
             case UserClosed() | AddressChanged() if self.profiles.was_closed_since(slot, at_ms):
                 # Delivered again: the user who has the slot by now is another one (T7).
                 effects.drops[Drop.DUPLICATE] += 1
@@ -349,12 +346,6 @@ class Pipeline:
                     self.decider.released(slot, offer_id)
                 elif read.state == "delivered" and offer_id:
                     self.ledger.delivered(offer_id)
-
-    def _revoke_for_person(self, slot: int, purpose: str, at_ms: int, effects: Effects) -> None:
-        """Let who refused on one number be left alone on all numbers of the person (A4)."""
-        for other in self.profiles.slots_of_person(slot):
-            if other != slot and self.profiles.set_consent(other, purpose, False, at_ms, "person"):
-                effects.consents.append(ConsentChange(self.users.id_of(other), purpose, False, at_ms, "person"))
 
     def _apply_control(self, block: Block, record: int, effects: Effects) -> None:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))

@@ -152,13 +152,6 @@ class ProfileTable:
                 return f"{user_id}#{generation}"
         return user_id
 
-    def slots_of_person(self, slot: int) -> list[int]:
-        """List the slots of all numbers of the same person, this one among them (A4)."""
-        person = -1 if self.person is None else int(self.person.view[slot])
-        if self.person is None or person == MISSING:
-            return [slot]
-        return np.flatnonzero(self.person.array[: self.count] == person).tolist()
-
     def evidence(self, slot: int, purpose: str) -> Evidence | None:
         column = self.purposes.get(purpose)
         packed = column.view[slot] if column is not None else 0

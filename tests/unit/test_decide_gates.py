@@ -64,7 +64,9 @@ def test_a_pause_of_one_or_all_refuses_until_resumed() -> None:  # D8
     world.decider.pause("*", True)
     assert world.one(1, row=1).reason == "paused"
     world.decider.pause("*", False)
-    assert world.one(2).reason == "granted"
+    assert [world.one(2, row=row).reason for row in (0, 1)] == ["paused", "granted"]  # its own pause stays
+    world.decider.pause("a/a", False)
+    assert world.one(3).reason == "granted"
 
 
 @pytest.mark.parametrize(
