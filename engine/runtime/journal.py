@@ -6,15 +6,15 @@ What a power loss may cost under each fsync policy is in docs/storage.md. Readin
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import Literal
 
 from engine.errors import StoreCorrupt, StoreUnavailable
 from engine.model import RecordKind
+from engine.runtime.ownership import own
 from engine.runtime.segment import (
     HEADER,
     MAX_PAYLOAD,
@@ -67,7 +67,10 @@ class Journal:
         self._base = self._end = 0
         self._first_append_ms: int | None = None  # of the segment being written
         folder.mkdir(parents=True, exist_ok=True)
-        self._owner = _lock_folder(folder)
+        self._owner = own(
+            folder / "journal.lock",
+            f"journal {folder} is being written by another process; stop that one or use another state folder",
+        )
         try:
             self._segments = list_segments(folder)
             if self._segments:
@@ -304,19 +307,6 @@ class Journal:
             )
             raise StoreUnavailable(self._failure) from error
         self._dirty = False
-
-
-def _lock_folder(folder: Path) -> IO[str]:
-    """Take the writer's lock, so that two processes never append to one journal."""
-    handle = (folder / "journal.lock").open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        raise StoreUnavailable(
-            f"journal {folder} is being written by another process; stop that one or use another state folder"
-        ) from None
-    return handle
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,6 @@ folders and tidies. What a crash leaves behind is rebuilt: newest checkpoint, th
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import secrets
 import threading
@@ -16,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -33,6 +32,7 @@ from engine.pipeline import Effects, Pipeline
 from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive, FolderWatch, content_record
 from engine.runtime.journal import Journal
+from engine.runtime.ownership import own
 from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, part_of, single_items, single_records
 from engine.runtime.source import JournalSource
 from engine.settings import Settings
@@ -73,7 +73,9 @@ class Service:
         state.mkdir(parents=True, exist_ok=True)
         _refuse_lost_ledger(state)
         # First of all: opening the ledger takes the right to claim away from whoever has it open.
-        self._owner = _own(state)
+        self._owner = own(
+            state / "service.lock", f"{state} is in use by another process; stop that one or use another state folder"
+        )
         try:
             self._open(state)
         except BaseException:
@@ -518,19 +520,6 @@ class Service:
 def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
     """Return the rows of a batch's decisions as the ledger stores them."""
     return [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
-
-
-def _own(state: Path) -> IO[str]:
-    """Take the state folder for this process; raise StoreUnavailable where another one has it."""
-    handle = (state / "service.lock").open("a+")
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        handle.close()
-        raise StoreUnavailable(
-            f"{state} is in use by another process; stop that one or use another state folder"
-        ) from None
-    return handle
 
 
 def _refuse_lost_ledger(state: Path) -> None:
