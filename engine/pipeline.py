@@ -21,6 +21,7 @@ from engine.candidates import CandidateMaker, usage_trigger
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
 from engine.decide import Decider, Decision, ProfileTable
+from engine.decide.profiles import PERSON_SOURCE
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.events import AddressChanged, Consent, InboundMessage, Profile, Receipt, UserClosed
 from engine.decode.users import UserTable
@@ -346,6 +347,9 @@ class Pipeline:
                     self.decider.released(slot, offer_id)
                 elif read.state == "delivered" and offer_id:
                     self.ledger.delivered(offer_id)
+        for bound in self.profiles.take_bound():
+            change = ConsentChange(self.users.id_of(bound.slot), bound.purpose, False, bound.at_ms, PERSON_SOURCE)
+            effects.consents.append(change)
 
     def _apply_control(self, block: Block, record: int, effects: Effects) -> None:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))

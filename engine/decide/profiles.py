@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.decide.columns import MISSING, Column, Names, TextColumn
 from engine.decide.local_time import is_zone
+from engine.decide.persons import Persons
 from engine.definitions import Policy
 
 UNSET = msgspec.UNSET
@@ -27,6 +28,8 @@ _MOST_TAGS = 4096
 _MOST_PURPOSES = 256
 _MOST_SOURCES = 16_383
 _WORD_BITS = 64
+PERSON_SOURCE = "person"
+"""Where a refusal came from that was said on another number of the same person."""
 
 
 class Evidence(NamedTuple):
@@ -35,6 +38,14 @@ class Evidence(NamedTuple):
     granted: bool
     at_ms: int
     source: str
+
+
+class Bound(NamedTuple):
+    """A refusal on one number of a person that now binds another (A4)."""
+
+    slot: int
+    purpose: str
+    at_ms: int
 
 
 class ProfileTable:
@@ -56,6 +67,8 @@ class ProfileTable:
         self.organisation: TextColumn | None = None
         self.province: TextColumn | None = None
         self.person: TextColumn | None = None
+        self.persons = Persons()
+        self._bound: list[Bound] = []
         self.purposes: dict[str, Column] = {}
         self.sources = Names([""])
         self.dynamic: dict[int, dict[str, int]] = {}
@@ -193,8 +206,7 @@ class ProfileTable:
             self.province = self.province or TextColumn(self.capacity)
             self.province.set(slot, event.province or None)
         if event.person is not UNSET and (event.person or self.person):
-            self.person = self.person or TextColumn(self.capacity)
-            self.person.set(slot, event.person or None)
+            self._set_person(slot, event.person or None)
         if event.time_zone is not UNSET:
             # A zone nobody knows is as good as none: the deployment's then counts, never "not enforced" (C5).
             self.zone.set(slot, event.time_zone if event.time_zone and is_zone(event.time_zone) else None)
@@ -240,7 +252,12 @@ class ProfileTable:
         if purpose not in self.purposes and len(self.purposes) >= _MOST_PURPOSES:
             # No content names it yet. A yes is then no yes; a no counts, and the claim store keeps it.
             self.ignored_attributes += 1
+            if not granted and self.person is not None and self.person.view[slot] != MISSING:
+                others = self.persons.others(self.person.view[slot], slot)
+                self._bound += [Bound(other, purpose, at_ms) for other in others]
             return not granted
+        if not granted:
+            self._refuse_for_person(slot, purpose, at_ms)
         column = self.purpose_column(purpose)
         packed = column.view[slot]
         if packed and at_ms < packed >> 16:
@@ -249,6 +266,44 @@ class ProfileTable:
         row = self.sources.intern(source if known else "")
         column.view[slot] = at_ms << 16 | row << 2 | (GRANTED if granted else DENIED)
         return True
+
+    def take_bound(self) -> list[Bound]:
+        """Return whom refusals on another number of theirs have bound since the last call; the claim store must know.
+
+        Call it after every profile, consent and inbound message.
+        """
+        bound, self._bound = self._bound, []
+        return bound
+
+    def _set_person(self, slot: int, person: str | None) -> None:
+        """Link a number to a person: what either refused so far binds the other (A4)."""
+        self.person = self.person or TextColumn(self.capacity)
+        self.persons.move(self.person, slot, person)
+        row = self.person.view[slot]
+        if row == MISSING:
+            return
+        for purpose, at_ms in sorted(self.persons.refused.get(row, {}).items()):
+            self._bind(slot, purpose, at_ms)
+        for purpose, column in sorted(self.purposes.items()):
+            packed = column.view[slot]
+            if packed & 3 == DENIED:
+                self._refuse_for_person(slot, purpose, packed >> 16)
+
+    def _refuse_for_person(self, slot: int, purpose: str, at_ms: int) -> None:
+        """Let a no on one number bind the person's others."""
+        row = self.person.view[slot] if self.person is not None else MISSING
+        if row != MISSING and self.persons.refuse(row, purpose, at_ms):
+            for other in self.persons.others(row, slot):
+                self._bind(other, purpose, at_ms)
+
+    def _bind(self, slot: int, purpose: str, at_ms: int) -> None:
+        """Write a person's no to one number, unless that one said yes after it, or no as late."""
+        column = self.purpose_column(purpose)
+        packed = column.view[slot]
+        if packed and (at_ms < packed >> 16 or (at_ms == packed >> 16 and packed & 3 == DENIED)):
+            return
+        column.view[slot] = at_ms << 16 | self.sources.intern(PERSON_SOURCE) << 2 | DENIED
+        self._bound.append(Bound(slot, purpose, at_ms))
 
     def apply_consent(self, slot: int, event: Any) -> bool:
         """Take a consent event (`purpose, granted, at_ms, source`)."""
@@ -272,14 +327,16 @@ class ProfileTable:
         For `user-closed` and `address-changed` alike: a recycled number may belong to a stranger.
         """
         self.ensure(slot + 1)
+        void_ms, generation = max(at_ms, self.void_ms.get(slot, -1)), self.generation.get(slot, 0) + 1
         self.clear(slot)
-        self.void_ms[slot] = max(at_ms, self.void_ms.get(slot, -1))
-        self.generation[slot] = self.generation.get(slot, 0) + 1
+        self.void_ms[slot], self.generation[slot] = void_ms, generation
 
     address_changed = close
 
     def clear(self, slot: int) -> None:
         """Forget everything of a slot, for a slot that is given to another user."""
+        if self.person is not None:
+            self.persons.move(self.person, slot, None)
         for column in self._columns():
             column.clear(slot)
         self.dynamic.pop(slot, None)
@@ -313,6 +370,7 @@ class ProfileTable:
             "dynamic": [[slot, tag, until] for slot, tags in self.dynamic.items() for tag, until in tags.items()],
             "void_ms": [list(pair) for pair in self.void_ms.items()],
             "generation": [list(pair) for pair in self.generation.items()],
+            "refused": self.persons.state(),
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray], objects: Mapping[str, Any]) -> None:
@@ -335,6 +393,8 @@ class ProfileTable:
             self.dynamic.setdefault(slot, {})[tag] = until
         self.void_ms = dict(objects["void_ms"])
         self.generation = dict(objects["generation"])
+        self.persons.rebuild(self.person, self.count)
+        self.persons.restore(objects["refused"])
 
     def _column_named(self, name: str) -> Column:
         kind, _, rest = name.partition("/")

@@ -62,6 +62,7 @@ class Auditor:
         self.reasons: Counter[tuple[str, str]] = Counter()
         self.book = Book()
         self.people: dict[str, Person] = {}
+        self.refusals: dict[tuple[str, str], int] = {}  # of a person, by purpose: the newest (A4)
         self.now_ms = -1
         self.paused: set[str] = set()
         self.auto_paused: set[str] = set()
@@ -385,12 +386,11 @@ class Auditor:
         who, kind, at_ms = self.person(event["user"]), event["type"], event["at"]
         if kind == "profile":
             who.take_profile(event)
-        elif kind == "consent" and who.take_consent(event["purpose"], event["granted"], at_ms):
-            self.consent_log[who.name, event["purpose"]].append((self.now_ms, event["granted"]))
+            self._link(who)
+        elif kind == "consent":
+            self._say(who, event["purpose"], event["granted"], at_ms)
         elif kind == "inbound-message" and is_opt_out(event["text"]):
-            purpose = f"marketing.{event['channel']}"
-            if who.take_consent(purpose, False, at_ms):
-                self.consent_log[who.name, purpose].append((self.now_ms, False))
+            self._say(who, f"marketing.{event['channel']}", False, at_ms)
         elif kind in ("user-closed", "address-changed") and event["id"] not in who.closings:
             who.closings.add(event["id"])
             who.close(self.now_ms)
@@ -406,6 +406,30 @@ class Auditor:
                 self.check(run.swallowed == 0, f"a run of {key[1]} to {key[0]} was not closed with the user")
         elif kind == "receipt":
             self.book.hear(event["offer_id"], event["state"])
+
+    def _say(self, who: Person, purpose: str, granted: bool, at_ms: int) -> None:
+        """A yes or no of one number; a no is the person's, on whichever number it was said (A4)."""
+        if who.take_consent(purpose, granted, at_ms):
+            self.consent_log[who.name, purpose].append((self.now_ms, granted))
+        if not granted and at_ms > who.void_ms:
+            self._refuse_for(who.person, purpose, at_ms)
+
+    def _link(self, who: Person) -> None:
+        """A number given to a person: their refusals become each other's."""
+        for purpose, (granted, at_ms) in list(who.consents.items()):
+            if not granted:
+                self._refuse_for(who.person, purpose, at_ms)
+        for (person, purpose), at_ms in list(self.refusals.items()):
+            if person == who.person:
+                self._refuse_for(person, purpose, at_ms)
+
+    def _refuse_for(self, person: str | None, purpose: str, at_ms: int) -> None:
+        if person is None:
+            return
+        newest = self.refusals[person, purpose] = max(at_ms, self.refusals.get((person, purpose), at_ms))
+        for one in self.people.values():
+            if one.person == person and one.hear_person(purpose, newest):
+                self.consent_log[one.name, purpose].append((self.now_ms, False))
 
     def _control(self, control: dict[str, Any]) -> None:
         name, is_paused = control["pause"], control["paused"]

@@ -10,7 +10,7 @@ from tests.simulation.plan import DAY_MS, FREE, HOUR_MS, PLACES, START_MS, City,
 
 MINUTE_MS = 60_000
 HOURS = 24
-SCRIPTED = ("w-dwell", "w-close", "w-delay", "w-twice", "w-stay", "w-stop", "w-soon")
+SCRIPTED = ("w-dwell", "w-close", "w-delay", "w-twice", "w-stay", "w-stop", "w-soon", "w-left", "w-right", "w-third")
 
 
 @dataclass
@@ -295,6 +295,21 @@ def _scripted(dice: random.Random, city: City, day: Day, span_ms: int) -> None:
         _send(day, 200, True, type="usage", feed="dpi", user=name, at=noon, app=app, id=f"{name}/1")
     for channel in ("sms", "push"):
         _send(day, 200, True, type="inbound-message", user="w-stop", at=noon + 60_000, channel=channel, text="td")
+
+    # Three numbers of one person: a refusal on the first binds the second, at the claim too, and the third once linked.
+    for name in ("w-left", "w-right"):
+        _send(day, 7, True, type="profile", user=name, at=START_MS, person="w-person")
+    _send(day, 8, True, type="profile", user="w-third", at=noon + 1_800_000, person="w-person")
+    for channel in ("sms", "push"):
+        _send(day, 200, True, type="inbound-message", user="w-left", at=noon + 60_000, channel=channel, text="td")
+    for name, after_ms, app in (
+        ("w-right", 0, "iqiyi"),
+        ("w-right", 3_600_000, "bank"),
+        ("w-third", 600_000, "bank"),
+        ("w-third", 3_600_000, "bank"),
+    ):
+        identity = f"{name}/{after_ms}"
+        _send(day, 200, True, type="usage", feed="dpi", user=name, at=noon + after_ms, app=app, id=identity)
 
     # Somebody inside all day: who forgets him at a change of content tells of a second arrival.
     fix("w-stay", "sim/cinema", START_MS + 600_000, away_m=900)

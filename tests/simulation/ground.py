@@ -68,6 +68,14 @@ class Person:
         self.consents[purpose] = (granted, at_ms)
         return True
 
+    def hear_person(self, purpose: str, at_ms: int) -> bool:
+        """The same person refused on another number: binds this one, unless it said yes after that (A4)."""
+        before = self.consents.get(purpose)
+        if before is not None and (before[1] > at_ms or before == (False, at_ms)):
+            return False
+        self.consents[purpose] = (False, at_ms)
+        return True
+
     def close(self, now_ms: int) -> None:
         """The number is given up: a new life, in which nothing is known (A4)."""
         fresh = Person(self.name, void_ms=now_ms, lives=self.lives + 1, closings=self.closings)

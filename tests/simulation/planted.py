@@ -164,6 +164,16 @@ def opt_out_ignored(patch: Any) -> None:
 
 
 @plants
+def opt_out_of_one_number_alone(patch: Any) -> None:
+    patch.setattr(ProfileTable, "_refuse_for_person", lambda *_: None)
+
+
+@plants_with("claim_unavailable")
+def refusals_of_a_person_not_told_to_the_claim(patch: Any) -> None:
+    patch.setattr(ProfileTable, "take_bound", lambda self: [])
+
+
+@plants
 def do_not_disturb_ignored(patch: Any) -> None:
     patch.setattr(gates, "DO_NOT_DISTURB", 0)
 

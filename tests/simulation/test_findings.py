@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from engine.definitions import Cap, FieldTest, Limits, UsageTrigger
 from engine.model import RecordKind, Scope
 from tests.world import NOON_MS, block_of, consent, make_pipeline, profile, scenario, small_content, usage
@@ -80,10 +78,27 @@ def test_c2_a_failure_that_names_only_the_dispatch_gives_back():
     assert small.use() == "granted"
 
 
-@pytest.mark.xfail(strict=True, reason="consent counts per user, not per person")
 def test_a4_who_opts_out_on_one_number_is_left_alone_on_the_other():
     small = Small()
     small.take(profile("a", NOON_MS, person="p"), profile("b", NOON_MS, person="p"))
     small.take(consent("a", NOON_MS), consent("b", NOON_MS))
     small.take({"type": "inbound-message", "user": "a", "at": NOON_MS + 3000, "channel": "sms", "text": "TD"})
     assert small.use("b") == "opted_out"
+
+
+def test_a4_a_number_linked_after_the_opt_out_is_left_alone_too():
+    small = Small()
+    small.take(profile("a", NOON_MS, person="p"), consent("a", NOON_MS), consent("b", NOON_MS))
+    small.take({"type": "inbound-message", "user": "a", "at": NOON_MS + 3000, "channel": "sms", "text": "TD"})
+    assert small.use("b") == "granted"
+    small.take(profile("b", NOON_MS, person="p"))
+    assert small.use("b") == "opted_out"
+
+
+def test_a4_a_yes_after_the_opt_out_counts_for_its_own_number():
+    small = Small()
+    small.take(*(profile(user, NOON_MS, person="p") for user in "abc"))
+    small.take(*(consent(user, NOON_MS) for user in "abc"))
+    small.take({"type": "inbound-message", "user": "a", "at": NOON_MS + 7000, "channel": "sms", "text": "TD"})
+    small.take(consent("b", NOON_MS + 8000))
+    assert [small.use(user) for user in "abc"] == ["opted_out", "granted", "opted_out"]

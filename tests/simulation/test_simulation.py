@@ -30,6 +30,7 @@ ESSENTIAL = (
     "version_in_the_offer_id",
     "consent_never_asked",
     "opt_out_ignored",
+    "opt_out_of_one_number_alone",
     "quiet_hours_in_utc",
     "holdout_salted_anew_in_every_run",
     "exit_forgotten",

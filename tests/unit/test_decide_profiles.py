@@ -70,6 +70,38 @@ def test_anything_else_is_no_opt_out(text: str) -> None:  # A3
     assert not is_opt_out(text)
 
 
+def test_every_new_user_of_a_number_is_another_subject() -> None:  # A4
+    profiles = table()
+    subjects = {profiles.subject(0, "u0")}
+    for life in range(3):
+        profiles.close(0, NOON_MS + life)
+        subjects.add(profiles.subject(0, "u0"))
+    assert len(subjects) == 4
+
+
+def test_what_a_person_refuses_on_one_number_binds_the_others_with_its_evidence() -> None:  # A4
+    profiles = table()
+    for slot in (0, 1):
+        profiles.apply_profile(slot, profile(person="p"), NOON_MS)
+        profiles.apply_consent(slot, consent("location", True))
+    assert profiles.apply_inbound(0, message("退订", at_ms=NOON_MS + 5)) == "marketing.sms"
+    profiles.apply_consent(0, consent("location", False, NOON_MS + 6))
+    assert profiles.evidence(1, "marketing.sms") == (False, NOON_MS + 5, "person")
+    assert profiles.evidence(1, "location") == (False, NOON_MS + 6, "person")
+    assert [(one.slot, one.purpose) for one in profiles.take_bound()] == [(1, "marketing.sms"), (1, "location")]
+    assert profiles.take_bound() == []
+    profiles.apply_consent(2, consent("marketing.sms", True, NOON_MS + 4))
+    profiles.apply_profile(2, profile(person="p"), NOON_MS + 7)
+    assert profiles.evidence(2, "marketing.sms") == (False, NOON_MS + 5, "person")
+
+
+def test_do_not_disturb_is_of_the_number_not_of_the_person() -> None:  # A4
+    world = World(scenario())
+    for slot in (0, 1):
+        world.profiles.apply_profile(slot, profile(person="p", dnd=slot == 0), NOON_MS)
+    assert [world.one(slot).reason for slot in (0, 1)] == ["dnd", "granted"]
+
+
 def test_an_opt_out_revokes_its_channel_only() -> None:  # A3
     world = World(scenario(offer__channels=("sms",)), scenario("a/p", offer__channels=("push",)))
     assert world.profiles.apply_inbound(0, message("退订")) == "marketing.sms"
