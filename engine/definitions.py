@@ -185,6 +185,66 @@ class Placeholder:
     max_length: int = 40
 
 
+class Stage(StrEnum):
+    """The life of a benefit as ops set it; expired follows from its validity. Only a running one is offered."""
+
+    DRAFT = "draft"
+    LISTED = "listed"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class StockLimits:
+    """How many there are to give, and for how much (rule O3); None where there is no limit."""
+
+    total: int | None = None
+    per_day: int | None = None  # days of the policy's time zone
+    per_user: int | None = None
+    budget_fen: int | None = None  # sums of cost_fen
+    budget_per_day_fen: int | None = None
+    budget_per_user_fen: int | None = None
+    pool: str | None = None  # codes; without codes there is nothing to give
+
+
+@dataclass(frozen=True, slots=True)
+class BenefitDefinition:
+    """What a user gains: a benefit, or a product made of some. Money in integer fen.
+
+    product  "" for a plain benefit, else package | card | bundle; `parts` are then the ids of its benefits, and face
+             value and cost the sums over them
+    """
+
+    id: str
+    name: str
+    benefit_class: str  # one of the six classes; the category of caps
+    partner: str
+    sub_class: str = ""
+    face_value_fen: int = 0
+    cost_fen: int = 0  # what the operator owes the partner for one
+    value: float = 1.0  # factor of the score (D2)
+    stage: Stage = Stage.RUNNING
+    valid_from_ms: int | None = None
+    valid_until_ms: int | None = None  # from then on it is expired
+    valid_for_ms: int | None = None  # from the offer on
+    stock: StockLimits | None = None
+    product: str = ""
+    parts: tuple[str, ...] = ()
+    price_fen: int = 0
+    plan: str = ""  # card
+    data_mb: int = 0  # package
+    voice_min: int = 0  # package
+    file: str = ""
+
+    def usable_until_ms(self, granted_ms: int) -> int | None:
+        """Return the end of what was granted then; None: never."""
+        ends = [one for one in (self.valid_until_ms,) if one is not None]
+        if self.valid_for_ms is not None:
+            ends.append(granted_ms + self.valid_for_ms)
+        return min(ends, default=None)
+
+
 @dataclass(frozen=True, slots=True)
 class OfferDefinition:
     benefit: str
@@ -199,6 +259,7 @@ class OfferDefinition:
     value: float = 1.0  # factor of the score (D2)
     deadline_s: int | None = None  # None: 10 min for presence, 24 h otherwise (D6)
     benefit_name: str = ""  # what people call the benefit
+    terms: tuple[BenefitDefinition, ...] = ()  # the benefit itself, and after it the parts of a product
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,3 +337,4 @@ class Content:
     cells: CellTable
     scenarios: tuple[Scenario, ...]
     policy: Policy
+    benefits: tuple[BenefitDefinition, ...] = ()  # of the catalogue and inline, by id

@@ -66,6 +66,7 @@ def _report(inspection: Inspection) -> dict[str, object]:
         "version": content.version if content else None,
         "fences": len(content.fences) if content else None,
         "cells": len(content.cells.ids) if content else None,
+        "benefits": len(content.benefits) if content else None,
         "scenarios": len(content.scenarios) if content else None,
         "faults": [
             {
@@ -111,6 +112,7 @@ def _print_summary(content: Content) -> None:
     Console().print(f"The content is sound. Version {content.version}", style="bold green")
     print(f"  {len(content.fences)} fences: {_counts(kinds)}")
     print(f"  {len(content.cells.ids)} cells")
+    print(f"  {len(content.benefits)} benefits: {_counts(Counter(one.benefit_class for one in content.benefits))}")
     print(f"  {len(content.scenarios)} scenarios: {_counts(modes)}")
     table = Table(Column("scenario", no_wrap=True), "name", "mode", "trigger", "fences", "channels")
     for scenario in content.scenarios:

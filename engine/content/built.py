@@ -13,7 +13,6 @@ NOT_SUPPORTED_YET = frozenset(
         "trigger.sequence",
         "trigger.absence",
         "while",
-        "offer.benefit.stock",
         "offer.on_grant",
         "offer.fallback",
         "quiet_hours.switch",

@@ -58,7 +58,8 @@ class Faults:
     def add_validation(self, file: str, base: str, error: ValidationError, known: Iterable[str] = ()) -> None:
         """Note everything pydantic found wrong below `base`."""
         for one in error.errors(include_url=False):
-            where = base + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in one["loc"])
+            steps = [step for step in one["loc"] if not str(step).startswith("<")]  # the tag of a choice is no field
+            where = base + "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in steps)
             context = one.get("ctx", {})
             kind = one["type"]
             found: Any = Shown("nothing") if kind == "missing" else one["input"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.content.benefits import load_benefits
 from engine.content.cells import load_cells
 from engine.content.faults import Faults, Shown
 from engine.content.fences import load_fences
@@ -47,11 +48,13 @@ def inspect_content(geofences: Path, scenarios: Path, limits: ReadLimits | None 
     policy = load_policy(scenarios, limits, faults)
     cells = load_cells(geofences, limits, faults)
     fences = load_fences(geofences, policy.time_zone, cells, limits, faults)
-    loaded = load_scenarios(scenarios, fences, policy, limits, faults)
+    catalogue = load_benefits(scenarios, policy, limits, faults)
+    loaded = load_scenarios(scenarios, fences, policy, catalogue, limits, faults)
+    benefits = catalogue.all_of(loaded, faults)
     if faults.error_count:
         return Inspection(None, tuple(faults.all()))
-    version = content_version(fence_summary(fences), cells, loaded, policy)
-    content = Content(version, tuple(fences), cells, tuple(loaded), policy)
+    version = content_version(fence_summary(fences), cells, loaded, policy, benefits)
+    content = Content(version, tuple(fences), cells, tuple(loaded), policy, benefits)
     return Inspection(content, tuple(faults.all()))
 
 
@@ -68,7 +71,12 @@ def outdated(content: Content, now_ms: int) -> list[Fault]:
         for one in content.fences
         if one.valid_until_ms is not None and one.valid_until_ms <= now_ms
     ]
-    return scenarios + fences
+    benefits = [
+        Fault(one.file, f"benefit {one.id}", "a validity that is past", "a date to come", hint, "warning")
+        for one in content.benefits
+        if one.valid_until_ms is not None and one.valid_until_ms <= now_ms
+    ]
+    return scenarios + fences + benefits
 
 
 def _check_folder(folder: Path, suffixes: tuple[str, ...], faults: Faults) -> None:

@@ -6,43 +6,22 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
+from engine.content.benefit_model import BenefitOrId
 from engine.content.conditions import Condition, Model, exactly_one
 from engine.content.faults import refuse
 from engine.content.fence_model import ContentId, Word
 from engine.content.spans import ClockTime, HoursWindow, InstantText, Span, ZoneName
 from engine.content.trigger_model import Trigger, While
 
-BENEFIT_CLASSES = ("video", "travel", "living", "entertainment", "education", "health")
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 TEXT_LENGTH = 500
 
-BenefitClass = Literal["video", "travel", "living", "entertainment", "education", "health"]
 Channel = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_-]{0,19}$")]
 PlaceholderName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,29}$")]
 Percent = Annotated[float, Field(ge=0, lt=100)]
 
 
 # --- offer ----------------------------------------------------------------------------------------------------------
-
-
-class Stock(Model):
-    """How many there are to give (rule O3)."""
-
-    total: int | None = Field(None, ge=1)
-    per_day: int | None = Field(None, ge=1)
-    budget_fen: int | None = Field(None, ge=1)
-    codes: Word | None = Field(None, description="name of an imported list of codes")
-
-
-class Benefit(Model):
-    """What the user gains."""
-
-    id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
-    name: Word
-    benefit_class: BenefitClass = Field(alias="class", description="one of the six classes; the category of caps")
-    partner: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
-    value: float = Field(1.0, gt=0, le=1000, description="factor of the score (rule D2)")
-    stock: Stock | None = None
 
 
 class PlaceholderModel(Model):
@@ -78,7 +57,7 @@ class Fallback(Model):
 class OfferModel(Model):
     """The message and the benefit it proposes."""
 
-    benefit: Benefit
+    benefit: BenefitOrId = Field(description="the id of a benefit or product of the catalogue, or all of it in place")
     offer_class: Literal["marketing", "service"] = Field("marketing", alias="class")
     approver: Word | None = Field(None, description="who approved a service message; service only")
     channels: list[Channel] = Field(min_length=1, max_length=5, description="in order of preference, e.g. [sms, app]")

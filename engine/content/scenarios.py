@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from engine.content import conditions, scenario_model, trigger_model
+from engine.content import benefit_model, conditions, scenario_model, trigger_model
+from engine.content.benefits import BENEFITS_FOLDER, NOTHING, Catalogue
 from engine.content.built import NOT_SUPPORTED_YET
 from engine.content.faults import Faults, Shown
 from engine.content.files import ReadLimits, read_yaml
@@ -21,7 +22,7 @@ from engine.content.scenario_model import (
     ScheduleModel,
 )
 from engine.content.spans import instant_ms
-from engine.content.texts import placeholders_of
+from engine.content.texts import TextPlaces, placeholders_of
 from engine.content.triggers import (
     FenceBook,
     audience_expression,
@@ -49,7 +50,7 @@ MOST_DWELL_THRESHOLDS = 8
 
 KNOWN_FIELDS = frozenset(
     field.alias or name
-    for module in (scenario_model, trigger_model, conditions)
+    for module in (scenario_model, benefit_model, trigger_model, conditions)
     for model in vars(module).values()
     if isinstance(model, type) and issubclass(model, BaseModel)
     for name, field in model.model_fields.items()
@@ -88,16 +89,21 @@ def load_policy(folder: Path, limits: ReadLimits, faults: Faults) -> Policy:
 
 
 def load_scenarios(
-    folder: Path, fences: Sequence[Fence], policy: Policy, limits: ReadLimits, faults: Faults
+    folder: Path,
+    fences: Sequence[Fence],
+    policy: Policy,
+    catalogue: Catalogue,
+    limits: ReadLimits,
+    faults: Faults,
 ) -> list[Scenario]:
-    """Read every scenarios/**/*.yaml but the policy, sorted by scenario id."""
+    """Read every scenarios/**/*.yaml but the policy and the benefits, sorted by scenario id."""
     book = FenceBook(fences)
     found: dict[str, Scenario] = {}
     for path in sorted(folder.rglob("*.yaml")):
-        if path == folder / POLICY_FILE:
+        if path == folder / POLICY_FILE or path.relative_to(folder).parts[0] == BENEFITS_FOLDER:
             continue
         file = f"{folder.name}/{path.relative_to(folder).as_posix()}"
-        scenario = _file(read_yaml(path, file, limits, faults), file, book, policy, faults)
+        scenario = _file(read_yaml(path, file, limits, faults), file, book, policy, catalogue, faults)
         if scenario is None:
             continue
         if scenario.id in found:
@@ -112,7 +118,9 @@ def load_scenarios(
     return [found[key] for key in sorted(found)]
 
 
-def _file(raw: Any, file: str, book: FenceBook, policy: Policy, faults: Faults) -> Scenario | None:
+def _file(
+    raw: Any, file: str, book: FenceBook, policy: Policy, catalogue: Catalogue, faults: Faults
+) -> Scenario | None:
     if raw is None:
         if not any(fault.file == file for fault in faults.all()):
             faults.add(file, "$", Shown("an empty file"), "a scenario")
@@ -134,7 +142,7 @@ def _file(raw: Any, file: str, book: FenceBook, policy: Policy, faults: Faults) 
     schedule = _schedule(given.schedule, policy.time_zone, file, faults)
     quiet = _quiet_hours(given.quiet_hours)
     _check_reachable(trigger, schedule, quiet or policy.quiet_hours, given, book, file, faults)
-    offer = _offer(given, trigger, policy, file, faults)
+    offer = _offer(given, trigger, policy, catalogue, file, faults)
     if faults.error_count > before:
         return None
     return Scenario(
@@ -166,26 +174,39 @@ def _file(raw: Any, file: str, book: FenceBook, policy: Policy, faults: Faults) 
 
 
 def _offer(
-    given: ScenarioModel, trigger: TriggerDefinition, policy: Policy, file: str, faults: Faults
+    given: ScenarioModel,
+    trigger: TriggerDefinition,
+    policy: Policy,
+    catalogue: Catalogue,
+    file: str,
+    faults: Faults,
 ) -> OfferDefinition:
     offer = given.offer
     for at, channel in enumerate(offer.channels):
         if channel in offer.channels[:at]:
             faults.add(file, f"$.offer.channels[{at}]", channel, "each channel once")
-    has_fence = isinstance(trigger, PresenceTrigger)
+    terms = catalogue.terms_of(offer.benefit, given.mode, file, faults)
+    benefit = terms[0] if terms else NOTHING
+    writer = TextPlaces(
+        has_fence=isinstance(trigger, PresenceTrigger),
+        has_claim_domain=bool(policy.claim_domains),
+        benefit_name=benefit.name,
+        has_codes=any(one.stock is not None and one.stock.pool for one in terms) or not terms,
+    )
     return OfferDefinition(
-        benefit=offer.benefit.id,
-        benefit_class=offer.benefit.benefit_class,
-        partner=offer.benefit.partner,
+        benefit=benefit.id,
+        benefit_class=benefit.benefit_class,
+        partner=benefit.partner,
         offer_class=offer.offer_class,
         channels=tuple(offer.channels),
         text=offer.text,
-        placeholders=placeholders_of(offer, has_fence, bool(policy.claim_domains), file, faults),
+        placeholders=placeholders_of(offer, writer, file, faults),
         title=offer.title,
         approver=offer.approver,
-        value=offer.benefit.value,
+        value=benefit.value,
         deadline_s=offer.deadline // 1000 if offer.deadline is not None else None,
-        benefit_name=offer.benefit.name,
+        benefit_name=benefit.name,
+        terms=terms,
     )
 
 
@@ -258,14 +279,10 @@ def _check_all_built(given: ScenarioModel, file: str, faults: Faults) -> None:
     offer = given.offer
     for path, value, feature in (
         ("while", given.while_, "while"),
-        ("offer.benefit.stock", offer.benefit.stock, "offer.benefit.stock"),
         ("offer.on_grant", offer.on_grant, "offer.on_grant"),
         ("offer.fallback", offer.fallback, "offer.fallback"),
     ):
         _check_built((path, value, feature), file, faults)
-    for name, placeholder in offer.placeholders.items():
-        if placeholder.source == "code":
-            _check_built((f"offer.placeholders.{name}", "code", "offer.benefit.stock"), file, faults)
     _check_quiet(given.quiet_hours, file, faults)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from engine.content.benefit_model import BenefitFile
 from engine.content.fence_model import FenceFeature, FenceFile
 from engine.content.scenario_model import PolicyModel, ScenarioModel
 from engine.model import EVENT_TYPE_NAMES, Outcome, Reason, Scope, TransitionKind, TransitionReason
@@ -13,6 +14,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 SCHEMAS = {
     "scenario": "a file scenarios/*.yaml",
     "policy": "the file scenarios/policy.yaml",
+    "benefits": "a file scenarios/benefits/*.yaml",
     "fence": "one feature of geofences/*.geojson",
     "fences": "a file geofences/*.geojson",
     "event": "what the engine takes in",
@@ -190,6 +192,7 @@ def _decision() -> dict[str, Any]:
 _BUILDERS: dict[str, Callable[[], dict[str, Any]]] = {
     "scenario": ScenarioModel.model_json_schema,
     "policy": PolicyModel.model_json_schema,
+    "benefits": BenefitFile.model_json_schema,
     "fence": FenceFeature.model_json_schema,
     "fences": _fences,
     "event": _event,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 
 from engine.content.faults import Faults, Shown, did_you_mean
 from engine.content.scenario_model import OfferModel
@@ -12,13 +13,21 @@ _BRACED = re.compile(r"\{([^{}]*)\}")
 _LINK = re.compile(r"https?://|www\.|[a-z0-9-]+\.(com|cn|net|org|top|xyz|cc)(?![a-z0-9])", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
 
-BUILT_IN = ("fence_name", "benefit_name", "claim_url")
+BUILT_IN = ("fence_name", "benefit_name", "claim_url", "code")
 """Placeholders that need no declaration."""
 
 
-def placeholders_of(
-    offer: OfferModel, has_fence: bool, has_claim_domain: bool, file: str, faults: Faults
-) -> tuple[Placeholder, ...]:
+@dataclass(frozen=True, slots=True)
+class TextPlaces:
+    """What the placeholders of one offer may draw on."""
+
+    has_fence: bool
+    has_claim_domain: bool
+    benefit_name: str
+    has_codes: bool
+
+
+def placeholders_of(offer: OfferModel, places: TextPlaces, file: str, faults: Faults) -> tuple[Placeholder, ...]:
     """Check text and title and return the placeholders they use, sorted by name."""
     used: set[str] = set()
     for name, text in (("text", offer.text), ("title", offer.title)):
@@ -41,31 +50,40 @@ def placeholders_of(
         faults.add(file, "$.offer.text", Shown(f"{{{name}}}"), "a placeholder declared under `placeholders`", hint)
     for name in sorted(set(offer.placeholders) - used):
         faults.warn(file, f"$.offer.placeholders.{name}", Shown("a placeholder not used"), "its use in text or title")
-    return tuple(_placeholder(name, offer, has_fence, has_claim_domain, file, faults) for name in sorted(used & known))
+    return tuple(_placeholder(name, offer, places, file, faults) for name in sorted(used & known))
 
 
-def _placeholder(
-    name: str, offer: OfferModel, has_fence: bool, has_claim_domain: bool, file: str, faults: Faults
-) -> Placeholder:
+def _placeholder(name: str, offer: OfferModel, places: TextPlaces, file: str, faults: Faults) -> Placeholder:
     declared = offer.placeholders.get(name)
     source = (
         declared.source if declared else {"fence_name": "fence.name", "benefit_name": "benefit.name"}.get(name, name)
     )
     default = declared.default if declared else None
     where = f"$.offer.placeholders.{name}"
-    if source == "fence.name" and not has_fence and default is None:
+    if source == "fence.name" and not places.has_fence and default is None:
         hint = "a usage trigger knows no fence: give a default or leave it out"
         faults.add(file, where, Shown(f"{{{name}}} from the fence"), "a trigger that has a fence", hint)
-    if source == "claim_url" and not has_claim_domain:
+    if source == "claim_url" and not places.has_claim_domain:
         faults.add(file, where, Shown(f"{{{name}}}"), "`claim_domains` in policy.yaml", "name the domain of the link")
+    if source == "code" and not places.has_codes:
+        hint = "name a pool under `stock.codes` of the benefit"
+        faults.add(file, where, Shown(f"{{{name}}}"), "a benefit that has codes", hint)
+    if source == "code" and default is not None:
+        faults.add(file, f"{where}.default", Shown("a default for a code"), "none: without a code there is no offer")
     if source == "constant" and default is None:
         faults.add(file, where, Shown("a constant without default"), "its value under `default`")
     if source == "benefit.name":
-        source, default = "constant", offer.benefit.name
+        source, default = "constant", places.benefit_name
     return Placeholder(
         name=name,
         source=source.replace(".", ":", 1),
         type=declared.type if declared else "text",
         default=default,
-        max_length=declared.max_length if declared else 200 if source == "claim_url" else 40,
+        max_length=declared.max_length
+        if declared
+        else 200
+        if source == "claim_url"
+        else 64
+        if source == "code"
+        else 40,
     )

@@ -83,7 +83,7 @@ def test_a_fault_table_keeps_brackets_and_everything_else(tmp_path: Path, monkey
 
 def test_schema_lists_its_names_and_prints_each() -> None:
     names = [line.split()[0] for line in call("schema").output.splitlines()]
-    assert names == ["scenario", "policy", "fence", "fences", "event", "transition", "decision"]
+    assert names == ["scenario", "policy", "benefits", "fence", "fences", "event", "transition", "decision"]
     for name in names:
         assert json.loads(call("schema", name).output)["$id"] == f"opportune:{name}:v1"
     assert call("schema", "nothing").exit_code == 2

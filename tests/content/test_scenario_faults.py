@@ -197,7 +197,6 @@ UNBUILT = {
         "$.trigger.absence",
     ),
     "while": ({"while": {"inside": {"kind": "mall"}}}, "$.while"),
-    "offer.benefit.stock": ({"offer__benefit__stock": {"total": 5}}, "$.offer.benefit.stock"),
     "offer.on_grant": ({"offer__on_grant": {"tag": "x", "for": "1 h"}}, "$.offer.on_grant"),
     "offer.fallback": ({"offer__fallback": {"channel": "app", "after": "1 h"}}, "$.offer.fallback"),
     "quiet_hours.switch": (

@@ -37,7 +37,8 @@ def _references(value: Any) -> list[str]:
 @pytest.mark.parametrize("path", sorted((ROOT / "scenarios").rglob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_yaml_fits_its_schema(path: Path) -> None:
     value = parse_yaml(path.read_text(), ReadLimits().depth)
-    assert faults(schema_of("policy" if path.name == "policy.yaml" else "scenario"), value) == []
+    kind = "policy" if path.name == "policy.yaml" else "benefits" if path.parent.name == "benefits" else "scenario"
+    assert faults(schema_of(kind), value) == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "geofences").glob("*.geojson")), ids=lambda path: path.stem)
