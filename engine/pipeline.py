@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,7 +24,15 @@ from engine.content.hours import open_intervals
 from engine.decide import Decider, Decision, ProfileTable
 from engine.decide.profiles import PERSON_SOURCE
 from engine.decode.decoder import Decoded, Decoder
-from engine.decode.events import AddressChanged, Consent, InboundMessage, Profile, Receipt, UserClosed
+from engine.decode.events import (
+    AddressChanged,
+    Consent,
+    InboundMessage,
+    Profile,
+    Receipt,
+    Redemption,
+    UserClosed,
+)
 from engine.decode.users import UserTable
 from engine.definitions import Content, Fence
 from engine.hashing_kernel import hash_text
@@ -70,6 +79,18 @@ class ConsentChange:
     source: str
 
 
+@dataclass(frozen=True, slots=True)
+class Redeemed:
+    """A benefit that a user used, told once by its key (T7); `offer_id` as the event said it."""
+
+    key: bytes  # 16 bytes of the event's feed and id, or of its content where it has no id
+    user_id: str
+    at_ms: int
+    offer_id: str | None
+    benefit: str | None
+    amount_fen: int | None
+
+
 @dataclass(slots=True)
 class Effects:
     """What a block brought about, in log order."""
@@ -85,6 +106,7 @@ class Effects:
     closed_users: list[str] = field(default_factory=list)
     closed_at: list[tuple[int, int]] = field(default_factory=list)  # consents and offers that came before each close
     receipts: list[Any] = field(default_factory=list)
+    redemptions: list[Redeemed] = field(default_factory=list)  # told again by a feed, it is here again
     pauses: list[tuple[str, bool]] = field(default_factory=list)
     candidates: int = 0
     types: dict[int, int] = field(default_factory=dict)  # EventType -> events
@@ -325,7 +347,9 @@ class Pipeline:
                 self.profiles.apply_profile(slot, read, self.now_ms)
             case Consent():
                 if self.profiles.apply_consent(slot, read):
-                    effects.consents.append(ConsentChange(user_id, read.purpose, read.granted, at_ms, "consent"))
+                    effects.consents.append(
+                        ConsentChange(user_id, read.purpose, read.granted, at_ms, read.source or "consent")
+                    )
             case InboundMessage():
                 purpose = self.profiles.apply_inbound(slot, read)
                 if purpose is not None:
@@ -347,9 +371,18 @@ class Pipeline:
                     self.decider.released(slot, offer_id)
                 elif read.state == "delivered" and offer_id:
                     self.ledger.delivered(offer_id)
+            case Redemption():
+                effects.redemptions.append(self._redeemed(read))
         for bound in self.profiles.take_bound():
             change = ConsentChange(self.users.id_of(bound.slot), bound.purpose, False, bound.at_ms, PERSON_SOURCE)
             effects.consents.append(change)
+
+    def _redeemed(self, read: Redemption) -> Redeemed:
+        identity: tuple[Any, ...] = (read.id,)
+        if read.id is None:
+            identity = (None, read.user, read.at_ms, read.offer_id, read.benefit, read.amount_fen)
+        key = blake2b(orjson.dumps([self.feeds.names[read.feed], *identity]), digest_size=16).digest()
+        return Redeemed(key, read.user, read.at_ms, read.offer_id, read.benefit, read.amount_fen)
 
     def _apply_control(self, block: Block, record: int, effects: Effects) -> None:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))

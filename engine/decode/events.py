@@ -94,7 +94,7 @@ class Redemption(Origin, frozen=True, kw_only=True):
 
     offer_id: ShortText | None = None
     benefit: ShortText | None = None
-    amount_fen: Annotated[int, Meta(ge=0)] | None = None
+    amount_fen: Annotated[int, Meta(ge=0, le=10**15)] | None = None
 
 
 class InboundMessage(Origin, frozen=True, kw_only=True):

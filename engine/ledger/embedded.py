@@ -19,11 +19,13 @@ import orjson
 
 from engine.errors import StoreUnavailable
 from engine.ledger import handoff, history
+from engine.ledger import redemptions as used
 from engine.ledger.caps import Caps, GrantRow
 from engine.ledger.database import Database
 from engine.ledger.dispatch import NOT_SENT, Claim
 from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
+from engine.ledger.redemptions import Redemption, RedemptionRow
 from engine.model import DispatchState, Offer, ReserveAnswer, ReserveRequest
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -113,6 +115,7 @@ class EmbeddedLedger:
         closed_at: Sequence[tuple[int, int]] = (),
         pauses: Sequence[tuple[str, bool]] = (),
         dispatches: Sequence[DispatchRow] = (),
+        redemptions: Sequence[RedemptionRow] = (),
     ) -> None:
         """Store everything up to and with the record at `position`, in one transaction.
 
@@ -149,6 +152,8 @@ class EmbeddedLedger:
             handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
                 handoff.put_dispatch(cursor, one, self.epoch)
+            if redemptions:
+                used.put_redemptions(cursor, redemptions, position)
             cursor.execute(
                 "UPDATE progress SET position = ?, now_ms = ?, longest_ms = ?", (position, now_ms, self.caps.longest_ms)
             )
@@ -230,6 +235,11 @@ class EmbeddedLedger:
         with self._database.reading() as cursor:
             return history.find_decisions(cursor, user, from_ms, until_ms, limit)
 
+    def redemptions(self, *, from_ms: int, until_ms: int) -> list[Redemption]:
+        """List redemptions with an instant in [from_ms, until_ms), in order of time; reads the whole table."""
+        with self._database.reading() as cursor:
+            return list(used.read_redemptions(cursor, from_ms, until_ms))
+
     def paused(self) -> set[str]:
         """The scenarios that are paused; "*" stands for all."""
         with self._database.reading() as cursor:
@@ -240,7 +250,7 @@ class EmbeddedLedger:
         with self._database.reading() as cursor:
             counted = {
                 name: cursor.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-                for name in ("offers", "outbox", "dispatches", "consents", "pauses")
+                for name in ("offers", "outbox", "dispatches", "consents", "pauses", "redemptions")
             }
             # A batch cut differently in a replay may hold again what an earlier one held.
             for name, key in (("reservations", "offer_id"), ("decisions", "decision_id")):
@@ -254,7 +264,7 @@ class EmbeddedLedger:
         self._database.tidy()
 
     def expire(self, before_ms: int, reservations_before_ms: int) -> None:
-        """Delete decisions, offers and dispatches from before `before_ms`, and old reservations.
+        """Delete decisions, offers, dispatches and redemptions from before `before_ms`, and old reservations.
 
         Offers must outlive the journal's retention, or a replay would queue them again. Reservations that a rule
         without a window looks at stay.
@@ -267,6 +277,7 @@ class EmbeddedLedger:
             )
             for table in ("offers", "outbox", "dispatches"):
                 cursor.execute(f"DELETE FROM {table} WHERE offer_id < ?", (key,))
+            used.expire(cursor, before_ms)
 
     def forget(self, user: str) -> None:
         """Leave no trace of a user or subject (I2): rows, caps, free pages and the write-ahead log."""
@@ -277,6 +288,7 @@ class EmbeddedLedger:
             for table in ("outbox", "dispatches", "submitting", "releases", "offers"):
                 cursor.executemany(f"DELETE FROM {table} WHERE offer_id = ?", [(key,) for key in offer_ids])
             cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
+            used.forget(cursor, user)
         self._database.compact()
 
     def arrays(self) -> dict[str, np.ndarray]:

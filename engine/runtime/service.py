@@ -332,6 +332,7 @@ class Service:
                     closed_users=effects.closed_users,
                     closed_at=effects.closed_at,
                     pauses=effects.pauses,
+                    redemptions=effects.redemptions,
                 )
             except StoreUnavailable as error:
                 # Nothing was stored and nothing is handed over: wait, the disk may come back (F22).

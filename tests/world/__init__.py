@@ -163,4 +163,5 @@ def told(pipeline: Pipeline, effects: Effects) -> list[bytes]:
     lines += [repr(offer).encode() for offer in effects.offers]
     lines += [f"{letter.reason} {letter.detail} {letter.position} {letter.item}".encode() for letter in effects.dead]
     lines += [f"{change}".encode() for change in effects.consents]
+    lines += [f"{one}".encode() for one in effects.redemptions]
     return lines
