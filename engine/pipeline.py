@@ -113,6 +113,11 @@ class Effects:
     alarms: list[Any] = field(default_factory=list)
     fences: list[tuple[Fence, ...]] = field(default_factory=list)  # what `fence` of transitions[i] counts in
 
+    @property
+    def is_stored(self) -> bool:
+        """Whether the ledger has anything to keep of this; most batches only move on."""
+        return bool(self.decisions or self.consents or self.closed_users or self.receipts or self.pauses)
+
     def add_transitions(self, transitions: np.ndarray, fences: tuple[Fence, ...]) -> None:
         self.transitions.append(transitions)
         self.fences.append(fences)

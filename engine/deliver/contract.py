@@ -86,6 +86,11 @@ class DispatchRecord:
 class DispatchLedger(Protocol):
     """The part of the ledger that hand-off uses; StoreUnavailable where it cannot answer: nothing is sent then."""
 
+    @property
+    def would_wait(self) -> bool:
+        """Whether a call made now may wait, for a disk or for somebody else: then it is made in a thread."""
+        ...
+
     def outbox(self, limit: int) -> Sequence[Offer]:
         """List offers committed and not claimed, oldest first."""
         ...

@@ -42,7 +42,7 @@ class Dispatcher:
 
     now_ms    wall clock for deadlines; under `--clock events` the log's now
     emit      journals receipt events, returns once durable
-    executor  where the ledger's calls run; None: in the loop itself
+    executor  where the ledger's calls run when they might wait; None: in the loop itself
     why_not_again  asked before a submit is repeated: a reason not to (consent gone, ...), or None
     """
 
@@ -244,7 +244,9 @@ class Dispatcher:
             await self._fetch()
 
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        if self._executor is None:
+        # A claim is a tenth of a millisecond; the way into a thread and back costs ten times that under load, for
+        # each statement gives the interpreter away and waits to get it back.
+        if self._executor is None or not self._ledger.would_wait:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 

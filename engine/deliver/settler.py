@@ -41,6 +41,7 @@ class Settler:
     """
 
     RETRY_S = 0.2
+    GATHER_S = 0.005  # outcomes are no part of the hand-off: together they take one transaction from the claims
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class Settler:
         """Write until cancelled."""
         while True:
             await self._wake.wait()
+            await asyncio.sleep(self.GATHER_S)
             self._wake.clear()
             while self._waiting:
                 group, self._waiting = self._waiting, []

@@ -25,6 +25,7 @@ class Database:
     def __init__(self, path: Path, fsync: Literal["always", "interval", "never"]) -> None:
         self.path = path
         self.is_closed = False
+        self._is_synced = fsync == "always"
         self._lock = threading.Lock()
         self._reader_lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -34,6 +35,11 @@ class Database:
             self._reader = _connect(path, SYNCHRONOUS[fsync])
         except sqlite3.Error as error:
             raise store_error(path, error) from error
+
+    @property
+    def would_wait(self) -> bool:
+        """Whether a transaction begun now may wait: each commit for the disk, or one for another thread's."""
+        return self._is_synced or self._lock.locked()
 
     @contextmanager
     def writing(self) -> Iterator[sqlite3.Cursor]:

@@ -176,6 +176,11 @@ class EmbeddedLedger:
 
     # --- hand-off ---------------------------------------------------------------------------------------------------
 
+    @property
+    def would_wait(self) -> bool:
+        """Whether a claim made now may wait for the disk or for a transaction under way."""
+        return self._database.would_wait
+
     def outbox(self, limit: int) -> list[Offer]:
         """List offers committed and not claimed, oldest trigger first."""
         with self._database.reading() as cursor:

@@ -116,7 +116,7 @@ class JournalSource:
         if not self._assigned:
             self._assigned = True
             self.on_assign((0,))
-        if self._paused:
+        if self._paused or (self._journal is not None and self._journal.end <= self._next):
             return []
         while True:
             if self._fd < 0 and self._open_segment() is None:

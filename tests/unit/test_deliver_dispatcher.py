@@ -36,6 +36,8 @@ def offer(number: int, *, channel: str = "sms", scenario: str = "national/cinema
 class DictLedger:
     """A ledger in a dict, with switches for what goes wrong."""
 
+    would_wait = False
+
     def __init__(self, offers: Sequence[Offer] = ()) -> None:
         self.offers = {one.offer_id: one for one in offers}
         self.claims: dict[str, str] = {}
