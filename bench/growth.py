@@ -25,7 +25,7 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, EventType
 from engine.pipeline import Pipeline
 from engine.runtime import collector
-from engine.runtime.service import count
+from engine.runtime.outcome import count
 from engine.settings import Settings
 
 DENSITY = 10_000 / workload.CITY_DEG**2

@@ -21,7 +21,7 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Drop
 from engine.pipeline import Pipeline
 from engine.runtime import collector
-from engine.runtime.service import count
+from engine.runtime.outcome import count
 from engine.settings import Settings
 
 BATCH = 4096

@@ -8,10 +8,7 @@ folders and tidies. What a crash leaves behind is rebuilt: newest checkpoint, th
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -24,25 +21,27 @@ import structlog
 
 from engine import __version__, metrics
 from engine.clock import monotonic_s, wall_ms
-from engine.decide.records import encode
-from engine.errors import ContentError, OpportuneError, StoreCorrupt, StoreError, StoreUnavailable
+from engine.errors import OpportuneError, StoreCorrupt, StoreError, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
-from engine.model import Block, DeadReason, Drop, EventType, Offer, RecordKind, TransitionKind
+from engine.model import Block, DeadReason, Offer, RecordKind
 from engine.pipeline import Effects, Pipeline
 from engine.runtime import checkpoint, collector
-from engine.runtime.archive import ContentArchive, FolderWatch, content_record
+from engine.runtime.archive import ContentArchive, content_record
+from engine.runtime.housekeeping import Housekeeper
+from engine.runtime.id_key import load_id_key
 from engine.runtime.journal import Journal
+from engine.runtime.outcome import count, encode_all
 from engine.runtime.ownership import own
 from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, part_of, single_items, single_records
+from engine.runtime.saving import Saver
 from engine.runtime.source import JournalSource
+from engine.runtime.waiters import Waiters
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.service")
 
 MOST_EVENTS = 4096
 TICK_MS = 1000
-DECISION_DAYS = 30
-RESERVATION_DAYS = 62  # the longest calendar window, a month, and one more
 _WAIT_S = 0.25
 _RETRY_S = 0.2
 _POSITION_S = 1.0
@@ -51,9 +50,6 @@ _GATHER_S = 0.002
 _GATHERED_BYTES = 16_384
 _MOST_FAULTS = 100
 """Events set aside by one process; beyond that the fault is not in single events."""
-
-_EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
-_TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
 
 
 class Service:
@@ -100,7 +96,7 @@ class Service:
             not_before=self.ledger.position() + 1,
         )
         self._checkpoints = state / "checkpoints"
-        self._pending: checkpoint.Pending | None = None
+        self._saver = Saver(self._checkpoints, self.journal, settings, self.snapshot_checkpoint)
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._lock = threading.Lock()  # held while the pipeline changes; explain takes it to look
@@ -109,17 +105,15 @@ class Service:
         self._faults = 0
         self._wanted = wanted
         self._has_ended = False
-        self._waiters: list[tuple[int, Callable[[], None]]] = []
-        self._waiters_lock = threading.Lock()
-        self._checkpoint_due_s = self._pending_since_s = 0.0
+        self._waiters = Waiters()
         self._commit_due_s = self._gathered_s = 0.0
-        self._expire_due_s = 60.0 + monotonic_s()
         self._last_activity_ms = wall_ms()
         self._recover()
         collector.settle()
-        self._shown_version = ""
-        self._show_state()
-        self._watch = FolderWatch(settings.geofences, settings.scenarios)
+        self._housekeeper = Housekeeper(
+            settings, self.journal, self.ledger, self.archive, lambda: self.pipeline, lambda: self.backlog_bytes
+        )
+        self._housekeeper.show_state()
         if self.pipeline.content.version != wanted.version or self.journal.last_position < 0:
             # The log names the content from its first record on, so that it alone is enough to decide again.
             self.journal.append(content_record(wanted), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
@@ -129,7 +123,8 @@ class Service:
     def start(self, on_offers: Callable[[list[Offer]], None]) -> None:
         """Begin processing; `on_offers` gets what a batch has committed, in the engine thread."""
         self._on_offers = on_offers
-        for name, work in (("engine", self._run), ("housekeeping", self._keep_house)):
+        keep_house = partial(self._housekeeper.run, self._stopping)
+        for name, work in (("engine", self._run), ("housekeeping", keep_house)):
             thread = threading.Thread(target=work, name=f"opportune-{name}", daemon=True)
             thread.start()
             self._threads.append(thread)
@@ -141,10 +136,7 @@ class Service:
             thread.join()
         try:
             if self._threads and self.failure is None:
-                if self._pending is not None:
-                    self._finish_checkpoint(wait=True)
-                self.journal.sync()
-                checkpoint.write(self._checkpoints, self.snapshot_checkpoint())
+                self._saver.save_last()
         except StoreError as error:
             log.error("no checkpoint at the end; the next start replays", error=str(error))
         finally:
@@ -265,14 +257,14 @@ class Service:
                 except RecordFault as fault:
                     self._set_aside(fault)
                     self._recover()
-                    self._wake_waiters()
+                    self._wake()
                 if blocks:
                     self._last_activity_ms = wall_ms()
-                    self._checkpoint_if_due()
+                    self._save_if_due()
                     continue
                 if self._stopping.is_set():
                     return
-                self._checkpoint_if_due()
+                self._save_if_due()
                 if self.clock == "log" and wall_ms() - self._last_activity_ms >= TICK_MS and self._tick():
                     continue
                 self._source.wait(_WAIT_S)
@@ -282,7 +274,7 @@ class Service:
             log.error("the engine stopped", error=self.failure, exc_info=not isinstance(error, StoreError))
         finally:
             self._has_ended = True
-            self._wake_waiters()
+            self._wake()
 
     def _gather(self) -> None:
         """Let records come together, unless many wait: a batch of four costs little more than a batch of one.
@@ -293,6 +285,16 @@ class Service:
         if early_s > 0 and self.backlog_bytes < _GATHERED_BYTES:
             self._stopping.wait(early_s)
         self._gathered_s = monotonic_s()
+
+    def _wake(self) -> None:
+        self._waiters.wake(self._reached())
+
+    def _reached(self) -> int:
+        return 1 << 62 if self._has_ended else self._done
+
+    def _save_if_due(self) -> None:
+        if self._done >= 0:
+            self._saver.save_if_due()
 
     def _tick(self) -> bool:
         """Let time pass; say whether it could be written. A full disk may have room again (F22)."""
@@ -328,7 +330,7 @@ class Service:
             if effects.offers:
                 self._on_offers(effects.offers)
         if not replay:
-            self._wake_waiters()
+            self._wake()
             metrics.BATCH_SECONDS.observe(monotonic_s() - started)
             metrics.BATCH_EVENTS.observe(effects.events)
             count(effects)
@@ -384,91 +386,6 @@ class Service:
             content_version=self.pipeline.content.version,
         )
 
-    def _checkpoint_if_due(self) -> None:
-        if self._pending is not None:
-            self._finish_checkpoint(wait=False)
-            return
-        if monotonic_s() < self._checkpoint_due_s or self._done < 0:
-            return
-        if self._checkpoint_due_s:
-            self._pending_since_s = monotonic_s()
-            try:
-                # A checkpoint must not know of records that a power loss takes from the journal.
-                self.journal.sync()
-                self._pending = checkpoint.write_in_background(self._checkpoints, self.snapshot_checkpoint())
-            except (OSError, StoreUnavailable) as error:
-                log.error("checkpoint failed; the journal is kept", error=type(error).__name__)
-        self._checkpoint_due_s = monotonic_s() + self.settings.checkpoint_interval_s
-
-    def _finish_checkpoint(self, *, wait: bool) -> None:
-        assert self._pending is not None
-        try:
-            if not self._pending.done(wait=wait):
-                return
-            metrics.CHECKPOINT_SECONDS.observe(monotonic_s() - self._pending_since_s)
-            metrics.CHECKPOINT_POSITION.set(self._pending.position)
-            self.journal.drop_before(self._pending.position, now_ms=wall_ms(), hours=self.settings.journal_hours)
-        except (OSError, StoreUnavailable) as error:
-            log.error("checkpoint failed; the journal is kept", error=str(error))
-        self._pending = None
-
-    # --- housekeeping -----------------------------------------------------------------------------------------------
-
-    def _keep_house(self) -> None:
-        ticks = 0
-        while not self._stopping.wait(self.settings.fsync_interval_s):
-            ticks += 1
-            try:
-                if self.settings.fsync == "interval":
-                    started = monotonic_s()
-                    self.journal.sync()
-                    metrics.JOURNAL_FSYNC_SECONDS.observe(monotonic_s() - started)
-                if ticks % max(1, round(1.0 / self.settings.fsync_interval_s)) == 0:
-                    self.ledger.tidy()
-                    self._expire_if_due()
-                    self._show_state()
-                    self._activate_if_changed()
-            except StoreError as error:
-                log.error("housekeeping", error=str(error))
-            except Exception as error:
-                # A folder that is gone or a full disk must not end flushing and watching for good.
-                log.exception("housekeeping", error=type(error).__name__)
-
-    def _show_state(self) -> None:
-        """Set the gauges that say how things stand."""
-        pipeline = self.pipeline
-        metrics.BACKLOG_BYTES.set(self.backlog_bytes)
-        metrics.USERS.set(pipeline.users.live)
-        metrics.NOW_SECONDS.set(pipeline.now_ms / 1000)
-        metrics.PRESENT_USERS.set(int(pipeline.presence.occupancy.sum()))
-        metrics.COMPILED.set(1)
-        content = pipeline.content
-        if content.version != self._shown_version:
-            self._shown_version = content.version
-            modes = Counter(scenario.mode.value for scenario in content.scenarios)
-            metrics.set_content(content.version, len(content.fences), modes)
-
-    def _expire_if_due(self) -> None:
-        """Forget stored decisions and offers once no replay can name them again."""
-        if monotonic_s() < self._expire_due_s:
-            return
-        self._expire_due_s = monotonic_s() + 3600.0
-        day_ms = 86_400_000
-        now_ms = self.pipeline.now_ms
-        self.ledger.expire(now_ms - DECISION_DAYS * day_ms, now_ms - RESERVATION_DAYS * day_ms)
-
-    def _activate_if_changed(self) -> None:
-        if not self._watch.has_settled_change(wall_ms()):
-            return
-        try:
-            content = self.archive.keep(self.settings.geofences, self.settings.scenarios)
-        except ContentError as error:
-            log.error("content not activated; the old one stays live", faults=len(error.faults), first=str(error)[:500])
-            return
-        if content.version != self.pipeline.content.version:
-            self.journal.append(content_record(content), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
-            log.info("content activated", version=content.version)
-
     # --- what the API asks ------------------------------------------------------------------------------------------
 
     @property
@@ -491,24 +408,9 @@ class Service:
 
     async def processed(self, position: int) -> None:
         """Return once the record at `position` and all its effects are committed."""
-        loop = asyncio.get_running_loop()
-        reached = asyncio.Event()
-        with self._waiters_lock:
-            self._waiters.append((position, partial(_wake, loop, reached)))
-        self._wake_waiters()
-        await reached.wait()
+        await self._waiters.until(position, self._reached)
         if self._done < position:
             raise StoreUnavailable(f"the engine stopped before position {position}: {self.failure}")
-
-    def _wake_waiters(self) -> None:
-        if not self._waiters:
-            return
-        with self._waiters_lock:
-            done = 1 << 62 if self._has_ended else self._done
-            ready = [wake for position, wake in self._waiters if position <= done]
-            self._waiters = [one for one in self._waiters if one[0] > done]
-        for wake in ready:
-            wake()
 
     async def pause(self, scenario: str, paused: bool) -> None:
         """Pause or resume one scenario, or all with "*"; return once the claim store knows (D8)."""
@@ -543,11 +445,6 @@ class Service:
         return answer
 
 
-def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
-    """Return the rows of a batch's decisions as the ledger stores them."""
-    return [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
-
-
 def _refuse_lost_ledger(state: Path) -> None:
     """Refuse a journal whose ledger is gone: what was sent would be sent again."""
     if (state / "ledger.db").exists():
@@ -557,38 +454,3 @@ def _refuse_lost_ledger(state: Path) -> None:
             f"{state / 'ledger.db'} is missing and the journal beside it is not: what was sent would be sent again. "
             "Restore it from a copy, or move the whole state folder away and begin anew"
         )
-
-
-def _wake(loop: asyncio.AbstractEventLoop, reached: asyncio.Event) -> None:
-    loop.call_soon_threadsafe(reached.set)
-
-
-def count(effects: Effects) -> None:
-    """Add a batch's counts to the metrics."""
-    metrics.add_counts(metrics.EVENTS, {_EVENT_NAMES[kind]: n for kind, n in effects.types.items()})
-    if effects.drops[1:].any():
-        dropped = {drop.name.lower(): int(effects.drops[drop]) for drop in Drop if drop and effects.drops[drop]}
-        metrics.add_counts(metrics.EVENTS_DROPPED, dropped)
-    if effects.dead:
-        metrics.add_counts(metrics.DEAD_LETTERS, Counter(letter.reason.value for letter in effects.dead))
-    for transitions in effects.transitions:
-        kinds = np.bincount(transitions["kind"], minlength=5)
-        metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
-    if not effects.decisions:
-        return
-    metrics.CANDIDATES.inc(effects.candidates)
-    for (outcome, reason), number in Counter((one.outcome, one.reason) for one in effects.decisions).items():
-        metrics.DECISIONS.labels(outcome, reason).inc(number)
-    metrics.add_offers(Counter(offer.scenario for offer in effects.offers))
-
-
-def load_id_key(path: Path) -> bytes:
-    """Read the deployment's key of offer ids, making one at the first start (D4); whole or not at all."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
-        new.write_bytes(secrets.token_bytes(32))
-        os.replace(new, path)
-    return path.read_bytes()

@@ -16,7 +16,8 @@ import pytest
 from engine.errors import StoreCorrupt, StoreUnavailable
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
-from engine.runtime.service import Service, load_id_key
+from engine.runtime.id_key import load_id_key
+from engine.runtime.service import Service
 from engine.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

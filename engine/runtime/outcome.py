@@ -1,0 +1,39 @@
+"""What a batch brought about, for the ledger's rows and for the metrics."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+
+from engine import metrics
+from engine.decide.records import encode
+from engine.model import Drop, EventType, TransitionKind
+from engine.pipeline import Effects
+
+_EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
+_TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
+
+
+def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
+    """Return the rows of a batch's decisions as the ledger stores them."""
+    return [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
+
+
+def count(effects: Effects) -> None:
+    """Add a batch's counts to the metrics."""
+    metrics.add_counts(metrics.EVENTS, {_EVENT_NAMES[kind]: n for kind, n in effects.types.items()})
+    if effects.drops[1:].any():
+        dropped = {drop.name.lower(): int(effects.drops[drop]) for drop in Drop if drop and effects.drops[drop]}
+        metrics.add_counts(metrics.EVENTS_DROPPED, dropped)
+    if effects.dead:
+        metrics.add_counts(metrics.DEAD_LETTERS, Counter(letter.reason.value for letter in effects.dead))
+    for transitions in effects.transitions:
+        kinds = np.bincount(transitions["kind"], minlength=5)
+        metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
+    if not effects.decisions:
+        return
+    metrics.CANDIDATES.inc(effects.candidates)
+    for (outcome, reason), number in Counter((one.outcome, one.reason) for one in effects.decisions).items():
+        metrics.DECISIONS.labels(outcome, reason).inc(number)
+    metrics.add_offers(Counter(offer.scenario for offer in effects.offers))
