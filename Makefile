@@ -35,8 +35,9 @@ bench: setup        ## a table of every benchmark, with its peer
 	$(BIN)/python -m bench
 
 SEEDS ?= 200
-sim: setup          ## the simulation over as many seeds as wanted: make sim SEEDS=1000
-	$(BIN)/python -m tests.simulation --seeds $(SEEDS)
+FROM ?= 0
+sim: setup          ## the simulation over as many seeds as wanted: make sim SEEDS=1000 FROM=500
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --from $(FROM)
 
 lock:               ## renew requirements.lock from pyproject.toml (needs uv)
 	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --no-header --group dev pyproject.toml -o requirements.lock

@@ -38,11 +38,11 @@ KIND_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
 CONFIDENCE_NAMES = {int(confidence): confidence.name for confidence in Confidence}
 METHOD_NAMES = {int(method): method.name.lower() for method in Method}
 _COLUMNS = (
-    ("event", "user", "now_ms", "by_timer")  # what one fix or timer gave shares these
+    ("event", "user", "now_ms", "by_timer")  # what one event, or the timers before it, gave shares these
     + ("kind", "fence", "threshold_s")
     + ("crossed_ms", "confirmed_ms", "gap_ms", "duration_ms", "initial", "confidence", "method", "wide_gap")
 )
-_SHARED = 4
+_CAUSE, _SHARED = 3, 4
 
 
 class CandidateMaker:
@@ -84,33 +84,41 @@ class CandidateMaker:
         """Yield (event row, candidates) for each fix or timer, one candidate a scenario (P8)."""
         start, end = 0, len(rows)
         while start < end:
-            first = rows[start]
-            shared = first[:_SHARED]
+            event, user, now_ms, _ = rows[start][:_SHARED]
             stop = start + 1
-            while stop < end and rows[stop][:_SHARED] == shared:
+            while stop < end and rows[stop][:_CAUSE] == (event, user, now_ms):
                 stop += 1
-            event, user, now_ms, by_timer = shared
-            position, item = (-1, -1) if by_timer else place(event)
-            name = user_id(user)
-            made: list[Candidate] = []
-            if stop == start + 1:
-                for scenario in self._routes.get(first[4:7], ()):
-                    made.append(Candidate(scenario, user, name, self._trigger(first), now_ms, position, item))
-            else:
-                chosen: dict[int, list[tuple[Any, ...]]] = {}
-                for row in rows[start:stop]:
-                    for scenario in self._routes.get(row[4:7], ()):
-                        chosen.setdefault(scenario, []).append(row)
-                for scenario in sorted(chosen):
-                    found = chosen[scenario]
-                    if len(found) > 1:
-                        found.sort(key=lambda row: (self._size_m[row[5]], row[5]))
-                    trigger = self._trigger(found[0])
-                    trigger.also_fences = tuple(self._fences[row[5]].id for row in found[1:])
-                    made.append(Candidate(scenario, user, name, trigger, now_ms, position, item))
-            if made:
-                yield event, made
+            found = rows[start:stop]
+            # A timer may fall between the fix that was held and the one that confirmed it: both came with one event.
+            for by_timer in dict.fromkeys(row[_CAUSE] for row in found):
+                position, item = (-1, -1) if by_timer else place(event)
+                name = user_id(user)
+                group = [row for row in found if row[_CAUSE] == by_timer]
+                made = [
+                    Candidate(scenario, user, name, trigger, now_ms, position, item)
+                    for scenario, trigger in self._chosen(group)
+                ]
+                if made:
+                    yield event, made
             start = stop
+
+    def _chosen(self, rows: list[tuple[Any, ...]]) -> Iterator[tuple[int, Trigger]]:
+        """Yield (scenario, its trigger) of what one cause gave: of several fences the smallest, naming the others."""
+        if len(rows) == 1:
+            for scenario in self._routes.get(rows[0][4:7], ()):
+                yield scenario, self._trigger(rows[0])
+            return
+        chosen: dict[int, list[tuple[Any, ...]]] = {}
+        for row in rows:
+            for scenario in self._routes.get(row[4:7], ()):
+                chosen.setdefault(scenario, []).append(row)
+        for scenario in sorted(chosen):
+            found = chosen[scenario]
+            if len(found) > 1:
+                found.sort(key=lambda row: (self._size_m[row[5]], row[5]))
+            trigger = self._trigger(found[0])
+            trigger.also_fences = tuple(self._fences[row[5]].id for row in found[1:])
+            yield scenario, trigger
 
     def _trigger(self, row: tuple[Any, ...]) -> Trigger:
         kind, fence_row, threshold_s, crossed_ms, confirmed_ms, gap_ms, duration_ms, initial, sure, method, wide = row[

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections import Counter
+from pathlib import Path
 
-from tests.simulation.faults import EVERY
-from tests.simulation.run import run_seed
+import msgspec
+
+from tests.simulation.run import Verdict
+from tests.simulation.seeds import run_seeds
+from tests.simulation.sizes import SIZES
 from tests.simulation.tables import print_tables
 
 
@@ -16,35 +19,34 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.simulation", description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="how many")
     parser.add_argument("--from", type=int, default=0, dest="first", help="the first of them")
+    parser.add_argument("--size", choices=list(SIZES), help="of every world; without it large ones come in turn")
     parser.add_argument("--most", type=int, default=20, help="violations to print of a seed")
+    parser.add_argument("--processes", type=int, help="default: one for every processor")
+    parser.add_argument("--verdicts", type=Path, help="write the verdicts here, one JSON object a line")
     asked = parser.parse_args()
-    reasons: Counter[tuple[str, str]] = Counter()
-    faults: Counter[str] = Counter(dict.fromkeys(EVERY, 0))
-    happened: Counter[str] = Counter()
-    dead: Counter[str] = Counter()
-    failed = []
-    for seed in range(asked.first, asked.first + asked.seeds):
-        started = time.perf_counter()
-        verdict = run_seed(seed)
-        seconds = time.perf_counter() - started
+    started = time.perf_counter()
+    verdicts: list[Verdict] = []
+    size = SIZES[asked.size] if asked.size else None
+    for verdict in run_seeds(range(asked.first, asked.first + asked.seeds), size, asked.processes):
+        verdicts.append(verdict)
         print(
-            f"seed {seed:5}  {verdict.digest}  {verdict.events:6} events  {verdict.records:5} records  "
-            f"{verdict.messages:4} messages  {len(verdict.faults):2} faults  {seconds:5.1f} s  "
+            f"seed {verdict.seed:5} {verdict.size:6}  {verdict.digest}  {verdict.events:6} events  "
+            f"{verdict.records:5} records  {verdict.messages:4} messages  {len(verdict.faults):2} faults  "
             f"{'ok' if not verdict.violations else f'{len(verdict.violations)} VIOLATIONS'}",
             flush=True,
         )
         for line in verdict.violations[: asked.most]:
             print(f"    {line}")
         if verdict.violations:
-            failed.append(verdict)
             print(f"    again: {verdict.command}")
-        reasons += verdict.reasons
-        faults.update(verdict.faults)
-        happened.update(verdict.happened)
-        dead += verdict.dead
-    print_tables(reasons, faults, happened, dead)
+    if asked.verdicts:
+        asked.verdicts.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in verdicts))
+    print_tables(verdicts)
+    failed = [one for one in verdicts if one.violations]
+    events = sum(one.events for one in verdicts)
+    print(f"{len(verdicts)} seeds, {events:,} events in {time.perf_counter() - started:.0f} s")
     if failed:
-        print(f"{len(failed)} of {asked.seeds} seeds failed: {', '.join(str(one.seed) for one in failed)}")
+        print(f"{len(failed)} of {len(verdicts)} seeds failed: {', '.join(str(one.seed) for one in failed)}")
     return 1 if failed else 0
 
 

@@ -59,7 +59,7 @@ class Auditor:
         self.closing = closing
         self.expected = expected
         self.violations: list[str] = []
-        self.reasons: Counter[tuple[str, str]] = Counter()
+        self.reasons: Counter[str] = Counter()
         self.book = Book()
         self.people: dict[str, Person] = {}
         self.refusals: dict[tuple[str, str], int] = {}  # of a person, by purpose: the newest (A4)
@@ -228,7 +228,7 @@ class Auditor:
             self._close_run(decision, wanted)
             return
         reason, outcome, user, scenario = (decision[name] for name in ("reason", "outcome", "user", "scenario"))
-        self.reasons[outcome, reason] += 1
+        self.reasons[f"{outcome} {reason}"] += 1
         self.check(reason in REASONS, f"unknown reason {reason}")
         expected = OUTCOMES.get(reason, "refused")
         self.check(outcome == expected or (reason, outcome) == ("quiet_hours", "held"), f"{reason} ended as {outcome}")

@@ -9,7 +9,6 @@ from typing import Any
 from tests.simulation.plan import DAY_MS, FREE, HOUR_MS, PLACES, START_MS, City, degrees
 
 MINUTE_MS = 60_000
-HOURS = 24
 SCRIPTED = ("w-dwell", "w-close", "w-delay", "w-twice", "w-stay", "w-stop", "w-soon", "w-left", "w-right", "w-third")
 
 
@@ -68,7 +67,7 @@ APPS = (
 ZONES = (None, None, None, None, "Asia/Shanghai", "Asia/Shanghai", "Asia/Tokyo", "Europe/London")
 
 
-def make_day(seed: int, city: City, *, people: int = 52, hours: int = HOURS) -> Day:
+def make_day(seed: int, city: City, *, people: int, hours: int) -> Day:
     """Make everybody's day: profiles and consents first, then pings, usage events and messages."""
     day = Day()
     for number in range(people):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -98,22 +99,31 @@ def zones(city: City, who: Person, trigger: Trigger) -> set[str]:
 
 
 def is_quiet(city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int) -> bool:
-    if plan.service:
-        return False
-    start, end = plan.quiet[:2] if plan.quiet else city.quiet
-    for zone in zones(city, who, trigger):
-        here = local(zone, at_ms)
-        minute = here.hour * 60 + here.minute
-        if start <= minute < end if start <= end else (minute >= start or minute < end):
-            return True
-    return False
+    window = _quiet_window(city, plan)
+    return any(_is_within(window, zone, at_ms // MINUTE_MS) for zone in zones(city, who, trigger))
 
 
 def quiet_ends(city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int) -> int:
     """The first minute that is quiet nowhere."""
-    while is_quiet(city, plan, who, trigger, at_ms):
-        at_ms += MINUTE_MS - at_ms % MINUTE_MS
-    return at_ms
+    window, here, minute = _quiet_window(city, plan), zones(city, who, trigger), at_ms // MINUTE_MS
+    while any(_is_within(window, zone, minute) for zone in here):
+        minute += 1
+    return max(at_ms, minute * MINUTE_MS)
+
+
+def _quiet_window(city: City, plan: Plan) -> tuple[int, int]:
+    """Minutes of the local day, half open; empty where it is never quiet."""
+    if plan.service:
+        return 0, 0
+    return plan.quiet[:2] if plan.quiet else city.quiet
+
+
+@lru_cache(maxsize=1 << 17)
+def _is_within(window: tuple[int, int], zone: str, epoch_minute: int) -> bool:
+    start, end = window
+    here = local(zone, epoch_minute * MINUTE_MS)
+    minute = here.hour * 60 + here.minute
+    return start <= minute < end if start <= end else (minute >= start or minute < end)
 
 
 def is_held_out(city: City, plan: Plan, user: str) -> bool:

@@ -12,11 +12,12 @@ import orjson
 
 from tests.simulation.auditor import Auditor
 from tests.simulation.content import build_content
-from tests.simulation.day import HOURS, make_day
+from tests.simulation.day import make_day
 from tests.simulation.faults import draw, spoil
 from tests.simulation.live import Live
 from tests.simulation.plan import HOUR_MS, START_MS, make_cities
 from tests.simulation.reference import replay
+from tests.simulation.sizes import Size, size_of
 from tests.simulation.story import Story, Told
 
 RUN_OUT_MS = 13 * HOUR_MS  # until the last quiet hours have ended, those of people in London
@@ -27,6 +28,7 @@ class Verdict:
     """What became of a seed. `digest` is over the log, every decision and every message."""
 
     seed: int
+    size: str
     violations: list[str]
     events: int
     records: int
@@ -35,16 +37,18 @@ class Verdict:
     digest: str
     faults: tuple[str, ...]
     happened: dict[str, int] = field(default_factory=dict)
-    reasons: Counter[tuple[str, str]] = field(default_factory=Counter)
-    dead: Counter[str] = field(default_factory=Counter)
+    reasons: dict[str, int] = field(default_factory=dict)  # by "outcome reason"
+    dead: dict[str, int] = field(default_factory=dict)
 
     @property
     def command(self) -> str:
-        return f"python -m tests.simulation --seeds 1 --from {self.seed}"
+        return f"python -m tests.simulation --seeds 1 --from {self.seed} --size {self.size}"
 
 
-def run_seed(seed: int, *, people: int = 52, hours: int = HOURS) -> Verdict:
-    """Simulate and audit one seed; a smaller world is for the planted faults."""
+def run_seed(seed: int, size: Size | None = None) -> Verdict:
+    """Simulate and audit one seed, in a world of the size that is its turn where none is asked for."""
+    size = size or size_of(seed)
+    people, hours = size.people, size.hours
     cities = make_cities(seed)
     contents = {city.version: build_content(city) for city in cities}
     trouble = draw(seed, hours)
@@ -53,12 +57,13 @@ def run_seed(seed: int, *, people: int = 52, hours: int = HOURS) -> Verdict:
     with tempfile.TemporaryDirectory(prefix="opportune-sim-") as name:
         folder = Path(name)
         end_ms = START_MS + hours * HOUR_MS + RUN_OUT_MS
-        story = Live(seed, events, trouble, contents, folder, end_ms).run()
+        story = Live(seed, events, trouble, contents, folder, end_ms, size).run()
         told, closing = replay(story.records, contents, story.outages, folder)
     auditor = Auditor(cities, story, told, closing, day.expected)
     auditor.audit()
     return Verdict(
         seed,
+        size.name,
         auditor.violations,
         sum(one.events + len(one.dead) for one in told),
         len(story.records),

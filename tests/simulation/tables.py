@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
+
+from tests.simulation.faults import EVERY
+from tests.simulation.run import Verdict
 
 UNREACHABLE = {
     "stock": "benefits with stock are not built yet",
@@ -13,11 +17,19 @@ UNREACHABLE = {
 """Reasons of the closed list that no content can bring about in this version."""
 
 
-def print_tables(
-    reasons: Counter[tuple[str, str]], faults: Counter[str], happened: Counter[str], dead: Counter[str]
-) -> None:
+def print_tables(verdicts: Iterable[Verdict]) -> None:
+    reasons: Counter[str] = Counter()
+    happened: Counter[str] = Counter()
+    dead: Counter[str] = Counter()
+    faults = Counter(dict.fromkeys(EVERY, 0))
+    for verdict in verdicts:
+        reasons.update(verdict.reasons)
+        happened.update(verdict.happened)
+        faults.update(verdict.faults)
+        dead.update(verdict.dead)
     print("\noutcomes and reasons")
-    for (outcome, reason), count in sorted(reasons.items(), key=lambda one: (one[0][1], one[0][0])):
+    for key, count in sorted(reasons.items(), key=lambda one: one[0].split()[::-1]):
+        outcome, reason = key.split()
         print(f"  {reason:18} {outcome:9} {count:9}")
     for reason, why in UNREACHABLE.items():
         print(f"  {reason:18} {'-':9} not reachable: {why}")
