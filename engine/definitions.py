@@ -51,6 +51,7 @@ class Fence:
     exit_delay_s: float | None = None  # None: two fixes (P3)
     min_confidence: Confidence = Confidence.MEDIUM
     tiling: bool = False
+    crowd_at: int | None = None  # so many inside are an alarm (P9)
     lon: float = 0.0  # a point to draw it at
     lat: float = 0.0
     state_hash: str = ""  # of geometry and settings (L10); text edits keep it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import orjson
 import structlog
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from engine import metrics
@@ -18,6 +19,7 @@ from engine.console.callbacks import Callbacks
 from engine.console.contract import Engine
 from engine.console.envelopes import owntracks_payload, segment_payloads
 from engine.console.intake import BODY_LIMIT, Intake, Refused, decompress, payloads_of
+from engine.console.occupancy import OccupancyStream, rows_of
 from engine.errors import OpportuneError, StoreUnavailable
 
 log = structlog.get_logger("opportune.console")
@@ -28,7 +30,6 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
 EVENTS = "/v1/events"
-SMALL_COUNT = 10
 _JSON = (b"content-type", b"application/json")
 
 
@@ -53,6 +54,7 @@ class Api:
         self._intake = Intake(engine, queue_bytes)
         self._callbacks = Callbacks(callback_secrets or {}, engine)
         self._now_ms = now_ms
+        self._stream = OccupancyStream(engine.occupancy, lambda: engine.is_accepting)
         self._counts: dict[tuple[str, int], Any] = {}
         open_routes = [
             Route("/healthz", self._healthz, methods=["GET"]),
@@ -68,6 +70,7 @@ class Api:
             ("/v1/track", self._track, "POST"),
             ("/v1/batch", self._track, "POST"),
             ("/v1/occupancy", self._occupancy, "GET"),
+            ("/v1/occupancy/stream", self._occupancy_stream, "GET"),
             ("/v1/explain", self._explain, "GET"),
             ("/v1/pause", self._pause, "POST"),
             ("/v1/sandbox/messages", self._sandbox, "GET"),
@@ -75,7 +78,9 @@ class Api:
         routes = [
             Route(path, self._guard(path, handler, self._access), methods=[method]) for path, handler, method in guarded
         ]
-        self._rest = Starlette(routes=open_routes + routes)
+        self._rest = Starlette(
+            routes=open_routes + routes, exception_handlers={404: self._nothing_here, 405: self._nothing_here}
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == EVENTS:
@@ -185,11 +190,25 @@ class Api:
         return _json(b'{"accepted":%d}' % (payload is not None))
 
     async def _occupancy(self, _: Request) -> Response:
-        rows = [
-            {"fence": one.fence, "name": one.name, "kind": one.kind, "users": shown(one.users)}
-            for one in self._engine.occupancy()
-        ]
-        return _json(orjson.dumps({"occupancy": rows}))
+        return _json(orjson.dumps({"occupancy": rows_of(self._engine.occupancy())}))
+
+    async def _occupancy_stream(self, _: Request) -> Response:
+        if self._stream.is_full:
+            raise Refused(429, "too_many_streams", "as many streams of occupancy are open as may be; use one less", 10)
+        return StreamingResponse(
+            self._stream.events(), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )
+
+    async def _nothing_here(self, request: Request, error: Exception) -> Response:
+        """Answer what no route takes, as JSON and with a way to go on."""
+        status = getattr(error, "status_code", 404)
+        known = sorted({route.path for route in self._rest.routes if isinstance(route, Route)} | {EVENTS})
+        if status == 405:
+            detail = f"{request.method} is not for this path; docs/api.md lists what is"
+            return _json(_fault(Refused(405, "method_not_allowed", detail)), 405)
+        near = difflib.get_close_matches(request.url.path, known, 1)
+        hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+        return _json(_fault(Refused(404, "not_found", f"no such path; {hint}")), 404)
 
     async def _explain(self, request: Request) -> Response:
         user, at = request.query_params.get("user"), request.query_params.get("at_ms")
@@ -225,11 +244,6 @@ class Api:
 def is_number(text: str, most_digits: int) -> bool:
     """Say whether a text is a whole number; isdigit alone takes powers and digits of other scripts too."""
     return text.isascii() and text.isdigit() and len(text) <= most_digits
-
-
-def shown(users: int) -> int | str:
-    """Hide small counts (P9): few people in one place are somebody."""
-    return users if users == 0 or users >= SMALL_COUNT else f"<{SMALL_COUNT}"
 
 
 async def _read(receive: Receive) -> bytes:

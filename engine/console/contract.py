@@ -24,6 +24,7 @@ class FenceOccupancy:
     name: str
     kind: str
     users: int
+    crowded: bool = False
 
 
 class Engine(Protocol):
@@ -32,6 +33,11 @@ class Engine(Protocol):
     @property
     def backlog_bytes(self) -> int:
         """Bytes journaled and not yet processed."""
+        ...
+
+    @property
+    def is_accepting(self) -> bool:
+        """False once the service stops."""
         ...
 
     async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:

@@ -123,13 +123,21 @@ class Host:
     def backlog_bytes(self) -> int:
         return self.service.backlog_bytes
 
+    @property
+    def is_accepting(self) -> bool:
+        return not self._is_stopping
+
     async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
         return await self.service.append(payloads, kind)
 
     def occupancy(self) -> Sequence[FenceOccupancy]:
         counts = self.service.occupancy_counts()
         fences = self.service.pipeline.content.fences
-        return [FenceOccupancy(fence.id, fence.name, fence.kind, counts.get(fence.id, 0)) for fence in fences]
+        crowded = self.service.crowded
+        return [
+            FenceOccupancy(fence.id, fence.name, fence.kind, counts.get(fence.id, 0), fence.id in crowded)
+            for fence in fences
+        ]
 
     def ready(self) -> dict[str, Component]:
         """Say of each part whether it works."""

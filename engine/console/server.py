@@ -9,8 +9,12 @@ from collections.abc import Generator
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from engine.errors import SettingsError
+
+MOST_HEAD_BYTES = 512 << 10
+"""What may arrive before a request's headers are complete; a generous read of a socket included."""
 
 
 class HttpServer:
@@ -22,7 +26,7 @@ class HttpServer:
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=_Protocol,
             loop="none",  # the caller's: uvloop in `opportune serve`
             ws="none",
             lifespan="off",
@@ -51,6 +55,26 @@ class HttpServer:
         self._server.should_exit = True
         if self._task is not None:
             await self._task
+
+
+class _Protocol(HttpToolsProtocol):
+    """Refuse endless request heads: the parser would keep all of them in memory before anyone can ask for a key."""
+
+    _head_bytes = 0
+
+    def data_received(self, data: bytes) -> None:
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"a request's head may have at most {MOST_HEAD_BYTES} bytes")
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._head_bytes = -(1 << 62)  # the body is limited where it is read
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._head_bytes = 0
 
 
 class _Server(uvicorn.Server):

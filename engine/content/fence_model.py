@@ -66,6 +66,7 @@ class FenceProperties(BaseModel):
     exit_delay_s: float | None = Field(None, ge=0, le=86_400)
     min_confidence: Literal["LOW", "MEDIUM", "HIGH"] = "MEDIUM"
     tiling: bool | None = Field(None, description="judged by the point alone; overrides the file's (rule L5)")
+    crowd_at: int | None = Field(None, ge=10, description="an alarm when so many users are inside (rule P9)")
 
 
 FENCE_FIELDS = tuple(FenceProperties.model_fields)

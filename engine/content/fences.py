@@ -184,6 +184,7 @@ def _fence(
         tags=frozenset(given.tags),
         time_zone=own_zone,
         min_confidence=Confidence[given.min_confidence],
+        crowd_at=given.crowd_at,
         lon=outline.lon if outline else 0.0,
         lat=outline.lat if outline else 0.0,
         state_hash=state_hash(parts, {**settings, **words}),

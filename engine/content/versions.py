@@ -36,7 +36,16 @@ def content_version(*parts: Any) -> str:
 def fence_summary(fences: Sequence[Fence]) -> list[tuple[str, ...]]:
     """Say in a few words each what a decision may depend on; the state hash stands for geometry and settings."""
     return [
-        (one.id, one.name, one.kind, "\0".join(sorted(one.tags)), one.time_zone or "", one.state_hash) for one in fences
+        (
+            one.id,
+            one.name,
+            one.kind,
+            "\0".join(sorted(one.tags)),
+            one.time_zone or "",
+            one.state_hash,
+            f"{one.crowd_at}",
+        )
+        for one in fences
     ]
 
 

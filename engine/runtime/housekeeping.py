@@ -15,6 +15,7 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.archive import ContentArchive, FolderWatch, content_record
+from engine.runtime.crowds import CrowdWatch
 from engine.runtime.journal import Journal
 from engine.settings import Settings
 
@@ -49,6 +50,7 @@ class Housekeeper:
         self._pipeline = pipeline
         self._backlog = backlog
         self._watch = FolderWatch(settings.geofences, settings.scenarios)
+        self.crowds = CrowdWatch()
         self._shown_version = ""
         self._expire_due_s = 60.0 + monotonic_s()
 
@@ -81,6 +83,7 @@ class Housekeeper:
         metrics.NOW_SECONDS.set(pipeline.now_ms / 1000)
         metrics.PRESENT_USERS.set(int(pipeline.presence.occupancy.sum()))
         metrics.COMPILED.set(1)
+        self.crowds.look(pipeline.content.fences, pipeline.presence.occupancy)
         content = pipeline.content
         if content.version != self._shown_version:
             self._shown_version = content.version

@@ -418,6 +418,11 @@ class Service:
         (position,) = await self.append([record], RecordKind.CONTROL)
         await self.processed(position)
 
+    @property
+    def crowded(self) -> frozenset[str]:
+        """The fences with a crowd alarm now (P9)."""
+        return self._housekeeper.crowds.crowded
+
     def occupancy_counts(self) -> dict[str, int]:
         """Count users inside each fence now (P9)."""
         with self._lock:

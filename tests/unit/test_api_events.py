@@ -28,12 +28,17 @@ class ListEngine:
 
     def __init__(self) -> None:
         self.backlog_bytes = 0
+        self.is_stopping = False
         self.payloads: list[bytes] = []
         self.writes = 0
         self.gate: asyncio.Event | None = None
         self.fails = False
         self.paused: list[tuple[str, bool]] = []
         self.components = {"journal": Component(True), "gateway sms": Component(True, critical=False)}
+
+    @property
+    def is_accepting(self) -> bool:
+        return not self.is_stopping
 
     async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
         assert kind is RecordKind.EVENTS
@@ -280,6 +285,17 @@ def test_segment_calls_are_stamped_with_the_time_of_receipt() -> None:
 def test_occupancy_hides_small_counts() -> None:
     rows = Caller().ask("GET", "/v1/occupancy").json()["occupancy"]  # P9, FAULTS A13
     assert [row["users"] for row in rows] == [0, "<10", "<10", 10, 250]
+
+
+def test_unknown_paths_and_methods_are_answered_as_json_with_a_way_on() -> None:
+    caller = Caller()
+    assert caller.ask("GET", "/v1/occupency").json() == {
+        "error": "not_found",
+        "detail": "no such path; did you mean /v1/occupancy?",
+    }
+    assert caller.ask("GET", "/nope").status_code == 404
+    answer = caller.ask("DELETE", "/v1/pause")
+    assert (answer.status_code, answer.json()["error"]) == (405, "method_not_allowed")
 
 
 def test_readiness_names_each_component_and_health_none() -> None:
