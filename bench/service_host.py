@@ -20,12 +20,12 @@ import uvloop
 
 from engine.console.host import Host
 from engine.deliver.addressbook import open_address_book
-from engine.deliver.contract import Capabilities, Dispatch, Submitted
+from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
 from engine.runtime.warm import warm_aloud
 from engine.settings import load_settings
 
 
-class NotingGateway:
+class NotingGateway(Sessionless):
     """Accepts at once; the number in the address says which event the offer came from."""
 
     name = "noting-sms"
@@ -37,9 +37,9 @@ class NotingGateway:
 
     async def submit(self, dispatch: Dispatch) -> Submitted:
         self.notes.extend((int(dispatch.address), time.perf_counter_ns()))
-        return Submitted(dispatch.dispatch_id)
+        return Submitted((dispatch.dispatch_id,))
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = 5.0) -> None:
         return None
 
 

@@ -9,6 +9,7 @@ OpportuneError
 │   └── StoreCorrupt       will not heal by waiting: stop, name the place
 └── GatewayError       what a gateway answered
     ├── GatewayRetryable   provably not accepted: may be sent again
+    │   └── GatewayThrottled   by a gateway that is well and asks for less
     ├── GatewayPermanent   refused for good
     └── GatewayUnknown     sent, no answer: never resent
 
@@ -87,9 +88,20 @@ class GatewayRetryable(GatewayError):
         super().__init__(message)
 
 
+class GatewayThrottled(GatewayRetryable):
+    """Not accepted because it came too fast; says nothing against the message or the gateway's health."""
+
+
 class GatewayPermanent(GatewayError):
     """Refused for good."""
 
 
 class GatewayUnknown(GatewayError):
-    """Sent, but no answer came: the message may have gone out, so it is never sent again."""
+    """Sent, but no answer came: the message may have gone out, so it is never sent again.
+
+    gateway_ids  of the parts whose names are known all the same, so that receipts can settle it
+    """
+
+    def __init__(self, message: str, gateway_ids: tuple[str, ...] = ()) -> None:
+        self.gateway_ids = gateway_ids
+        super().__init__(message)

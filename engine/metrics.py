@@ -70,6 +70,8 @@ OFFERS = _counter("offers_total", "Offers granted", "scenario")
 CLAIMS = _counter("claims_total", "Answers of the claim store (D7)", "answer")
 DISPATCHES = _counter("dispatches_total", "Outcomes of submits (G1)", "gateway", "state")
 GATEWAY_RETRIES = _counter("gateway_retries_total", "Submits repeated after a provable refusal (G2)", "gateway")
+GATEWAY_THROTTLED = _counter("gateway_throttled_total", "Submits that came too fast and go again", "gateway")
+GATEWAY_READY = _gauge("gateway_ready", "1 while a gateway can take a submit", "gateway")
 GATEWAY_IN_FLIGHT = _gauge("gateway_in_flight", "Submits without an answer", "gateway")
 GATEWAY_BREAKER_OPEN = _gauge("gateway_breaker_open", "1 while the circuit breaker holds a gateway back", "gateway")
 GATEWAY_QUEUE = _gauge("gateway_queue_offers", "Offers waiting for their gateway", "gateway")
@@ -77,6 +79,10 @@ SUBMIT_SECONDS = _histogram("submit_seconds", "From the submit to the gateway's 
 HANDOFF_SECONDS = _histogram(
     "handoff_seconds", "From the decision's now to the hand-off, on the engine's clock", _LATENCY_S
 )
+RECEIPTS = _counter(
+    "receipts_total", "Receipts of gateways, by part; `unmatched`: of nothing known yet", "gateway", "state"
+)
+INBOUND = _counter("inbound_total", "Users' messages and operators' news of numbers", "gateway", "kind")
 SMS_SEGMENTS = _counter("sms_segments_total", "SMS segments handed over, signature and opt-out text included")
 
 # --- state ----------------------------------------------------------------------------------------------------------

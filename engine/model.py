@@ -355,6 +355,34 @@ class Offer:
     code: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayReceipt:
+    """A gateway's report on one part of a message. Names it by its own id, or by our dispatch id where it echoes that.
+
+    state   ACCEPTED (still under way) | DELIVERED | FAILED | EXPIRED | REJECTED | UNKNOWN (the gateway gave up)
+    """
+
+    gateway: str  # name of the gateway
+    state: DispatchState
+    at_ms: int
+    gateway_id: str = ""
+    dispatch_id: str = ""
+    code: str = ""  # the gateway's own, at most 64 characters
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """What a receipt says of a whole dispatch, once it says enough (every part arrived, or one failed)."""
+
+    dispatch_id: str
+    offer_id: str
+    user_id: str
+    state: DispatchState
+    at_ms: int
+    code: str = ""
+    is_definite: bool = True  # False: a failure that proves nothing (some parts arrived, no receipt came in time)
+
+
 # --- reserving ------------------------------------------------------------------------------------------------------
 
 

@@ -371,7 +371,7 @@ class Pipeline:
             case Receipt():
                 effects.receipts.append(read)
                 offer_id = read.offer_id or (read.dispatch_id or "").partition("/")[0]
-                if read.state in _DEFINITE_FAILURES and offer_id:
+                if read.state in _DEFINITE_FAILURES and read.definite and offer_id:
                     self.ledger.release(offer_id)
                     self.decider.released(slot, offer_id)
                 elif read.state == "delivered" and offer_id:

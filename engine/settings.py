@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from engine.errors import SettingsError
+from engine.gateway_settings import GatewaySettings
 from engine.model import FEED, Datum
 
 PositiveSeconds = Annotated[float, Field(gt=0)]
@@ -30,27 +31,6 @@ class FeedSettings(BaseModel):
     max_accuracy_m: Annotated[float, Field(gt=0)] | None = None
     radius_percent: Literal[68, 95] = 68
     signalling: bool = Field(False, description="a feed of cell fixes: longer gaps and silences are normal")
-
-
-class GatewaySettings(BaseModel):
-    """One way out (rule G4); a channel without settings gets the sandbox, which sends nothing."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    kind: Literal["sandbox", "webhook"] = "sandbox"
-    url: str | None = None
-    secret: str | None = Field(
-        default=None, repr=False, description="of Standard Webhooks, whsec_...; better in a file"
-    )
-    secret_file: Path | None = None
-    window: Annotated[int, Field(gt=0, le=1000)] = Field(default=32, description="submits without an answer")
-    messages_per_s: Annotated[float, Field(gt=0)] = 1000
-    timeout_s: PositiveSeconds = 10
-    allow_http: bool = False
-    allow_networks: tuple[str, ...] = Field(
-        default=(), description="networks to connect to although they are not public"
-    )
-    signature_at_end: bool = False
 
 
 def default_feeds() -> dict[str, FeedSettings]:
@@ -84,7 +64,9 @@ class Settings(BaseSettings):
     checkpoint_interval_s: PositiveSeconds = 60
     queue_bytes: int = Field(64 << 20, gt=0, description="accepted and not yet processed; beyond it 429")
     feeds: dict[str, FeedSettings] = Field(default_factory=default_feeds)
-    gateways: dict[str, GatewaySettings] = Field(default_factory=dict, description="by channel")
+    gateways: dict[str, GatewaySettings] = Field(
+        default_factory=dict, description="by name; a channel without one gets the sandbox"
+    )
 
     @classmethod
     def settings_customise_sources(

@@ -20,8 +20,8 @@ from engine.console.intake import Refused
 from engine.console.server import HttpServer
 from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.gateways import build_gateways, callback_secrets, content_channels
-from engine.deliver.sandbox import SandboxMessage
+from engine.deliver.gateways.build import GatewayMaker, callback_secrets
+from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import StoreUnavailable
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
@@ -69,21 +69,19 @@ class Host:
         )
         self.service = Service(settings, clock=clock, on_batch=on_batch)
         now_ms = wall_ms if clock == "log" else self._log_now_ms
-        if gateways is None:
-            channels = content_channels(self.service.pipeline.content)
-            gateways = build_gateways(settings, channels, now_ms=now_ms, messages=self._messages, on_message=on_message)
+        maker = GatewayMaker(settings, now_ms=now_ms, messages=self._messages, on_message=on_message)
         self._claims = ThreadPoolExecutor(1, "opportune-claims")
-        policy = self.service.pipeline.content.policy
         self.dispatcher = Dispatcher(
             self.service.ledger,
             addresses,
-            gateways,
+            maker.declared() if gateways is None else gateways,
             now_ms=now_ms,
             emit=self.service.append,
             tenant=settings.tenant,
-            signature=policy.signature,
-            opt_out_text=policy.opt_out_text,
+            texts=self._texts,
+            make_missing=maker.sandbox,
             executor=self._claims,
+            why_not_again=self._why_not_again,
         )
 
     @property
@@ -149,8 +147,8 @@ class Host:
             "content": Component(True, self.service.pipeline.content.version),
             "hand-off": Component(self.dispatcher.may_claim, "" if self.dispatcher.may_claim else "ledger unavailable"),
             **{
-                f"gateway {name}": Component(not is_open, "circuit breaker open" if is_open else "", critical=False)
-                for name, is_open in self.dispatcher.held_back().items()
+                f"gateway {name}": Component(not why, why, critical=False)
+                for name, why in self.dispatcher.held_back().items()
             },
         }
 
@@ -182,9 +180,13 @@ class Host:
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         return [asdict(message) for message in list(self._messages)[-limit:][::-1]]
 
-    def _channels(self) -> set[str]:
-        scenarios = self.service.pipeline.content.scenarios
-        return {channel for scenario in scenarios for channel in scenario.offer.channels}
+    def _texts(self) -> tuple[str, str]:
+        """Signature and opt-out text of the live content: an edit reaches the next message."""
+        policy = self.service.pipeline.content.policy
+        return policy.signature, policy.opt_out_text
+
+    def _why_not_again(self, offer: Offer) -> str | None:
+        return self.service.ledger.why_not_again(offer.offer_id)
 
     def _log_now_ms(self) -> int:
         return self.service.pipeline.now_ms

@@ -71,6 +71,8 @@ _EVENT_FIELDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "profile": (
         {
             "tags": {"type": ["array", "null"], "items": _text()},
+            "add_tags": {"type": ["array", "null"], "items": _text()},
+            "remove_tags": {"type": ["array", "null"], "items": _text()},
             "attributes": {**_SCALARS, "type": ["object", "null"]},
             "person": {"type": ["string", "null"]},
             "organisation": {"type": ["string", "null"]},
@@ -95,6 +97,7 @@ _EVENT_FIELDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
             "dispatch_id": _text(),
             "state": {"enum": ["accepted", "rejected", "delivered", "failed", "expired", "unknown"]},
             "code": _text(),
+            "definite": {"type": "boolean"},
         },
         [{"required": ["state"]}, {"anyOf": [{"required": ["offer_id"]}, {"required": ["dispatch_id"]}]}],
     ),

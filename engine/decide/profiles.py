@@ -6,7 +6,7 @@ Read without a remote call (rule A1); consent and opt-out as rules A2-A4. A slot
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -191,13 +191,12 @@ class ProfileTable:
         if event.tags is not UNSET:
             for column in self.tag_words:
                 column.view[slot] = 0
-            for tag in event.tags or ():
-                if tag not in self.tags.row and len(self.tags.texts) >= _MOST_TAGS:
-                    # Every tag costs a bit of every user: one feed must not be able to fill the memory with new ones.
-                    self.ignored_attributes += 1
-                    continue
+            self._add_tags(slot, event.tags or ())
+        self._add_tags(slot, event.add_tags or ())
+        for tag in event.remove_tags or ():
+            if tag in self.tags.row:
                 column, mask = self.tag_place(tag)
-                column.view[slot] |= mask
+                column.view[slot] &= ~mask
         if event.attributes is not UNSET:
             self._set_attributes(slot, event.attributes or {})
         if event.organisation is not UNSET and (event.organisation or self.organisation):
@@ -213,6 +212,15 @@ class ProfileTable:
         if event.dnd is not UNSET:
             flags = self.flags.view[slot] & ~DO_NOT_DISTURB
             self.flags.view[slot] = flags | DO_NOT_DISTURB if event.dnd else flags
+
+    def _add_tags(self, slot: int, tags: Iterable[str]) -> None:
+        for tag in tags:
+            if tag not in self.tags.row and len(self.tags.texts) >= _MOST_TAGS:
+                # Every tag costs a bit of every user: one feed must not be able to fill the memory with new ones.
+                self.ignored_attributes += 1
+                continue
+            column, mask = self.tag_place(tag)
+            column.view[slot] |= mask
 
     def _set_attributes(self, slot: int, attributes: Mapping[str, Any]) -> None:
         for number in self.numbers.values():

@@ -63,6 +63,8 @@ class Profile(Origin, frozen=True, kw_only=True):
     """A profile, or a change of one. UNSET: stays as it is; None: cleared; a value replaces (A1)."""
 
     tags: tuple[ShortText, ...] | UnsetType | None = UNSET
+    add_tags: tuple[ShortText, ...] | None = None  # single tags, whoever set the others
+    remove_tags: tuple[ShortText, ...] | None = None
     attributes: dict[str, Scalar | None] | UnsetType | None = UNSET
     person: ShortText | UnsetType | None = UNSET
     organisation: ShortText | UnsetType | None = UNSET
@@ -87,6 +89,7 @@ class Receipt(Origin, frozen=True, kw_only=True):
     offer_id: ShortText | None = None
     dispatch_id: ShortText | None = None
     code: str | None = None
+    definite: bool = True  # False: a failure that does not prove that nothing arrived; nothing is given back
 
 
 class Redemption(Origin, frozen=True, kw_only=True):

@@ -66,22 +66,38 @@ class Breaker:
 
 
 class Bucket:
-    """At most `per_s` messages a second, with a burst of a tenth of a second's worth (at least one)."""
+    """At most `per_s` messages a second, with a burst of a tenth of a second's worth (at least one).
+
+    A gateway that says "too fast" lowers the rate by a third, at most once a second; it recovers within 10 s.
+    """
+
+    SLOWER = 2 / 3
+    RECOVERS_S = 10.0
 
     def __init__(self, per_s: float) -> None:
-        self._per_s = per_s
+        self._most = self._per_s = per_s
         self._burst = max(1.0, per_s / 10)
         self._tokens = self._burst
         self._filled_at: float | None = None
+        self._slowed_at: float | None = None
 
     def available(self, t: float) -> int:
         if self._filled_at is not None:
-            self._tokens = min(self._burst, self._tokens + (t - self._filled_at) * self._per_s)
+            passed_s = t - self._filled_at
+            self._per_s = min(self._most, self._per_s + self._most * passed_s / self.RECOVERS_S)
+            self._tokens = min(self._burst, self._tokens + passed_s * self._per_s)
         self._filled_at = t
         return int(self._tokens)
 
     def take(self, count: int) -> None:
         self._tokens -= count
+
+    def slow_down(self, t: float) -> None:
+        """Note that the gateway asked for less."""
+        self._tokens = min(self._tokens, 0.0)
+        if self._slowed_at is None or t - self._slowed_at >= 1.0:
+            self._slowed_at = t
+            self._per_s = max(self._per_s * self.SLOWER, min(1.0, self._most))
 
     def wait_s(self) -> float:
         """Seconds until one more message may go."""

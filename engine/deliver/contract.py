@@ -1,13 +1,18 @@
-"""What the dispatcher needs from a gateway, the ledger and the address book (docs/contracts.md, Gateway, Claim)."""
+"""What the dispatcher needs from a gateway, the ledger and the address book (docs/contracts.md, Gateway, Claim).
+
+A gateway is told of one dispatch at a time and answers by returning or raising; what comes back later - receipts,
+users' messages, news about numbers - it puts into the `Inbox` that it was started with.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol
 
-from engine.model import DispatchState, Offer
+from engine.deliver.sms import count_segments
+from engine.model import DispatchState, GatewayReceipt, Match, Offer
 
 
 class ClaimAnswer(StrEnum):
@@ -23,6 +28,9 @@ class ClaimAnswer(StrEnum):
     UNAVAILABLE = "unavailable"
 
 
+# --- out ------------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Dispatch:
     """One attempt to deliver one offer; the only object that holds an address beside the address book."""
@@ -30,7 +38,7 @@ class Dispatch:
     dispatch_id: str  # offer id / channel / attempt (D4)
     offer_id: str
     address: str = field(repr=False)  # never in a log line or a traceback
-    text: str
+    text: str  # signature and opt-out text included
     title: str
     deadline_ms: int  # travels as the gateway's validity period (D6)
     data: Mapping[str, Any] = field(default_factory=dict)  # scenario, benefit, code: no user, no place
@@ -38,24 +46,61 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Submitted:
-    """The gateway has it; `gateway_id` is its own name for it, found again in its receipts."""
+    """The gateway has it. `gateway_ids` are its own names for the parts of the message, found again in its receipts."""
 
-    gateway_id: str
+    gateway_ids: tuple[str, ...]
+
+    @property
+    def gateway_id(self) -> str:
+        return self.gateway_ids[0]
+
+
+def _one(text: str) -> int:
+    return 1
+
+
+def _segments(text: str) -> int:
+    return max(1, count_segments(text).segments)
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a gateway can do and stand (rule G4)."""
 
-    window: int = 32  # submits without an answer
-    messages_per_s: float = 1000.0
+    window: int = 32  # submits without an answer, over all its connections
+    messages_per_s: float = 1000.0  # parts, where a text has several
     receipts: bool = False  # whether it reports what became of a message
     signature_at_end: bool = False  # where 【...】 must stand in an SMS
     sms: bool = False  # text gets signature and opt-out, and is counted in segments
+    daily_quota: int | None = None  # parts a day
+    timeout_s: float | None = None  # longest submit; None: the dispatcher's. A session's own timeout must be below
+    count_parts: Callable[[str], int] | None = None  # of a finished text; None: segments of an SMS, else 1
+
+    def parts(self, text: str) -> int:
+        return (self.count_parts or (_segments if self.sms else _one))(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whether a gateway can take a submit now; while it cannot nothing is claimed for it."""
+
+    ready: bool = True
+    detail: str = ""  # "no connection", "login refused: wrong password" - no address, no secret
+    permanent: bool = False  # nobody but an operator can mend it
 
 
 class Gateway(Protocol):
-    """One way out. `submit` raises GatewayRetryable (provably not accepted), GatewayPermanent or GatewayUnknown."""
+    """One way out.
+
+    submit   returns once the gateway has the whole message. Raises
+             GatewayThrottled   not accepted, come again: the lane slows down, nothing is counted against the message
+             GatewayRetryable   provably not accepted by a gateway that is unwell
+             GatewayPermanent   refused for good, no part was accepted
+             GatewayUnknown     a byte may have left and no answer came, or only some parts were accepted
+             It resends throttled parts of a half-accepted message itself; the caller resends whole messages only.
+    start    begins to connect and returns at once; a peer that is away is no error. Called once, in the loop.
+    close    takes no more submits, waits for answers at most `timeout_s`, says goodbye on the wire.
+    """
 
     @property
     def name(self) -> str: ...
@@ -66,9 +111,73 @@ class Gateway(Protocol):
     @property
     def capabilities(self) -> Capabilities: ...
 
+    @property
+    def standing(self) -> Standing: ...
+
+    async def start(self, inbox: Inbox) -> None: ...
+
     async def submit(self, dispatch: Dispatch) -> Submitted: ...
 
-    async def close(self) -> None: ...
+    async def close(self, timeout_s: float = 5.0) -> None: ...
+
+
+class Sessionless:
+    """Mixed into a gateway without connections to keep: always ready, nothing to start."""
+
+    standing = Standing()
+
+    async def start(self, inbox: Inbox) -> None:
+        return None
+
+
+# --- back -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InboundText:
+    """A message that a user sent; parts of a long one already joined."""
+
+    channel: str
+    sender: str = field(repr=False)
+    text: str = field(repr=False)
+    at_ms: int
+    message_id: str  # unique within the gateway: the same one again is the same message (T7)
+    gateway: str
+    to: str = ""  # the number it was sent to
+
+
+class NumberNews(StrEnum):
+    """What an operator may tell of a number without being asked (SGIP UserRpt)."""
+
+    CLOSED = "closed"  # given up: consent is void (A4)
+    BARRED = "barred"  # for debt: nothing arrives
+    RESTORED = "restored"
+
+
+@dataclass(frozen=True, slots=True)
+class NumberReport:
+    channel: str
+    address: str = field(repr=False)
+    news: NumberNews
+    at_ms: int
+    message_id: str
+    gateway: str
+
+
+class Inbox(Protocol):
+    """Where gateways put what comes back. Each call returns once that is durable: only then acknowledge on the wire.
+
+    Raises StoreUnavailable: answer "busy" or nothing, so that the peer sends it again.
+    """
+
+    async def receipts(self, receipts: Sequence[GatewayReceipt]) -> None: ...
+
+    async def inbound(self, messages: Sequence[InboundText]) -> None: ...
+
+    async def numbers(self, reports: Sequence[NumberReport]) -> None: ...
+
+
+# --- ledger and address book ----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +190,8 @@ class DispatchRecord:
     at_ms: int
     gateway_id: str | None = None
     code: str | None = None  # of the gateway, or ours: no_address, deadline, ...
+    gateway: str = ""
+    gateway_ids: tuple[str, ...] = ()  # of all parts, where receipts may name them
 
 
 class DispatchLedger(Protocol):
@@ -101,6 +212,29 @@ class DispatchLedger(Protocol):
 
     def record_dispatch(self, records: Sequence[DispatchRecord]) -> object:
         """Store outcomes in one transaction; a final state never regresses (G1)."""
+        ...
+
+    def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> Sequence[Match | None]:
+        """Find whose receipts these are and keep for 72 h those that are nobody's yet (G3); one answer for each.
+
+        An answer says what the receipt means for the whole dispatch; None: unknown so far, or parts are missing.
+        """
+        ...
+
+    def matched_late(self) -> Sequence[Match]:
+        """List what receipts that had come before `record_dispatch` say of it, until `told_late`."""
+        ...
+
+    def told_late(self) -> None:
+        """Note that what `matched_late` listed is in the log."""
+        ...
+
+    def silent(self, now_ms: int, limit: int = 500) -> Sequence[tuple[int, str, Match | None]]:
+        """List dispatches of which nothing came for 48 h: (due, dispatch id, EXPIRED; None: it ended by itself)."""
+        ...
+
+    def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
+        """Note that what `silent` listed is in the log."""
         ...
 
 

@@ -23,9 +23,11 @@ from engine.deliver.contract import (
     DispatchLedger,
     DispatchRecord,
     Gateway,
+    Sessionless,
     Submitted,
 )
 from engine.deliver.lane import Lane, dispatch_id
+from engine.deliver.returns import Returns
 from engine.deliver.settler import Settled, Settler
 from engine.errors import GatewayPermanent, SettingsError, StoreError
 from engine.model import DispatchState, Offer
@@ -44,6 +46,9 @@ class Dispatcher:
     emit      journals receipt events, returns once durable
     executor  where the ledger's calls run when they might wait; None: in the loop itself
     why_not_again  asked before a submit is repeated: a reason not to (consent gone, ...), or None
+    texts     the signature and the opt-out text of an SMS as they are now
+    route     chooses among several gateways of one channel; None: the first that is ready
+    make_missing  makes the gateway of a channel that none serves, or None: its offers end as `no_gateway`
     """
 
     def __init__(
@@ -55,8 +60,9 @@ class Dispatcher:
         now_ms: Callable[[], int],
         emit: Callable[[Sequence[bytes]], Awaitable[Any]],
         tenant: str = "default",
-        signature: str = "",
-        opt_out_text: str = "",
+        texts: Callable[[], tuple[str, str]] = lambda: ("", ""),
+        route: Callable[[Offer, Sequence[Gateway]], Gateway] | None = None,
+        make_missing: Callable[[str], Gateway | None] = lambda channel: None,
         executor: Executor | None = None,
         why_not_again: Callable[[Offer], str | None] | None = None,
         monotonic_s: Callable[[], float] = monotonic_s,
@@ -67,8 +73,7 @@ class Dispatcher:
         self.addresses = addresses
         self.now_ms = now_ms
         self.monotonic_s = monotonic_s
-        self.signature = signature
-        self.opt_out_text = opt_out_text
+        self.texts = texts
         self.submit_timeout_s = submit_timeout_s
         self.most_tries = most_tries
         self.store_pause_s = store_pause_s
@@ -76,12 +81,14 @@ class Dispatcher:
         self._ledger = ledger
         self._executor = executor
         self._why_not_again = why_not_again
-        self._settler = Settler(ledger, emit, self._call, tenant)
+        self.returns = Returns(ledger, addresses, emit, self._call, now_ms=now_ms, tenant=tenant)
+        self._settler = Settler(ledger, emit, self._call, tenant, self.returns.announce)
+        self._route = route or _first_ready
+        self._make_missing = make_missing
         self._lanes: dict[str, Lane] = {}
+        self._by_channel: dict[str, list[Gateway]] = {}
         for gateway in gateways:
-            if gateway.channel in self._lanes:
-                raise SettingsError(f"two gateways serve channel {gateway.channel}; a channel has one")
-            self._lanes[gateway.channel] = Lane(self, gateway)
+            self._add(gateway)
         self._no_lane = Lane(self, _NoGateway())
         self._paused: set[str] = set()
         self._parked: dict[str, Offer] = {}
@@ -89,14 +96,20 @@ class Dispatcher:
         self._overflowed = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lane_tasks: list[asyncio.Task[None]] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._is_started = False
 
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
         """Begin handing over, first what the outbox still holds."""
-        lanes = [*self._lanes.values(), self._no_lane]
-        self._tasks = [asyncio.create_task(work) for work in (self._settler.run(), self._refill())]
-        self._lane_tasks = [asyncio.create_task(lane.run()) for lane in lanes]
+        self._tasks = [
+            asyncio.create_task(work)
+            for work in (self._settler.run(), self.returns.run(), self.returns.watch_silence(), self._refill())
+        ]
+        self._is_started = True
+        for lane in (*self._lanes.values(), self._no_lane):
+            await self._open(lane)
         self._overflowed = True
         await self._fetch()
 
@@ -109,17 +122,18 @@ class Dispatcher:
         if self._lane_tasks:
             await asyncio.wait(self._lane_tasks, timeout=timeout_s)
         await asyncio.gather(*(lane.finish(timeout_s) for lane in lanes))
+        # Sessions stay open until here: answers and receipts may come as long as anything is in flight.
+        await asyncio.gather(*(lane.gateway.close() for lane in lanes), return_exceptions=True)
         try:
             async with asyncio.timeout(5.0):
                 await self._settler.flushed()
+                await self.returns.flushed()
         except TimeoutError:
             log.error("some dispatch outcomes could not be written; their claims will read as unknown")
         tasks = [*self._tasks, *self._lane_tasks]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for lane in lanes:
-            await lane.gateway.close()
 
     async def idle(self) -> None:
         """Return once nothing waits and every outcome is written (parked offers do not count)."""
@@ -154,9 +168,9 @@ class Dispatcher:
     def may_claim(self) -> bool:
         return self._settler.is_healthy
 
-    def held_back(self) -> dict[str, bool]:
-        """Say of each gateway whether its circuit breaker holds it back now."""
-        return {lane.gateway.name: lane.breaker.is_open for lane in self._lanes.values()}
+    def held_back(self) -> dict[str, str]:
+        """Say of each gateway why nothing goes to it now; empty where it does."""
+        return {name: lane.why_held_back for name, lane in self._lanes.items()}
 
     def park_if_paused(self, offer: Offer) -> bool:
         if not self._is_paused(offer):
@@ -203,9 +217,36 @@ class Dispatcher:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _queue(self, offer: Offer) -> None:
-        lane = self._lanes.get(offer.channel, self._no_lane)
-        lane.queue.append(offer)
+        lane = self._lane_for(offer)
+        lane.queue.push(offer)
         lane.wake()
+
+    def _lane_for(self, offer: Offer) -> Lane:
+        gateways = self._by_channel.get(offer.channel)
+        if not gateways:
+            made = self._make_missing(offer.channel)
+            if made is None:
+                return self._no_lane
+            log.info("a new channel gets a gateway", channel=offer.channel, gateway=made.name)
+            lane = self._add(made)
+            if self._is_started:
+                task = asyncio.get_running_loop().create_task(self._open(lane))
+                self._opening.add(task)
+                task.add_done_callback(self._opening.discard)
+            return lane
+        gateway = gateways[0] if len(gateways) == 1 else self._route(offer, gateways)
+        return self._lanes[gateway.name]
+
+    def _add(self, gateway: Gateway) -> Lane:
+        if gateway.name in self._lanes:
+            raise SettingsError(f"two gateways are named {gateway.name}")
+        lane = self._lanes[gateway.name] = Lane(self, gateway)
+        self._by_channel.setdefault(gateway.channel, []).append(gateway)
+        return lane
+
+    async def _open(self, lane: Lane) -> None:
+        await lane.gateway.start(self.returns)
+        self._lane_tasks.append(asyncio.create_task(lane.run()))
 
     def _is_paused(self, offer: Offer) -> bool:
         return bool(self._paused) and (ALL in self._paused or offer.scenario in self._paused)
@@ -241,6 +282,8 @@ class Dispatcher:
         while True:
             await asyncio.sleep(1.0)
             self._unpark()
+            for lane in list(self._lanes.values()):
+                await lane.drop_expired()
             await self._fetch()
 
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
@@ -251,7 +294,11 @@ class Dispatcher:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
 
 
-class _NoGateway:
+def _first_ready(offer: Offer, gateways: Sequence[Gateway]) -> Gateway:
+    return next((one for one in gateways if one.standing.ready), gateways[0])
+
+
+class _NoGateway(Sessionless):
     """Where offers of a channel that nobody serves end: a definite failure, said once per offer."""
 
     name = "none"
@@ -261,5 +308,5 @@ class _NoGateway:
     async def submit(self, dispatch: Dispatch) -> Submitted:
         raise GatewayPermanent("no_gateway")
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = 5.0) -> None:
         return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +16,10 @@ import structlog
 from engine import metrics
 from engine.deliver.breaker import Breaker, Bucket
 from engine.deliver.contract import ClaimAnswer, Dispatch, DispatchRecord, Gateway
+from engine.deliver.fair_queue import FairQueue
 from engine.deliver.settler import Settled
-from engine.deliver.sms import count_segments, finish_text
-from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown
+from engine.deliver.sms import finish_text
+from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
 from engine.model import DispatchState, Offer
 
 if TYPE_CHECKING:
@@ -30,7 +30,9 @@ log = structlog.get_logger("opportune.deliver")
 CLAIMS_AT_ONCE = 128
 RETRY_BASE_S = 0.5
 RETRY_LONGEST_S = 60.0
+THROTTLED_S = 0.25
 LONG_WAIT_S = 1.0
+NOT_READY_S = 0.1
 
 
 @dataclass(order=True, slots=True)
@@ -39,6 +41,7 @@ class _Retry:
     number: int
     offer: Offer
     dispatch: Dispatch
+    parts: int
     tries: int
 
 
@@ -46,7 +49,7 @@ class Lane:
     def __init__(self, owner: Dispatcher, gateway: Gateway) -> None:
         self._owner = owner
         self.gateway = gateway
-        self.queue: deque[Offer] = deque()
+        self.queue = FairQueue()
         self.in_flight = 0
         self.breaker = Breaker()
         self._bucket = Bucket(gateway.capabilities.messages_per_s)
@@ -59,13 +62,43 @@ class Lane:
         self._open_metric = metrics.GATEWAY_BREAKER_OPEN.labels(gateway.name)
         self._seconds_metric = metrics.SUBMIT_SECONDS.labels(gateway.name)
         self._retries_metric = metrics.GATEWAY_RETRIES.labels(gateway.name)
+        self._throttled_metric = metrics.GATEWAY_THROTTLED.labels(gateway.name)
+        self._ready_metric = metrics.GATEWAY_READY.labels(gateway.name)
 
     @property
     def is_idle(self) -> bool:
         return not (self.queue or self.in_flight or self._retries)
 
+    @property
+    def why_held_back(self) -> str:
+        """Say why nothing goes to this gateway now; empty where it does."""
+        standing = self.gateway.standing
+        if not standing.ready:
+            return standing.detail or "not ready"
+        return "circuit breaker open" if self.breaker.is_open else ""
+
     def wake(self) -> None:
         self._wake.set()
+
+    async def drop_expired(self) -> None:
+        """End what is past its deadline while the gateway is held back; the claim store has the last word."""
+        if self.is_idle or not self.why_held_back:
+            return
+        now_ms = self._owner.now_ms()
+        for retry in [one for one in self._retries if now_ms >= one.offer.deadline_ms]:
+            self._retries.remove(retry)
+            self._settle(retry.offer, DispatchState.EXPIRED, code="deadline")
+        heapq.heapify(self._retries)
+        late = self.queue.take(lambda offer: now_ms >= offer.deadline_ms)
+        for first in range(0, len(late), CLAIMS_AT_ONCE):
+            group = late[first : first + CLAIMS_AT_ONCE]
+            for offer, answer in zip(group, await self._owner.claim(group), strict=True):
+                if answer == ClaimAnswer.UNAVAILABLE:
+                    self.queue.push(offer)
+                elif answer == ClaimAnswer.CLAIMED:  # the ledger's clock is behind ours; what is claimed must end here
+                    self._settle(offer, DispatchState.EXPIRED, code="deadline")
+                else:
+                    self._owner.not_claimed(offer, answer)
 
     async def run(self) -> None:
         """Hand over until the owner stops; `finish` then ends what is in flight."""
@@ -75,7 +108,7 @@ class Lane:
             if room and self._retries and self._retries[0].due_s <= self._owner.monotonic_s():
                 self._again(heapq.heappop(self._retries))
             elif room and self.queue:
-                await self._hand_over([self.queue.popleft() for _ in range(min(room, len(self.queue)))])
+                await self._hand_over([self.queue.pop() for _ in range(min(room, len(self.queue)))])
             else:
                 self._measure()
                 await self._sleep(wait_s)
@@ -105,6 +138,8 @@ class Lane:
             return 0, min(next_retry_s, LONG_WAIT_S)
         if not self._owner.may_claim:
             return 0, 0.1
+        if not self.gateway.standing.ready:
+            return 0, NOT_READY_S
         breaker_wait_s = self.breaker.wait_s(t)
         if breaker_wait_s > 0:
             return 0, min(breaker_wait_s, LONG_WAIT_S)
@@ -127,6 +162,7 @@ class Lane:
         self._in_flight_metric.set(self.in_flight)
         self._queue_metric.set(len(self.queue))
         self._open_metric.set(self.breaker.is_open)
+        self._ready_metric.set(self.gateway.standing.ready)
 
     # --- claim, address, submit -------------------------------------------------------------------------------------
 
@@ -141,7 +177,7 @@ class Lane:
             if answer == ClaimAnswer.CLAIMED:
                 started += self._start(offer)
             elif answer == ClaimAnswer.UNAVAILABLE:
-                self.queue.append(offer)
+                self.queue.push(offer)
             else:
                 self._owner.not_claimed(offer, answer)
         if not started:
@@ -162,13 +198,16 @@ class Lane:
         capabilities = self.gateway.capabilities
         text = offer.text
         if capabilities.sms:
+            signature, opt_out = self._owner.texts()
             text = finish_text(
                 text,
-                signature=self._owner.signature,
-                opt_out=self._owner.opt_out_text if offer.offer_class == "marketing" else "",
+                signature=signature,
+                opt_out=opt_out if offer.offer_class != "service" else "",
                 signature_at_end=capabilities.signature_at_end,
             )
-            metrics.SMS_SEGMENTS.inc(count_segments(text).segments)
+        parts = capabilities.parts(text)
+        if capabilities.sms:
+            metrics.SMS_SEGMENTS.inc(parts)
         dispatch = Dispatch(
             dispatch_id=dispatch_id(offer),
             offer_id=offer.offer_id,
@@ -178,30 +217,37 @@ class Lane:
             deadline_ms=offer.deadline_ms,
             data={"scenario": offer.scenario, "benefit": offer.benefit, "code": offer.code},
         )
-        self._submit_soon(offer, dispatch, tries=1)
+        self._submit_soon(offer, dispatch, parts, tries=1)
         return 1
 
-    def _submit_soon(self, offer: Offer, dispatch: Dispatch, tries: int) -> None:
-        self._bucket.take(1)
+    def _submit_soon(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
+        self._bucket.take(parts)
         self.in_flight += 1
-        task = asyncio.create_task(self._submit(offer, dispatch, tries))
+        task = asyncio.create_task(self._submit(offer, dispatch, parts, tries))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _submit(self, offer: Offer, dispatch: Dispatch, tries: int) -> None:
+    async def _submit(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
         begin_s = self._owner.monotonic_s()
         healthy = True
         try:
-            async with asyncio.timeout(self._owner.submit_timeout_s):
+            async with asyncio.timeout(self.gateway.capabilities.timeout_s or self._owner.submit_timeout_s):
                 submitted = await self.gateway.submit(dispatch)
-            self._settle(offer, DispatchState.ACCEPTED, gateway_id=submitted.gateway_id)
+            self._settle(offer, DispatchState.ACCEPTED, gateway_ids=submitted.gateway_ids)
             metrics.HANDOFF_SECONDS.observe(max(0, self._owner.now_ms() - offer.created_ms) / 1000)
+        except GatewayThrottled as error:
+            self._bucket.slow_down(self._owner.monotonic_s())
+            self._throttled_metric.inc()
+            self._retry_or_reject(offer, dispatch, parts, tries - 1, error.retry_after_s or THROTTLED_S)
         except GatewayRetryable as error:
             healthy = False
-            self._retry_or_reject(offer, dispatch, tries, error.retry_after_s)
+            self._retry_or_reject(offer, dispatch, parts, tries, error.retry_after_s)
         except GatewayPermanent as error:
             self._settle(offer, DispatchState.REJECTED, code=str(error)[:64])
-        except (GatewayUnknown, TimeoutError, asyncio.CancelledError):
+        except GatewayUnknown as error:
+            healthy = False
+            self._settle(offer, DispatchState.UNKNOWN, gateway_ids=error.gateway_ids, code="no_answer")
+        except (TimeoutError, asyncio.CancelledError):
             healthy = False
             self._settle(offer, DispatchState.UNKNOWN, code="no_answer")
         except Exception as error:
@@ -216,17 +262,22 @@ class Lane:
             self.in_flight -= 1
             self._wake.set()
 
-    def _retry_or_reject(self, offer: Offer, dispatch: Dispatch, tries: int, retry_after_s: float | None) -> None:
-        """Plan another submit of the same dispatch, spread by the offer id, or give up for good."""
+    def _retry_or_reject(
+        self, offer: Offer, dispatch: Dispatch, parts: int, tries: int, retry_after_s: float | None
+    ) -> None:
+        """Plan another submit of the same dispatch, spread by the offer id, or give up for good.
+
+        tries  submits that failed so far; a throttled one is none
+        """
         spread = 0.5 + int(offer.offer_id[-4:], 16) / 0x10000
-        delay_s = min(RETRY_BASE_S * 2 ** (tries - 1), RETRY_LONGEST_S) * spread
-        delay_s = max(delay_s, retry_after_s or 0.0)
+        delay_s = min(RETRY_BASE_S * 2 ** max(0, tries - 1), RETRY_LONGEST_S) * spread
+        delay_s = max(delay_s if tries else 0.0, (retry_after_s or 0.0) * (0.5 + spread if not tries else 1.0))
         if tries >= self._owner.most_tries or self._owner.now_ms() + delay_s * 1000 >= offer.deadline_ms:
             self._settle(offer, DispatchState.REJECTED, code="not_accepted")
             return
         self._numbers += 1
         due_s = self._owner.monotonic_s() + delay_s
-        heapq.heappush(self._retries, _Retry(due_s, self._numbers, offer, dispatch, tries + 1))
+        heapq.heappush(self._retries, _Retry(due_s, self._numbers, offer, dispatch, parts, tries + 1))
 
     def _again(self, retry: _Retry) -> None:
         """Submit again what was provably not accepted, unless the world has changed meanwhile."""
@@ -239,12 +290,21 @@ class Lane:
             return
         self._retries_metric.inc()
         self.breaker.probe()
-        self._submit_soon(retry.offer, retry.dispatch, retry.tries)
+        self._submit_soon(retry.offer, retry.dispatch, retry.parts, retry.tries)
 
     def _settle(
-        self, offer: Offer, state: DispatchState, *, gateway_id: str | None = None, code: str | None = None
+        self, offer: Offer, state: DispatchState, *, gateway_ids: tuple[str, ...] = (), code: str | None = None
     ) -> None:
-        record = DispatchRecord(dispatch_id(offer), offer.offer_id, state, self._owner.now_ms(), gateway_id, code)
+        record = DispatchRecord(
+            dispatch_id(offer),
+            offer.offer_id,
+            state,
+            self._owner.now_ms(),
+            gateway_ids[0] if gateway_ids else None,
+            code,
+            self.gateway.name,
+            gateway_ids if self.gateway.capabilities.receipts else (),
+        )
         self._owner.settle(Settled(offer.user_id, self.gateway.name, record))
 
 

@@ -34,6 +34,8 @@ FOLLOWS: dict[S | None, frozenset[S]] = {
 }
 """What may follow what. A receipt may overtake the answer to the submit (G3); a final state is followed by nothing."""
 
+FINAL = frozenset(state for state, after in FOLLOWS.items() if state is not None and not after)
+
 NOT_SENT = frozenset({S.REJECTED, S.FAILED, S.EXPIRED})
 """Definite failures: another attempt may be claimed."""
 

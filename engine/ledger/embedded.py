@@ -19,6 +19,7 @@ import orjson
 
 from engine.errors import StoreUnavailable
 from engine.ledger import handoff, history
+from engine.ledger import receipts as receipts_of
 from engine.ledger import redemptions as used
 from engine.ledger.caps import Caps, GrantRow
 from engine.ledger.database import Database
@@ -26,7 +27,7 @@ from engine.ledger.dispatch import NOT_SENT, Claim
 from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
 from engine.ledger.redemptions import Redemption, RedemptionRow
-from engine.model import DispatchState, Offer, ReserveAnswer, ReserveRequest
+from engine.model import DispatchState, GatewayReceipt, Match, Offer, ReserveAnswer, ReserveRequest
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -69,6 +70,7 @@ class EmbeddedLedger:
             _set_meta(cursor, "boot_id", here)
             self._distrusted = int(_meta(cursor, "distrusted", -1))
             self._position = int(cursor.execute("SELECT position FROM progress").fetchone()[0])
+            self._early = receipts_of.early_names(cursor)
 
     # --- caps -------------------------------------------------------------------------------------------------------
 
@@ -151,7 +153,7 @@ class EmbeddedLedger:
             handoff.put_consents(cursor, consents[said:])
             handoff.put_pauses(cursor, pauses, position)
             for one in dispatches:
-                handoff.put_dispatch(cursor, one, self.epoch)
+                handoff.put_receipt(cursor, one, self.epoch)
             if redemptions:
                 used.put_redemptions(cursor, redemptions, position)
             cursor.execute(
@@ -196,21 +198,70 @@ class EmbeddedLedger:
         """
         try:
             with self._database.writing() as cursor:
-                ask = handoff.Asking(
-                    now_ms=now_ms,
-                    is_current=(self.epoch if epoch is None else epoch) == int(_meta(cursor, "epoch", 0)),
-                    epoch=self.epoch,
-                    paused=frozenset(scenario for (scenario,) in cursor.execute("SELECT scenario FROM pauses")),
-                    assumed_consent=self.assumed_consent,
-                )
+                ask = self._asking(cursor, now_ms, epoch)
                 return [handoff.claim(cursor, ask, bytes.fromhex(offer), dispatch) for offer, dispatch in claims]
         except StoreUnavailable:
             return [Claim.UNAVAILABLE] * len(claims)
 
+    def why_not_again(self, offer_id: str) -> str | None:
+        """Say why a dispatch that was provably not accepted must not be submitted once more; None: it may (D7)."""
+        try:
+            with self._database.reading() as cursor:
+                return handoff.why_not_again(cursor, bytes.fromhex(offer_id), self._asking(cursor, 0, None))
+        except StoreUnavailable:
+            return Claim.UNAVAILABLE.value
+
+    def _asking(self, cursor: sqlite3.Cursor, now_ms: int, epoch: int | None) -> handoff.Asking:
+        return handoff.Asking(
+            now_ms=now_ms,
+            is_current=(self.epoch if epoch is None else epoch) == int(_meta(cursor, "epoch", 0)),
+            epoch=self.epoch,
+            paused=frozenset(scenario for (scenario,) in cursor.execute("SELECT scenario FROM pauses")),
+            assumed_consent=self.assumed_consent,
+        )
+
     def record_dispatch(self, records: Sequence[DispatchRow]) -> list[bool]:
         """Store what became of dispatches, in one transaction; says for each whether its state changed (G1)."""
+        early: list[tuple[str, str]] = []
         with self._database.writing() as cursor:
-            return [handoff.put_dispatch(cursor, record, self.epoch) for record in records]
+            for one in records:
+                if one.gateway_ids:
+                    key = bytes.fromhex(one.offer_id)
+                    found = receipts_of.put_parts(cursor, one.gateway, one.gateway_ids, key, one.dispatch_id, one.at_ms)
+                    early += [(one.gateway, gateway_id) for gateway_id in found]
+            changed = [handoff.put_dispatch(cursor, record, self.epoch) for record in records]
+        self._early += early
+        return changed
+
+    # --- receipts ---------------------------------------------------------------------------------------------------
+
+    def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> list[Match | None]:
+        """Find whose receipts these are (G3); what is nobody's yet is kept for 72 h. One answer for each."""
+        with self._database.writing() as cursor:
+            return [receipts_of.match(cursor, one, now_ms) for one in receipts]
+
+    def matched_late(self) -> list[Match]:
+        """List what receipts that had come before the answer to their submit say, until `told_late`."""
+        if not self._early:
+            return []
+        with self._database.writing() as cursor:
+            return [one for gateway, name in self._early for one in receipts_of.match_early(cursor, gateway, [name])]
+
+    def told_late(self) -> None:
+        """Note that what `matched_late` listed is in the log."""
+        names, self._early = self._early, []
+        with self._database.writing() as cursor:
+            receipts_of.drop_early(cursor, names)
+
+    def silent(self, now_ms: int, limit: int = 500) -> list[tuple[int, str, Match | None]]:
+        """List dispatches waited for 48 h: (due, dispatch id, EXPIRED, or None where it ended by itself)."""
+        with self._database.reading() as cursor:
+            return receipts_of.silent(cursor, now_ms, limit)
+
+    def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
+        """Note that what `silent` listed is in the log."""
+        with self._database.writing() as cursor:
+            receipts_of.drop_awaited(cursor, rows)
 
     def user_of_offer(self, offer_id: str) -> str | None:
         """Say whom an offer was made to, for receipts; None where it is unknown."""
@@ -284,6 +335,11 @@ class EmbeddedLedger:
                 cursor.execute(f"DELETE FROM {table} WHERE offer_id < ?", (key,))
             used.expire(cursor, before_ms)
 
+    def expire_receipts(self, now_ms: int) -> None:
+        """Delete early receipts after 72 h, and names of parts of which none can come any more."""
+        with self._database.writing() as cursor:
+            receipts_of.expire(cursor, now_ms)
+
     def forget(self, user: str) -> None:
         """Leave no trace of a user or subject (I2): rows, caps, free pages and the write-ahead log."""
         self.caps.forget(user)
@@ -292,6 +348,7 @@ class EmbeddedLedger:
             offer_ids += handoff.offers_of(cursor, user)
             for table in ("outbox", "dispatches", "submitting", "releases", "offers"):
                 cursor.executemany(f"DELETE FROM {table} WHERE offer_id = ?", [(key,) for key in offer_ids])
+            receipts_of.forget(cursor, offer_ids)
             cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
             used.forget(cursor, user)
         self._database.compact()

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import orjson
 
+from engine.ledger import receipts
 from engine.ledger.dispatch import NOT_SENT, Claim, may_follow
 from engine.model import DispatchState, Offer
 
@@ -41,6 +42,10 @@ class DispatchRow(Protocol):
     def gateway_id(self) -> str | None: ...
     @property
     def code(self) -> str | None: ...
+    @property
+    def gateway(self) -> str: ...
+    @property
+    def gateway_ids(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,8 @@ def put_dispatch(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> boo
     if before is state:
         return False
     applied = may_follow(before, state)
+    if applied and (state is DispatchState.UNKNOWN or (state is DispatchState.ACCEPTED and record.gateway_ids)):
+        receipts.await_receipt(cursor, record.dispatch_id, record.at_ms)
     cursor.execute(
         "INSERT INTO dispatches VALUES (?,?,?,?,?,?,?,?,?)",
         (
@@ -117,6 +124,32 @@ def put_dispatch(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> boo
     return applied
 
 
+def put_receipt(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> bool:
+    """Write what a receipt said, where its offer and its dispatch are known here; a forgotten user leaves no trace."""
+    try:
+        key = bytes.fromhex(record.offer_id)
+    except ValueError:
+        return False
+    if receipts.state_of(cursor, key, record.dispatch_id) is None:
+        return False
+    return put_dispatch(cursor, record, epoch)
+
+
+def why_not_again(cursor: sqlite3.Cursor, key: bytes, asking: Asking) -> str | None:
+    """Say why what is claimed must not be submitted once more: the claim's checks as they stand now."""
+    offer = cursor.execute(
+        "SELECT user, subject, scenario, channel, service FROM offers WHERE offer_id = ?", (key,)
+    ).fetchone()
+    if offer is None:
+        return Claim.UNKNOWN_OFFER.value
+    user, subject, scenario, channel, service = offer
+    if "*" in asking.paused or scenario in asking.paused:
+        return Claim.PAUSED.value
+    if not service and not _has_consent(cursor, user, subject, f"marketing.{channel}", asking.assumed_consent):
+        return Claim.NO_CONSENT.value
+    return None if asking.is_current else Claim.FENCED.value
+
+
 def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
     """Claims found SUBMITTING at a start were cut off by a crash: UNKNOWN, and never submitted again (D7)."""
     rows = cursor.execute("SELECT offer_id, dispatch_id FROM submitting").fetchall()
@@ -126,6 +159,7 @@ def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
             "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,'restart')",
             (key, dispatch_id, seq + 1, DispatchState.UNKNOWN.value, at_ms, epoch),
         )
+        receipts.await_receipt(cursor, dispatch_id, at_ms)
     cursor.execute("DELETE FROM submitting")
     return len(rows)
 

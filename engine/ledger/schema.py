@@ -1,7 +1,7 @@
 """The tables of ledger.db.
 
 Keys are positions, or the 16 bytes of an offer id: both rise with time, so that inserts stay at one end of a table.
-No table has a second index.
+Only `parts` has a second index: receipts name a message as the gateway does.
 """
 
 from __future__ import annotations
@@ -47,6 +47,23 @@ CREATE TABLE IF NOT EXISTS dispatches (
     PRIMARY KEY (offer_id, seq)
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS submitting (offer_id BLOB PRIMARY KEY, dispatch_id TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS parts (
+    number INTEGER PRIMARY KEY,  -- rises with time
+    gateway TEXT NOT NULL, gateway_id TEXT NOT NULL, offer_id BLOB NOT NULL, dispatch_id TEXT NOT NULL,
+    part INTEGER NOT NULL, parts INTEGER NOT NULL, at_ms INTEGER NOT NULL,
+    UNIQUE (gateway, gateway_id)
+);
+CREATE TABLE IF NOT EXISTS part_states (
+    dispatch_id TEXT NOT NULL, part INTEGER NOT NULL, state TEXT NOT NULL, code TEXT, at_ms INTEGER NOT NULL,
+    PRIMARY KEY (dispatch_id, part)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS unmatched (
+    gateway TEXT NOT NULL, gateway_id TEXT NOT NULL, state TEXT NOT NULL, code TEXT, at_ms INTEGER NOT NULL,
+    kept_ms INTEGER NOT NULL, PRIMARY KEY (gateway, gateway_id, state)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS awaited (
+    due_ms INTEGER NOT NULL, dispatch_id TEXT NOT NULL, PRIMARY KEY (due_ms, dispatch_id)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS consents (
     user TEXT NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL, at_ms INTEGER NOT NULL, source TEXT,
     PRIMARY KEY (user, purpose)

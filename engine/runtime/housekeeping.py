@@ -96,6 +96,7 @@ class Housekeeper:
             return
         self._expire_due_s = monotonic_s() + _EXPIRE_EVERY_S
         now_ms = self._pipeline().now_ms
+        self._ledger.expire_receipts(wall_ms())
         self._ledger.expire(now_ms - DECISION_DAYS * DAY_MS, now_ms - RESERVATION_DAYS * DAY_MS)
 
     def _activate_if_changed(self) -> None:

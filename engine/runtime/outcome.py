@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from engine import metrics
 from engine.decide.records import encode
-from engine.model import Drop, EventType, TransitionKind
+from engine.model import DispatchState, Drop, EventType, TransitionKind
 from engine.pipeline import Effects
 
 _EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
@@ -18,6 +21,35 @@ _TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
 def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
     """Return the rows of a batch's decisions as the ledger stores them."""
     return [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportedState:
+    """A receipt as the ledger stores it (ledger.handoff.DispatchRow)."""
+
+    dispatch_id: str
+    offer_id: str
+    state: DispatchState
+    at_ms: int
+    code: str | None = None
+    gateway_id: str | None = None
+    gateway: str = ""
+    gateway_ids: tuple[str, ...] = ()
+
+
+def dispatch_rows(receipts: Sequence[Any]) -> list[ReportedState]:
+    """Return what receipts say of dispatches; one that names an offer alone moves no dispatch."""
+    return [
+        ReportedState(
+            one.dispatch_id,
+            one.offer_id or one.dispatch_id.partition("/")[0],
+            DispatchState(one.state),
+            one.at_ms,
+            one.code or None,
+        )
+        for one in receipts
+        if one.dispatch_id
+    ]
 
 
 def count(effects: Effects) -> None:

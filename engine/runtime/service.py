@@ -30,7 +30,7 @@ from engine.runtime.archive import ContentArchive, content_record
 from engine.runtime.housekeeping import Housekeeper
 from engine.runtime.id_key import load_id_key
 from engine.runtime.journal import Journal
-from engine.runtime.outcome import count, encode_all
+from engine.runtime.outcome import count, dispatch_rows, encode_all
 from engine.runtime.ownership import own
 from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, part_of, single_items, single_records
 from engine.runtime.saving import Saver
@@ -355,6 +355,7 @@ class Service:
                     closed_at=effects.closed_at,
                     pauses=effects.pauses,
                     redemptions=effects.redemptions,
+                    dispatches=dispatch_rows(effects.receipts),
                 )
             except StoreUnavailable as error:
                 # Nothing was stored and nothing is handed over: wait, the disk may come back (F22).

@@ -50,6 +50,8 @@ class Record:
     at_ms: int
     gateway_id: str | None = None
     code: str | None = None
+    gateway: str = ""
+    gateway_ids: tuple[str, ...] = ()
 
 
 @dataclass

@@ -87,7 +87,7 @@ def candidate(user: int = 0, now_ms: int = NOON_MS, row: int = 0, **change: Any)
 
 def profile(**fields: Any) -> SimpleNamespace:
     names = ("tags", "attributes", "person", "organisation", "home", "time_zone", "dnd", "province")
-    return SimpleNamespace(**(dict.fromkeys(names, UNSET) | fields))
+    return SimpleNamespace(**(dict.fromkeys(names, UNSET) | {"add_tags": None, "remove_tags": None} | fields))
 
 
 def consent(purpose: str, granted: bool, at_ms: int = NOON_MS, source: str = "app") -> SimpleNamespace:

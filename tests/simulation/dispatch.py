@@ -21,6 +21,8 @@ class Outcome:
     at_ms: int
     gateway_id: str | None = None
     code: str | None = None
+    gateway: str = ""
+    gateway_ids: tuple[str, ...] = ()
 
 
 class Dispatcher:

@@ -10,9 +10,9 @@ import orjson
 import pytest
 
 from engine.deliver.breaker import Breaker
-from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Submitted
+from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Sessionless, Submitted
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.sandbox import SandboxGateway
+from engine.deliver.gateways.sandbox import SandboxGateway
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown, SettingsError, StoreUnavailable
 from engine.model import DispatchState, Offer
 
@@ -73,6 +73,15 @@ class DictLedger:
             raise StoreUnavailable("disk full")
         self.records.extend(records)
 
+    def match_receipts(self, receipts: Sequence[Any], now_ms: int) -> Sequence[None]:
+        return [None for _ in receipts]
+
+    def matched_late(self) -> Sequence[Any]:
+        return []
+
+    def silent(self, now_ms: int, limit: int = 500) -> Sequence[Any]:
+        return []
+
     def state_of(self, number: int) -> DispatchState:
         (state,) = [one.state for one in self.records if one.offer_id == f"{number:032x}"]
         return state
@@ -91,7 +100,7 @@ class DictAddresses:
         return None
 
 
-class ScriptedGateway:
+class ScriptedGateway(Sessionless):
     """Answers each submit from a script; afterwards accepts."""
 
     def __init__(self, *script: Exception, channel: str = "sms", capabilities: Capabilities | None = None) -> None:
@@ -115,11 +124,11 @@ class ScriptedGateway:
                 await asyncio.sleep(0)
             if self.script:
                 raise self.script.pop(0)
-            return Submitted(f"g{len(self.seen)}")
+            return Submitted((f"g{len(self.seen)}",))
         finally:
             self._now -= 1
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = 5.0) -> None:
         return None
 
 
@@ -137,8 +146,7 @@ class Bench:
             gateways,
             now_ms=lambda: self.now_ms,
             emit=self._emit,
-            signature="联通权益",
-            opt_out_text="拒收请回复R",
+            texts=lambda: ("联通权益", "拒收请回复R"),
             store_pause_s=0.01,
             **settings,
         )

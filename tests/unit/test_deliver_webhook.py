@@ -17,11 +17,12 @@ from standardwebhooks.webhooks import Webhook
 
 from engine.deliver.contract import Dispatch, Submitted
 from engine.deliver.egress import ForbiddenAddress, GuardedBackend, is_allowed
-from engine.deliver.gateways import build_gateways
-from engine.deliver.sandbox import SandboxGateway
-from engine.deliver.webhook import WebhookGateway
+from engine.deliver.gateways.build import build_gateways
+from engine.deliver.gateways.sandbox import SandboxGateway
+from engine.deliver.gateways.webhook import WebhookGateway
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown, SettingsError
-from engine.settings import GatewaySettings, Settings
+from engine.gateway_settings import WebhookSettings
+from engine.settings import Settings
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 LOOPBACK = [ipaddress.ip_network("127.0.0.0/8")]
@@ -261,7 +262,7 @@ def test_one_private_address_among_public_ones_is_enough_to_refuse(monkeypatch: 
 
 def test_settings_that_cannot_work_are_refused_at_start() -> None:
     def build(**given: Any) -> list[Any]:
-        settings = Settings(gateways={"sms": GatewaySettings(kind="webhook", **given)})
+        settings = Settings(gateways={"sms": WebhookSettings(kind="webhook", **given)})
         return build_gateways(settings, ["app"], now_ms=lambda: 0)
 
     for given, match in (
@@ -274,7 +275,7 @@ def test_settings_that_cannot_work_are_refused_at_start() -> None:
     ):
         with pytest.raises(SettingsError, match=match):
             build(**given)
-    sandbox, webhook = build(url="https://x.example/", secret=SECRET)
+    webhook, sandbox = build(url="https://x.example/", secret=SECRET)
     assert isinstance(sandbox, SandboxGateway)
     assert isinstance(webhook, WebhookGateway)
-    assert SECRET not in repr(GatewaySettings(secret=SECRET))
+    assert SECRET not in repr(WebhookSettings(kind="webhook", secret=SECRET))

@@ -1,7 +1,8 @@
 """The webhook gateway: one signed POST per offer (Standard Webhooks), repeated only where nothing was accepted (G2).
 
 connection refused, unknown name, TLS not agreed       nothing was sent          GatewayRetryable
-429, 503                                                documented: not taken    GatewayRetryable, with Retry-After
+429                                                     documented: not taken    GatewayThrottled, with Retry-After
+503                                                     documented: not taken    GatewayRetryable, with Retry-After
 2xx                                                     taken                    Submitted
 3xx, other 4xx                                          refused                  GatewayPermanent
 other 5xx, timeout or cut after the request began       nobody knows             GatewayUnknown, never resent
@@ -19,16 +20,16 @@ import httpx
 import orjson
 from standardwebhooks.webhooks import Webhook
 
-from engine.deliver.contract import Capabilities, Dispatch, Submitted
+from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
 from engine.deliver.egress import GuardedBackend, Network
-from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown, SettingsError
+from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
 
 NOT_TAKEN = frozenset({429, 503})
 _LONGEST_WAIT_S = 3600.0
 _ANSWER_BYTES = 64 << 10
 
 
-class WebhookGateway:
+class WebhookGateway(Sessionless):
     """POST each dispatch to `url`.
 
     secret      of Standard Webhooks, `whsec_` and base64
@@ -43,6 +44,7 @@ class WebhookGateway:
         secret: str,
         *,
         now_ms: Callable[[], int],
+        name: str | None = None,
         capabilities: Capabilities | None = None,
         timeout_s: float = 10.0,
         allow_http: bool = False,
@@ -57,7 +59,7 @@ class WebhookGateway:
             raise SettingsError(f"gateway {channel}: the URL must begin with https://, or set allow_http")
         if target.userinfo:
             raise SettingsError(f"gateway {channel}: the URL must hold no user and password")
-        self.name = f"webhook-{channel}"
+        self.name = name or f"webhook-{channel}"
         self.channel = channel
         self.capabilities = capabilities or Capabilities(window=32, receipts=True, sms=channel == "sms")
         self._url = target
@@ -101,16 +103,17 @@ class WebhookGateway:
             raise GatewayUnknown(f"{self.name}: no answer ({type(error).__name__})") from None
         return self._judge(answer, dispatch)
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = 5.0) -> None:
         await self._client.aclose()
 
     def _judge(self, answer: httpx.Response, dispatch: Dispatch) -> Submitted:
         status = answer.status_code
         if answer.is_success:
-            return Submitted(gateway_id=_named(answer) or dispatch.dispatch_id)
+            return Submitted((_named(answer) or dispatch.dispatch_id,))
         if status in NOT_TAKEN:
             wait_s = _retry_after_s(answer.headers.get("retry-after"), self._now_ms())
-            raise GatewayRetryable(f"{self.name}: answered {status}", wait_s)
+            kind = GatewayThrottled if status == 429 else GatewayRetryable
+            raise kind(f"{self.name}: answered {status}", wait_s)
         if status < 500:
             raise GatewayPermanent(f"http_{status}")
         raise GatewayUnknown(f"{self.name}: answered {status}")

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.clock import wall_ms
-from engine.deliver.contract import Capabilities, Dispatch, Submitted
+from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class SandboxMessage:
     data: Mapping[str, Any]
 
 
-class SandboxGateway:
+class SandboxGateway(Sessionless):
     """Keep the newest `keep` messages and tell `on_message` of each.
 
     on_message must be quick and must not raise; it runs in the dispatcher's loop.
@@ -41,9 +41,10 @@ class SandboxGateway:
         keep: int = 1000,
         on_message: Callable[[SandboxMessage], None] | None = None,
         store: deque[SandboxMessage] | None = None,
+        name: str | None = None,
         capabilities: Capabilities | None = None,
     ) -> None:
-        self.name = f"sandbox-{channel}"
+        self.name = name or f"sandbox-{channel}"
         self.channel = channel
         self.capabilities = capabilities or Capabilities(window=256, messages_per_s=20_000.0, sms=channel == "sms")
         self.messages: deque[SandboxMessage] = deque(maxlen=keep) if store is None else store
@@ -68,9 +69,9 @@ class SandboxGateway:
         self.messages.append(message)
         if self._on_message is not None:
             self._on_message(message)
-        return Submitted(gateway_id=f"{self.name}-{self.accepted}")
+        return Submitted((f"{self.name}-{self.accepted}",))
 
-    async def close(self) -> None:
+    async def close(self, timeout_s: float = 5.0) -> None:
         return None
 
     def recent(self, limit: int = 100) -> list[dict[str, Any]]:

@@ -1,0 +1,128 @@
+"""How gateways are declared: `[gateways.NAME]` in opportune.toml, one model a kind (docs/gateways.md).
+
+Secrets come from a file (`password_file`), the environment (`OPPORTUNE_GATEWAYS__NAME__PASSWORD`) or, for trials, the
+table itself. A wrong or unknown field is an error at the start that names it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from engine.errors import SettingsError
+
+PositiveSeconds = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,29}$")]
+Port = Annotated[int, Field(gt=0, le=65535)]
+
+
+class GatewayBase(BaseModel):
+    """What every gateway may say of itself (rule G4)."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    channel: Name | None = Field(None, description="what it serves; default: its name")
+    window: Annotated[int, Field(gt=0, le=1000)] = Field(default=32, description="submits without an answer")
+    messages_per_s: Annotated[float, Field(gt=0)] = Field(1000, description="segments, where a text has several")
+    daily_quota: Annotated[int, Field(gt=0)] | None = Field(
+        None, description="segments a calendar day in the deployment's zone"
+    )
+    signature_at_end: bool = Field(False, description="where the gateway wants the signature of an SMS")
+
+
+class SandboxSettings(GatewayBase):
+    """Accepts everything, sends nothing."""
+
+    kind: Literal["sandbox"] = "sandbox"
+    window: Annotated[int, Field(gt=0, le=1000)] = 256
+    messages_per_s: Annotated[float, Field(gt=0)] = 20_000
+
+
+class WebhookSettings(GatewayBase):
+    """A signed POST per offer (Standard Webhooks)."""
+
+    kind: Literal["webhook"]
+    url: str | None = None
+    secret: str | None = Field(
+        default=None, repr=False, description="of Standard Webhooks, whsec_...; better in a file"
+    )
+    secret_file: Path | None = None
+    timeout_s: PositiveSeconds = 10
+    allow_http: bool = False
+    allow_networks: tuple[str, ...] = Field(
+        default=(), description="networks to connect to although they are not public"
+    )
+
+
+class OperatorSettings(GatewayBase):
+    """What SGIP, CMPP and SMGP have in common: one login, connections, a sending number."""
+
+    host: str
+    login: Annotated[str, Field(min_length=1, max_length=16)]
+    password: str | None = Field(None, repr=False, description="better in password_file")
+    password_file: Path | None = None
+    sender: Annotated[str, Field(pattern=r"^[0-9]{1,20}$")] = Field(description="the access number, such as 10655...")
+    connections: Annotated[int, Field(gt=0, le=16)] = 1
+    messages_per_s: Annotated[float, Field(gt=0)] = Field(100, description="segments, over all connections")
+    answer_timeout_s: PositiveSeconds = Field(30, description="until a submit without an answer is unknown")
+    keep_alive_s: PositiveSeconds = Field(60, description="idle time after which the link is tested")
+    keep_alive_tries: Annotated[int, Field(gt=0)] = Field(3, description="unanswered tests until the link is dead")
+    service: Annotated[str, Field(max_length=10)] = Field("", description="business code agreed with the operator")
+
+
+class SgipSettings(OperatorSettings):
+    """China Unicom, SGIP 1.2: we connect to send and listen for receipts and users' messages."""
+
+    kind: Literal["sgip"]
+    port: Port = 8801
+    node: Annotated[int, Field(ge=0, le=0xFFFFFFFF)] = Field(description="our node id, 3AAAAQQQQQ")
+    corporation: Annotated[str, Field(pattern=r"^[0-9]{1,5}$")] = Field(description="CorpId, the last five of the node")
+    listen_host: str = "0.0.0.0"
+    listen_port: Annotated[int, Field(ge=0, le=65535)] = Field(8801, description="where the operator connects to us")
+    listen_login: str = Field("", max_length=16, description="what the operator logs in with; default: login")
+    listen_password: str | None = Field(None, repr=False, description="default: password")
+    listen_password_file: Path | None = None
+    allow_from: tuple[str, ...] = Field((), description="networks the operator connects from; none: any")
+    idle_s: PositiveSeconds = Field(60, description="an idle connection is closed after this, as SGIP asks")
+    charged: Annotated[str, Field(pattern=r"^[0-9]{0,21}$")] = Field("0" * 21, description="21 zeros: we pay")
+    window: Annotated[int, Field(gt=0, le=1000)] = Field(32, description="unanswered submits a connection")
+
+
+class CmppSettings(OperatorSettings):
+    """China Mobile, CMPP 2.0 and 3.0."""
+
+    kind: Literal["cmpp"]
+    port: Port = 7890
+    login: Annotated[str, Field(min_length=1, max_length=6)]
+    version: Literal["2.0", "3.0"] = "3.0"
+    window: Annotated[int, Field(gt=0, le=1000)] = Field(16, description="unanswered submits a connection")
+    keep_alive_s: PositiveSeconds = 180
+
+
+class SmgpSettings(OperatorSettings):
+    """China Telecom, SMGP 3.0.3."""
+
+    kind: Literal["smgp"]
+    port: Port = 8890
+    login: Annotated[str, Field(min_length=1, max_length=8)]
+    window: Annotated[int, Field(gt=0, le=1000)] = Field(16, description="unanswered submits a connection")
+    keep_alive_s: PositiveSeconds = 180
+
+
+GatewaySettings = Annotated[
+    SandboxSettings | WebhookSettings | SgipSettings | CmppSettings | SmgpSettings, Field(discriminator="kind")
+]
+
+
+def read_secret(value: str | None, file: Path | None, where: str) -> str | None:
+    """Return a secret given in place or by file; None where neither is given. Raises SettingsError."""
+    if file is None:
+        return value
+    if value is not None:
+        raise SettingsError(f"{where}: give the secret or its file, not both")
+    try:
+        return file.read_text().strip()
+    except OSError as error:
+        raise SettingsError(f"{where} {file} cannot be read: {error.strerror}") from None
