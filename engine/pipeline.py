@@ -402,7 +402,7 @@ class Pipeline:
         self.decider.close(slot, self.now_ms)
         self.presence.reset_user(slot)
         self.behavior.reset_user(slot)
-        self.profiles.clear(slot)
+        self.profiles.forget(slot)
         self.users.evict([slot])
         self.users = self.decoder.users = UserTable.from_arrays(self.users.arrays())
         return True

@@ -47,7 +47,7 @@ def import_file(
         console.print(f"{file.name}: {fault}", highlight=False)
     if len(faults) > _SHOWN_FAULTS:
         console.print(f"... and {len(faults) - _SHOWN_FAULTS} more")
-    print(f"{count:,} addresses imported, {len(faults):,} rows refused")
+    print(f"{_counted(count, 'address', 'addresses')} imported, {_counted(len(faults), 'row', 'rows')} refused")
     if faults:
         raise typer.Exit(1)
 
@@ -81,9 +81,14 @@ def forget(
     finally:
         book.close()
     print(
-        f"forgotten: {done.addresses} addresses, {'state' if done.had_state else 'no state'}, "
-        f"events in {done.journal_records} journal records"
+        f"forgotten: {_counted(done.addresses, 'address', 'addresses')}, "
+        f"{'state' if done.had_state else 'no state'}, "
+        f"events in {_counted(done.journal_records, 'journal record', 'journal records')}"
     )
+
+
+def _counted(number: int, one: str, many: str) -> str:
+    return f"{number:,} {one if number == 1 else many}"
 
 
 def read_rows(file: Path, faults: list[str]) -> Iterator[tuple[str, str, str]]:

@@ -61,6 +61,14 @@ class TextColumn(Column):
     def set(self, slot: int, text: str | None) -> None:
         self.view[slot] = MISSING if text is None else self.names.intern(text)
 
+    def drop_unused(self) -> None:
+        """Blank the texts that no slot has any more: one that only a forgotten user had is a trace (I2)."""
+        used = set(np.unique(self.array).tolist())
+        for row, text in enumerate(self.names.texts):
+            if row not in used:
+                self.names.row.pop(text, None)
+                self.names.texts[row] = ""
+
     def get(self, slot: int) -> str | None:
         row = self.view[slot]
         return None if row == MISSING else self.names.texts[row]

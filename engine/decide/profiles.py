@@ -351,6 +351,13 @@ class ProfileTable:
         self.void_ms.pop(slot, None)
         self.generation.pop(slot, None)
 
+    def forget(self, slot: int) -> None:
+        """Clear a slot, and drop the texts that nobody else has (I2). Costs a pass over the columns."""
+        self.clear(slot)
+        for column in self._columns():
+            if isinstance(column, TextColumn):
+                column.drop_unused()
+
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -29,7 +29,9 @@ def events(user: str) -> list[bytes]:
     usage = {"type": "usage", "feed": "dpi", "app": "com.qiyi.video", "category": "video", "action": "play"}
     ping = {"type": "ping", "feed": "app", "lon": 116.404444, "lat": 39.912998, "accuracy_m": 8, "method": "gps"}
     consents = [{"type": "consent", "purpose": one, "granted": True} for one in ("location", "usage", "marketing.sms")]
-    rows = [{"type": "profile", "tags": ["coupon-lover"]}, *consents, usage, ping]
+    known = {"nickname": f"nickname of {user}"[::-1], "person": f"person of {user}"[::-1]}
+    profile = {"type": "profile", "tags": ["coupon-lover"], "attributes": {"nickname": known["nickname"]}}
+    rows = [{**profile, "person": known["person"]}, *consents, usage, ping]
     return [orjson.dumps({**who, "id": f"{user}-{number}", **row}) for number, row in enumerate(rows)]
 
 
@@ -57,6 +59,7 @@ def lived_in(settings: Settings) -> Settings:
     book.put((user, "sms", number) for user, number in NUMBERS.items())
     book.close()
     assert files_with(settings.state, GONE), "the test must have something to find"
+    assert any("checkpoint" in path for path in files_with(settings.state, GONE[::-1])), "texts of profiles too"
     assert not files_with(settings.state, NUMBERS[GONE])
     return settings
 
@@ -66,6 +69,7 @@ def test_no_file_holds_the_forgotten_user_and_the_other_keeps_everything(lived_i
     done = forget(lived_in, book, GONE)
     assert (done.addresses, done.had_state, done.journal_records) == (1, True, 3)
     assert files_with(lived_in.state, GONE) == []
+    assert files_with(lived_in.state, GONE[::-1]) == []
     assert book.lookup(GONE, "sms") is None
     assert book.lookup(STAYS, "sms") == NUMBERS[STAYS]
     book.close()
@@ -115,7 +119,7 @@ def test_the_command_imports_addresses_and_forgets(lived_in: Settings, tmp_path:
     table.write_text(f"user,channel,address\n{GONE},app,token-1\nx,sms,12a\n,sms,12012345678\n")
     imported = command("addresses", "import", str(table))
     assert imported.returncode == 1
-    assert "1 addresses imported, 2 rows refused" in imported.stdout
+    assert "1 address imported, 2 rows refused" in imported.stdout
     assert "line 3" in imported.stderr
     assert "12a" not in imported.stderr, "no address in a message"
     done = command("forget", "--user", GONE)
