@@ -13,7 +13,6 @@ import numpy as np
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
 from engine.model import (
     TRANSITION,
-    Block,
     Candidate,
     Confidence,
     Method,
@@ -22,7 +21,8 @@ from engine.model import (
     Trigger,
 )
 
-ReadEvent = Callable[[Block, Any], Any]
+Places = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""Positions and items of event rows, -1 both for row -1."""
 
 QUIET_REASONS = (
     TransitionReason.CLOSED,
@@ -38,11 +38,11 @@ KIND_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
 CONFIDENCE_NAMES = {int(confidence): confidence.name for confidence in Confidence}
 METHOD_NAMES = {int(method): method.name.lower() for method in Method}
 _COLUMNS = (
-    ("event", "user", "now_ms", "by_timer")  # what one event, or the timers before it, gave shares these
-    + ("kind", "fence", "threshold_s")
+    ("kind", "fence", "threshold_s")  # what scenarios wait for: the key of a route
     + ("crossed_ms", "confirmed_ms", "gap_ms", "duration_ms", "initial", "confidence", "method", "wide_gap")
 )
-_CAUSE, _SHARED = 3, 4
+_ALIKE = ("event", "user", "now_ms")
+"""What one event, or the timers before it, gave shares these."""
 
 
 class CandidateMaker:
@@ -53,6 +53,7 @@ class CandidateMaker:
 
     def __init__(self, content: Content, fence_size_m: np.ndarray) -> None:
         self._fences = content.fences
+        self._named = [(fence.id, fence.time_zone) for fence in content.fences]
         self._size_m = fence_size_m.tolist()
         self._scenarios = content.scenarios
         self._routes, self.thresholds = _routes(content)
@@ -70,62 +71,67 @@ class CandidateMaker:
         triggers = (self._scenarios[row].trigger for row in self.usage_scenarios)
         return [trigger for trigger in triggers if isinstance(trigger, UsageTrigger)]
 
-    def awaited(self, transitions: np.ndarray) -> list[tuple[Any, ...]]:
-        """Keep the transitions that may start a scenario, as tuples of `_COLUMNS`."""
-        if len(transitions) == 0:
-            return []
-        wanted = self._is_awaited[transitions["kind"], transitions["fence"]] & self._is_loud[transitions["reason"]]
-        chosen = transitions[wanted]
-        return list(zip(*(chosen[name].tolist() for name in _COLUMNS), strict=True))
-
     def from_transitions(
-        self, rows: list[tuple[Any, ...]], user_id: Callable[[int], str], place: Callable[[int], tuple[int, int]]
-    ) -> Iterator[tuple[int, list[Candidate]]]:
-        """Yield (event row, candidates) for each fix or timer, one candidate a scenario (P8)."""
-        start, end = 0, len(rows)
-        while start < end:
-            event, user, now_ms, _ = rows[start][:_SHARED]
-            stop = start + 1
-            while stop < end and rows[stop][:_CAUSE] == (event, user, now_ms):
-                stop += 1
-            found = rows[start:stop]
-            # A timer may fall between the fix that was held and the one that confirmed it: both came with one event.
-            for by_timer in dict.fromkeys(row[_CAUSE] for row in found):
-                position, item = (-1, -1) if by_timer else place(event)
-                name = user_id(user)
-                group = [row for row in found if row[_CAUSE] == by_timer]
-                made = [
-                    Candidate(scenario, user, name, trigger, now_ms, position, item)
-                    for scenario, trigger in self._chosen(group)
-                ]
-                if made:
-                    yield event, made
-            start = stop
+        self, transitions: np.ndarray, ids_of: Callable[[np.ndarray], list[str]], places: Places
+    ) -> tuple[list[int], list[Candidate]]:
+        """Return (event rows, candidates) in log order; of one fix or timer one candidate a scenario (P8).
 
-    def _chosen(self, rows: list[tuple[Any, ...]]) -> Iterator[tuple[int, Trigger]]:
-        """Yield (scenario, its trigger) of what one cause gave: of several fences the smallest, naming the others."""
-        if len(rows) == 1:
-            for scenario in self._routes.get(rows[0][4:7], ()):
-                yield scenario, self._trigger(rows[0])
-            return
+        ids_of  user ids of slots;  places  positions and items of event rows
+        """
+        rows: list[int] = []
+        made: list[Candidate] = []
+        if len(transitions) == 0:
+            return rows, made
+        wanted = self._is_awaited[transitions["kind"], transitions["fence"]] & self._is_loud[transitions["reason"]]
+        chosen = _by_cause(transitions[wanted])
+        if len(chosen) == 0:
+            return rows, made
+        facts = list(zip(*(chosen[name].tolist() for name in _COLUMNS), strict=True))
+        starts = _starts(chosen, (*_ALIKE, "by_timer"))
+        first = chosen[starts]
+        by_timer = first["by_timer"] != 0
+        positions, items = places(np.where(by_timer, -1, first["event"]))
+        shared = zip(
+            starts.tolist(),
+            [*starts[1:].tolist(), len(chosen)],
+            first["event"].tolist(),
+            first["user"].tolist(),
+            ids_of(first["user"]),
+            first["now_ms"].tolist(),
+            positions.tolist(),
+            items.tolist(),
+            strict=True,
+        )
+        routes, trigger_of = self._routes, self._trigger
+        for start, stop, event, user, name, now_ms, position, item in shared:
+            if stop == start + 1:
+                fact = facts[start]
+                for scenario in routes.get(fact[:3], ()):
+                    rows.append(event)
+                    made.append(Candidate(scenario, user, name, trigger_of(fact), now_ms, position, item))
+                continue
+            for scenario, trigger in self._smallest(facts[start:stop]):
+                rows.append(event)
+                made.append(Candidate(scenario, user, name, trigger, now_ms, position, item))
+        return rows, made
+
+    def _smallest(self, facts: list[tuple[Any, ...]]) -> Iterator[tuple[int, Trigger]]:
+        """Of several transitions at once give every scenario the one of its smallest fence, naming the others (P8)."""
         chosen: dict[int, list[tuple[Any, ...]]] = {}
-        for row in rows:
-            for scenario in self._routes.get(row[4:7], ()):
-                chosen.setdefault(scenario, []).append(row)
+        for fact in facts:
+            for scenario in self._routes.get(fact[:3], ()):
+                chosen.setdefault(scenario, []).append(fact)
         for scenario in sorted(chosen):
             found = chosen[scenario]
             if len(found) > 1:
-                found.sort(key=lambda row: (self._size_m[row[5]], row[5]))
+                found.sort(key=lambda fact: (self._size_m[fact[1]], fact[1]))
             trigger = self._trigger(found[0])
-            trigger.also_fences = tuple(self._fences[row[5]].id for row in found[1:])
+            trigger.also_fences = tuple(self._fences[fact[1]].id for fact in found[1:])
             yield scenario, trigger
 
-    def _trigger(self, row: tuple[Any, ...]) -> Trigger:
-        kind, fence_row, threshold_s, crossed_ms, confirmed_ms, gap_ms, duration_ms, initial, sure, method, wide = row[
-            4:
-        ]
-        fence = self._fences[fence_row]
-        name = KIND_NAMES[kind]
+    def _trigger(self, fact: tuple[Any, ...]) -> Trigger:
+        kind, fence_row, threshold_s, crossed_ms, confirmed_ms, gap_ms, duration_ms, initial, sure, method, wide = fact
+        name, (fence, zone) = KIND_NAMES[kind], self._named[fence_row]
         values: dict[str, Any] = {
             "crossed_at": crossed_ms,
             "confirmed_at": confirmed_ms,
@@ -140,8 +146,33 @@ class CandidateMaker:
             values["duration_s"] = duration_ms / 1000
         if threshold_s > 0:
             values["threshold_s"] = threshold_s
-        key = f"{fence.id}|{name}|{crossed_ms}|{threshold_s if threshold_s > 0 else 0}"
-        return Trigger(name, key, confirmed_ms, fence.id, fence.time_zone, (), values)
+            key = f"{fence}|{name}|{crossed_ms}|{threshold_s}"
+        else:
+            key = f"{fence}|{name}|{crossed_ms}|0"
+        return Trigger(name, key, confirmed_ms, fence, zone, (), values)
+
+
+def _by_cause(transitions: np.ndarray) -> np.ndarray:
+    """Put together what one fix gave, and what timers before it gave, whichever came first.
+
+    A timer may fall between the fix that was held and the one that confirmed it: both came with one event.
+    """
+    if len(transitions) == 0 or not transitions["by_timer"].any():
+        return transitions
+    starts = _starts(transitions, _ALIKE)
+    group = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(transitions)))
+    is_other = transitions["by_timer"] != transitions["by_timer"][starts][group]
+    return transitions[np.lexsort((is_other, group))] if is_other.any() else transitions
+
+
+def _starts(transitions: np.ndarray, alike: tuple[str, ...]) -> np.ndarray:
+    """Rows at which one of these columns changes."""
+    differs = np.zeros(len(transitions), np.bool_)
+    differs[0] = True
+    for name in alike:
+        column = transitions[name]
+        differs[1:] |= column[1:] != column[:-1]
+    return np.flatnonzero(differs)
 
 
 def usage_trigger(feed: str, event: Any, at_ms: int, id_hash: int) -> Trigger:

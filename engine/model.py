@@ -311,7 +311,7 @@ class DeadLetter:
     partition: int = 0
 
 
-class Trigger(msgspec.Struct):
+class Trigger(msgspec.Struct, gc=False):
     """What started a candidate, in the form that decisions store. `key` is the trigger key of rule D4."""
 
     kind: str  # enter | dwell | exit | usage | pattern | absence
@@ -323,7 +323,7 @@ class Trigger(msgspec.Struct):
     values: dict[str, Any] = {}  # evidence; each instance gets its own: gap_s, threshold_s, confidence, app, ...
 
 
-class Candidate(msgspec.Struct):
+class Candidate(msgspec.Struct, gc=False):
     """One scenario that might speak to one user now.
 
     Consecutive candidates with equal user, position, item and now_ms come from one event and are arbitrated together.

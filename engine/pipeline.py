@@ -281,40 +281,45 @@ class Pipeline:
     ) -> None:
         if len(transitions):
             effects.add_transitions(transitions, self.content.fences)
-        candidates = list(self._merge(block, events, transitions, usage_rows, usage_triggers))
+
+        def places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            if block is None:
+                nowhere = np.full(len(rows), -1)
+                return nowhere, nowhere
+            known = rows >= 0
+            position, item = block.position[events["record"][rows]], events["item"][rows]
+            return np.where(known, position, -1), np.where(known, item, -1)
+
+        made_rows, candidates = self._maker.from_transitions(transitions, self.users.ids_of, places)
+        if len(usage_rows):
+            assert block is not None  # usage matches come from events, and events from a block
+            candidates = self._merge(block, events, made_rows, candidates, usage_rows, usage_triggers)
         if candidates:
             effects.candidates += len(candidates)
             self._note(self.decider.decide(candidates), effects)
 
     def _merge(
         self,
-        block: Block | None,
+        block: Block,
         events: np.ndarray,
-        transitions: np.ndarray,
+        made_rows: list[int],
+        made: list[Candidate],
         usage_rows: np.ndarray,
         usage_triggers: np.ndarray,
-    ) -> Iterator[Candidate]:
-        """Yield candidates in log order: by event row, what timers fired before it first."""
+    ) -> list[Candidate]:
+        """List candidates in log order: by event row, what timers fired before it first."""
+        merged: list[Candidate] = []
+        at, end = 0, len(made)
+        for match in zip(usage_rows.tolist(), usage_triggers.tolist(), strict=True):
+            while at < end and made_rows[at] <= match[0]:
+                merged.append(made[at])
+                at += 1
+            merged.extend(self._from_usage(block, events, match))
+        merged += made[at:]
+        return merged
 
-        def place(row: int) -> tuple[int, int]:
-            assert block is not None
-            event = events[row]
-            return int(block.position[event["record"]]), int(event["item"])
-
-        matches = iter(zip(usage_rows.tolist(), usage_triggers.tolist(), strict=True))
-        match = next(matches, None)
-        for row, made in self._maker.from_transitions(self._maker.awaited(transitions), self.users.id_of, place):
-            while match is not None and match[0] < row:
-                yield from self._from_usage(block, events, match)
-                match = next(matches, None)
-            yield from made
-        while match is not None:
-            yield from self._from_usage(block, events, match)
-            match = next(matches, None)
-
-    def _from_usage(self, block: Block | None, events: np.ndarray, match: tuple[int, int]) -> Iterator[Candidate]:
+    def _from_usage(self, block: Block, events: np.ndarray, match: tuple[int, int]) -> Iterator[Candidate]:
         row, number = match
-        assert block is not None  # usage matches come from events, and events from a block
         event = events[row]
         read: Any
         if self.behavior.needs_event(number):

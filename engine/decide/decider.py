@@ -17,7 +17,7 @@ from engine.decide.plan import FACTORS, Plan, Rules, compile_plan
 from engine.decide.profiles import ProfileTable
 from engine.decide.recorder import Recorder
 from engine.decide.records import Decision
-from engine.decide.wave import Alarm, Group, build_group, settle_group
+from engine.decide.wave import Alarm, Group, build_group, request_alone, settle_alone, settle_group
 from engine.definitions import Content, PresenceTrigger
 from engine.errors import StoreUnavailable
 from engine.model import Candidate, Outcome, Reason, ReserveAnswer, ReserveRequest, Trigger
@@ -58,7 +58,7 @@ class Decider:
         self.alarms: list[Alarm] = []
         self.recorder = Recorder(tenant, content.version)
         self._reserved: dict[int, tuple[int, str]] = {}
-        self._wave: list[Group] = []
+        self._wave: list[Group | Case] = []
         self._requests: list[ReserveRequest] = []
         self._busy: set[int] = set()
         self._blast_since: tuple[int, int] | None = None
@@ -159,27 +159,37 @@ class Decider:
         Consecutive candidates with the same user, position, item and now_ms arbitrate with each other.
         """
         plans, start, end = self.plans, 0, len(candidates)
+        held, busy, has_limits = self.recorder.held, self._busy, self._has_limits
         while start < end:
             first = candidates[start]
-            user, now_ms, position, item = first.user, first.now_ms, first.position, first.item
-            stop = start + 1
+            user, now_ms, stop = first.user, first.now_ms, start + 1
             while stop < end:
                 other = candidates[stop]
-                if other.user != user or other.position != position or other.now_ms != now_ms or other.item != item:
+                if (
+                    other.user != user
+                    or other.position != first.position
+                    or other.now_ms != now_ms
+                    or other.item != first.item
+                ):
                     break
                 stop += 1
-            if now_ms >= self.recorder.held.due_ms or now_ms >= self._hold_due_ms:
+            if now_ms >= held.due_ms or now_ms >= self._hold_due_ms:
                 self._release(now_ms)
             # Before cases are made: a flush may pause a scenario, which compiles its plan anew.
-            if user in self._busy:
+            if user in busy:
                 self._flush()
-            if self._has_limits:
+            if has_limits:
                 self._flush_at_new_window(now_ms)
-            cases = [
-                Case(plans[one.scenario], user, one.user_id, one.trigger, now_ms, now_ms)
-                for one in candidates[start:stop]
-            ]
-            self._enter(cases)
+            if stop == start + 1:
+                plan = plans[first.scenario]
+                self._enter_alone(Case(plan, user, first.user_id, first.trigger, now_ms, now_ms, plan.channels))
+            else:
+                self._enter(
+                    [
+                        Case(plan := plans[one.scenario], user, one.user_id, one.trigger, now_ms, now_ms, plan.channels)
+                        for one in candidates[start:stop]
+                    ]
+                )
             start = stop
         self._flush()
         return self.recorder.take()
@@ -218,9 +228,37 @@ class Decider:
 
     @staticmethod
     def _case(plan: Plan, held: Held, now_ms: int) -> Case:
-        case = Case(plan, held.slot, held.user_id, held.trigger, now_ms, held.arrived_ms)
+        case = Case(plan, held.slot, held.user_id, held.trigger, now_ms, held.arrived_ms, plan.channels)
         case.offer_id = held.offer_id
         return case
+
+    def _enter_alone(self, case: Case) -> None:
+        """As `_enter`, for the most frequent case: one candidate, with nobody to compete with."""
+        plan = case.plan
+        if plan.is_limited or plan.has_channel_cap:
+            self._enter([case])
+            return
+        wave = self._wave
+        for gate in plan.gates:
+            reason = gate(case, None)
+            if reason is not None:
+                case.reason = reason
+                case.gate = gate
+                if wave:
+                    wave.append(case)
+                    if case.release_ms and case.release_ms < self._hold_due_ms:
+                        self._hold_due_ms = case.release_ms
+                else:
+                    if case.now_ms >= self.recorder.runs.due_ms:
+                        self.recorder.pass_time(case.now_ms)
+                    self.recorder.refuse_by_gate(case)
+                return
+        if plan.has_reentry:
+            self._busy.add(case.slot)
+        wave.append(case)
+        self._requests.append(request_alone(case, self.profiles, self.content.policy.time_zone))
+        if len(self._requests) >= MOST_IN_A_WAVE:
+            self._flush()
 
     def _enter(self, cases: list[Case]) -> None:
         """Send the candidates of one user and instant through the gates, and into the wave or straight to their end."""
@@ -243,7 +281,6 @@ class Decider:
         if survivors:
             if group.remembers:
                 self._busy.add(cases[0].slot)
-            group.first_request = len(self._requests)
             self._requests += group.requests
         self._wave.append(group)
         for case in cases:
@@ -265,14 +302,24 @@ class Decider:
         """Ask the ledger once for all groups of the wave, and emit their decisions in order."""
         if not self._wave:
             return
-        wave, requests = self._wave, self._requests
+        wave, requests, recorder = self._wave, self._requests, self.recorder
         self._wave, self._requests = [], []
         self._busy.clear()
         answers = self.ask(requests)
+        asked = 0
         for group in wave:
-            self.recorder.pass_time(group.now_ms)
-            last = group.first_request + len(group.requests)
-            settle_group(self, group, None if answers is None else answers[group.first_request : last])
+            if group.now_ms >= recorder.runs.due_ms:
+                recorder.pass_time(group.now_ms)
+            if isinstance(group, Case):
+                if group.reason is not None:
+                    recorder.refuse_by_gate(group)
+                else:
+                    settle_alone(self, group, requests[asked], None if answers is None else answers[asked])
+                    asked += 1
+                continue
+            last = asked + len(group.requests)
+            settle_group(self, group, None if answers is None else answers[asked:last])
+            asked = last
         self._hold_due_ms = 1 << 62
 
     def ask(self, requests: list[ReserveRequest]) -> list[ReserveAnswer] | None:
@@ -315,7 +362,7 @@ class Decider:
         """Tell gate by gate what would happen to a candidate, and change nothing."""
         plan = self.plans[candidate.scenario]
         now_ms = candidate.now_ms
-        case = Case(plan, candidate.user, candidate.user_id, candidate.trigger, now_ms, now_ms)
+        case = Case(plan, candidate.user, candidate.user_id, candidate.trigger, now_ms, now_ms, plan.channels)
         return explain_case(case, self.profiles, self.content.policy.time_zone, self.reserve)
 
     def explain_user(self, slot: int, user_id: str, now_ms: int) -> list[Trace]:

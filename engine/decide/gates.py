@@ -95,10 +95,22 @@ def consent_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> 
     is_service = scenario.offer.offer_class == "service"
     flags = profiles.flags
     purposes = tuple((one, f"marketing.{one}", profiles.purpose_column(f"marketing.{one}")) for one in channels)
+    columns = tuple(column for _, _, column in purposes)
 
     def gate(case: Case, values: Values | None) -> str | None:
         slot = case.slot
-        if slot < profiles.count and flags.view[slot] & DO_NOT_DISTURB:
+        if slot < profiles.count:
+            is_disturbing = flags.view[slot] & DO_NOT_DISTURB
+            if values is None and not is_disturbing:
+                # Most have agreed to every channel: nothing to sort out.
+                for column in columns:
+                    if column.view[slot] & 3 != GRANTED:
+                        break
+                else:
+                    return None
+        else:
+            is_disturbing = 0
+        if is_disturbing:
             if values is not None:
                 values["dnd"] = True
             return _DND

@@ -8,7 +8,7 @@ from engine.decide.case import Case
 from engine.decide.held import Held, HeldQueue
 from engine.decide.records import Decision, DecisionTrigger
 from engine.decide.runs import Runs
-from engine.model import Outcome, Reason, Trigger
+from engine.model import Outcome, Reason
 
 _DEADLINE, _REFUSED = Reason.DEADLINE.value, Outcome.REFUSED.value
 _EXPIRED, _HELD, _LOST = Outcome.EXPIRED.value, Outcome.HELD.value, Outcome.LOST.value
@@ -42,11 +42,12 @@ class Recorder:
             return
         reason = case.reason
         assert reason is not None
-        run = self.runs.open.get(case.slot << 20 | case.plan.row)
-        if run is not None and run.reason == reason and case.now_ms == case.arrived_ms:
-            run.count += 1
-            run.last_ms = case.now_ms
-            return
+        if case.now_ms == case.arrived_ms:
+            run = self.runs.open.get(case.slot << 20 | case.plan.row)
+            if run is not None and run.reason == reason:
+                run.count += 1
+                run.last_ms = case.now_ms
+                return
         values: dict[str, Any] = {}
         if case.gate is not None:
             case.gate(case, values)
@@ -106,37 +107,39 @@ class Recorder:
         return decision
 
     def record(self, case: Case, outcome: str, reason: str, values: dict[str, Any]) -> Decision:
-        offer_id = case.offer_id or case.id()
-        return self._record(offer_id, case.plan.id, case.user_id, case.trigger, case.now_ms, outcome, reason, values)
-
-    def gone(self, held: Held, now_ms: int) -> Decision:
-        """Decide a held candidate whose scenario is no longer in the content."""
-        not_live, user, trigger = Reason.NOT_LIVE.value, held.user_id, held.trigger
-        return self._record(held.offer_id, held.scenario, user, trigger, now_ms, _REFUSED, not_live, {"removed": True})
-
-    def _record(
-        self,
-        offer_id: str,
-        scenario: str,
-        user_id: str,
-        trigger: Trigger,
-        now_ms: int,
-        outcome: str,
-        reason: str,
-        values: dict[str, Any],
-    ) -> Decision:
+        trigger, now_ms = case.trigger, case.now_ms
         return Decision(
             1,
             self.tenant,
-            offer_id,
+            case.offer_id or case.id(),
             outcome,
             reason,
-            user_id,
-            scenario,
+            case.user_id,
+            case.plan.id,
             DecisionTrigger(trigger.kind, trigger.key, trigger.at_ms, trigger.fence, trigger.values),
             now_ms,
             self.content_version,
             values,
+            1,
+            now_ms,
+            now_ms,
+        )
+
+    def gone(self, held: Held, now_ms: int) -> Decision:
+        """Decide a held candidate whose scenario is no longer in the content."""
+        trigger = held.trigger
+        return Decision(
+            1,
+            self.tenant,
+            held.offer_id,
+            _REFUSED,
+            Reason.NOT_LIVE.value,
+            held.user_id,
+            held.scenario,
+            DecisionTrigger(trigger.kind, trigger.key, trigger.at_ms, trigger.fence, trigger.values),
+            now_ms,
+            self.content_version,
+            {"removed": True},
             1,
             now_ms,
             now_ms,

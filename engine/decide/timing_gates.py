@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from engine.decide.case import Case, Gate, Values
+from engine.decide.columns import MISSING
 from engine.decide.ids import jitter_ms
-from engine.decide.local_time import LocalTime
+from engine.decide.local_time import MINUTE_MS, LocalTime
 from engine.decide.profiles import ProfileTable
 from engine.definitions import Policy, PresenceTrigger, QuietHours, Scenario
 from engine.model import Reason, Trigger
@@ -90,10 +91,10 @@ def deadline_of(scenario: Scenario) -> int:
 
 def is_stale(trigger: Trigger) -> bool:
     """Say whether a transition may lead to dwell only, or to nothing (P2, L8-L10, P7)."""
-    values = trigger.values
-    if values.get("reason") in NEVER_AN_OFFER and trigger.kind != "dwell":
+    values, kind = trigger.values, trigger.kind
+    if kind != "dwell" and "reason" in values and values["reason"] in NEVER_AN_OFFER:
         return True
-    if trigger.kind != "enter":
+    if kind != "enter":
         return False
     if values.get("initial"):
         return True
@@ -120,9 +121,15 @@ def quiet_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable, clock
     deadline_ms = deadline_of(scenario) * 1000
     default_zone = policy.time_zone
     zones_of_users = profiles.zone
+    loud_minute = -1  # the minute last found not to be quiet in the deployment's zone
 
     def gate(case: Case, values: Values | None) -> str | None:
+        nonlocal loud_minute
         now_ms = case.now_ms
+        if values is None and now_ms // MINUTE_MS == loud_minute and case.trigger.time_zone is None:
+            slot = case.slot
+            if not is_switching and (slot >= profiles.count or zones_of_users.view[slot] == MISSING):
+                return None
         zone = (zones_of_users.get(case.slot) if case.slot < profiles.count else None) or default_zone
         fence_zone = case.trigger.time_zone
         is_quiet = clock.is_between(start, end, zone, now_ms)
@@ -134,6 +141,8 @@ def quiet_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable, clock
             if fence_zone is not None:
                 values["fence_zone"] = fence_zone
         if not is_quiet:
+            if zone == default_zone:
+                loud_minute = now_ms // MINUTE_MS
             if is_switching:
                 case.channels = tuple(one for one in case.channels if one in channels)
                 return None if case.channels else _NO_CONSENT

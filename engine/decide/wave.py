@@ -39,7 +39,6 @@ class Group:
 
     __slots__ = (
         "cases",
-        "first_request",
         "may_substitute",
         "now_ms",
         "owners",
@@ -56,9 +55,42 @@ class Group:
         self.requests: list[ReserveRequest] = []
         self.ranked: list[list[Case]] = []
         self.owners: list[list[Case]] = []
-        self.first_request = 0
         self.may_substitute = False
         self.remembers = False
+
+
+def request_alone(case: Case, profiles: ProfileTable, default_zone: str) -> ReserveRequest:
+    """Score one candidate that has no competitor and write its request: `build_group` without the group.
+
+    The scenario must be bound by no cap on channels.
+    """
+    plan, slot, user_id, now_ms = case.plan, case.slot, case.user_id, case.now_ms
+    subject, zone = user_id, default_zone
+    if slot < profiles.count:
+        if profiles.person is not None or profiles.generation:
+            subject = profiles.subject(slot, user_id)
+        zone = profiles.zone.get(slot) or default_zone
+    case.factors = plan.score(case)
+    for _, arm in plan.arms:
+        if arm(user_id):
+            case.is_withheld = True
+            break
+    scenario, category, partner = plan.labels
+    channel, rules = case.channels[0], plan.rules(zone, now_ms)
+    counts, withheld, shadow = plan.counts, case.is_withheld, plan.is_shadow
+    option = Option(case.id(), scenario, channel, category, partner, rules, counts, withheld, shadow)
+    return ReserveRequest(subject, user_id, now_ms, (option,))
+
+
+def settle_alone(decider: Decider, case: Case, request: ReserveRequest, answer: ReserveAnswer | None) -> None:
+    """Emit the outcome of a candidate that competed with nobody; answer None: the ledger has none (C4)."""
+    if answer is None:
+        case.end(_REFUSED, _STORE_UNAVAILABLE, {})
+    elif answer.granted or answer.duplicate or case.is_withheld:
+        _judge(decider, request, [case], [case], answer)
+    else:
+        case.end(_OFFER, _GRANTED, _score_values(case), request.options[0].channel)
+    _emit(decider, case)
 
 
 def rank(cases: Iterable[Case]) -> list[Case]:

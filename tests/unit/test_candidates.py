@@ -30,12 +30,10 @@ def candidates(rows: np.ndarray) -> list[tuple[str, str, tuple[str, ...]]]:
         scenario("linger", PresenceTrigger("dwell", names, 300)),
     )
     maker = CandidateMaker(small_content(fences=fences, scenarios=scenarios), SIZES_M)
-    made = maker.from_transitions(maker.awaited(rows), lambda slot: f"u{slot}", lambda row: (row, 0))
-    return [
-        (scenarios[one.scenario].id.partition("/")[2], one.trigger.key, one.trigger.also_fences)
-        for _, group in made
-        for one in group
-    ]
+    _, made = maker.from_transitions(
+        rows, lambda slots: [f"u{slot}" for slot in slots], lambda events: (events, np.zeros_like(events))
+    )
+    return [(scenarios[one.scenario].id.partition("/")[2], one.trigger.key, one.trigger.also_fences) for one in made]
 
 
 ENTER_MALL = {"kind": TransitionKind.ENTER, "fence": MALL, "crossed_ms": 1_000, "now_ms": 900_000}

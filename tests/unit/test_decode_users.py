@@ -22,6 +22,19 @@ def test_ids_get_slots_in_order_of_first_sight_and_keep_them_while_the_table_gro
     assert all(table.id_of(slot) == user for user, slot in slots.items())
 
 
+def test_many_ids_are_read_at_once_whatever_their_script() -> None:
+    table = UserTable(2)
+    users = ["a", "北京用户", "x" * 128, "b", "ü"]
+    for kept in (users, [one for one in users if one.isascii()]):
+        slots = np.array([table.slot_of(user) for user in kept + kept[::-1]])
+        assert table.ids_of(slots) == kept + kept[::-1]
+    assert table.ids_of(np.zeros(0, np.int32)) == []
+    table.evict([1])
+    for slots in ([1], [99], [-1]):
+        with pytest.raises(KeyError):
+            table.ids_of(np.array(slots))
+
+
 def test_an_unknown_id_is_not_added_unless_asked() -> None:
     table = UserTable()
     assert table.slot_of("nobody", intern=False) == -1
