@@ -62,8 +62,11 @@ def run(smoke: bool = False) -> list[dict[str, Any]]:
     return rows
 
 
-def measure(rate: int, *, offers: int, fences: int) -> list[dict[str, Any]]:
-    """Run one rate in a fresh service; raise where an offer was lost or doubled."""
+def measure(rate: int, *, offers: int, fences: int, importing: Path | None = None) -> list[dict[str, Any]]:
+    """Run one rate in a fresh service; raise where an offer was lost or doubled.
+
+    importing  a table of users to import meanwhile
+    """
     with tempfile.TemporaryDirectory(prefix="opportune-bench-", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         key = secrets.token_bytes(32)
@@ -87,7 +90,13 @@ def measure(rate: int, *, offers: int, fences: int) -> list[dict[str, Any]]:
             port = int(service.stdout.readline() or "0")
             if not port:
                 raise RuntimeError("the service did not start; see above")
+            expected_profiles = len(range(0, len(lines), OFFER_EVERY))
             register(port, range(0, len(lines), OFFER_EVERY))
+            importer = None if importing is None else subprocess.Popen(
+                [sys.executable, "-m", "engine.cli", "profiles", "import", str(importing)]
+                + ["--url", f"http://127.0.0.1:{port}"],
+                stdout=subprocess.DEVNULL,
+            )  # fmt: skip
             before = cpu_seconds(port)
             begin = time.perf_counter()
             report = orjson.loads(
@@ -99,6 +108,10 @@ def measure(rate: int, *, offers: int, fences: int) -> list[dict[str, Any]]:
             )  # fmt: skip
             cores = (cpu_seconds(port) - before) / (time.perf_counter() - begin)
             time.sleep(1.0)
+            imported = profiles_seen(port) - expected_profiles
+            if importer is not None:
+                importer.terminate()
+                importer.wait(30)
         finally:
             service.send_signal(signal.SIGTERM)
             service.wait(60)
@@ -119,6 +132,8 @@ def measure(rate: int, *, offers: int, fences: int) -> list[dict[str, Any]]:
         "fences": fences,
         "fsync": "interval",
     }
+    if importing is not None:
+        more["rows_imported"] = imported
     rows = [
         {"name": f"service.{rate}.p{label}_ms", "value": float(np.percentile(handed_ms, share)), "unit": "ms", **more}
         for label, share in (("50", 50), ("99", 99), ("99_9", 99.9))
@@ -193,6 +208,11 @@ def register(port: int, numbers: range) -> None:
             if samples.get("opportune_events_total", {}).get(("profile",), 0) >= len(lines):
                 return
             time.sleep(0.1)
+
+
+def profiles_seen(port: int) -> int:
+    samples = read_exposition(httpx.get(f"http://127.0.0.1:{port}/metrics", trust_env=False).text)
+    return int(samples.get("opportune_events_total", {}).get(("profile",), 0))
 
 
 def cpu_seconds(port: int) -> float:

@@ -109,6 +109,8 @@ class Api:
             body = _unpacked(await _read(receive), encoding)
             payloads, count = payloads_of(body)
             accepted = await self._intake.take(payloads, count, EVENTS)
+            if scope["query_string"] == b"wait=processed":
+                await self._engine.processed(accepted.position)
             answer = b'{"accepted":%d,"position":%d}' % (accepted.events, accepted.position)
             await self._answer(send, 202, answer, EVENTS)
         except Refused as refused:

@@ -47,6 +47,10 @@ class Engine(Protocol):
         """
         ...
 
+    async def processed(self, position: int) -> None:
+        """Return once the record at `position` and all its effects are committed; raises StoreUnavailable."""
+        ...
+
     def occupancy(self) -> Sequence[FenceOccupancy]:
         """Count users inside each fence now (P9), fences without users included."""
         ...

@@ -128,6 +128,9 @@ class Host:
     async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
         return await self.service.append(payloads, kind)
 
+    async def processed(self, position: int) -> None:
+        await self.service.processed(position)
+
     def occupancy(self) -> Sequence[FenceOccupancy]:
         counts = self.service.occupancy_counts()
         fences = self.service.pipeline.content.fences

@@ -33,6 +33,7 @@ class ListEngine:
         self.writes = 0
         self.gate: asyncio.Event | None = None
         self.fails = False
+        self.waited = -1
         self.paused: list[tuple[str, bool]] = []
         self.components = {"journal": Component(True), "gateway sms": Component(True, critical=False)}
 
@@ -50,6 +51,11 @@ class ListEngine:
         first = len(self.payloads)
         self.payloads.extend(payloads)
         return range(first, len(self.payloads))
+
+    async def processed(self, position: int) -> None:
+        self.waited = position
+        if self.fails:
+            raise StoreUnavailable("the engine stopped")
 
     def occupancy(self) -> Sequence[FenceOccupancy]:
         return [FenceOccupancy("national/a", "甲", "cinema", n) for n in (0, 1, 9, 10, 250)]
@@ -340,3 +346,12 @@ def test_unknown_paths_and_methods_are_refused() -> None:
     for stamp in (b"1e308", b"9" * 30):
         body = b'{"_type":"location","tst":%b,"lon":1,"lat":2,"tid":"x"}' % stamp
         assert caller.ask("POST", "/v1/owntracks", content=body).status_code == 200
+
+
+def test_a_sender_may_wait_until_its_events_are_processed() -> None:
+    caller = Caller()
+    assert caller.post(b"{}").status_code == 202
+    assert caller.engine.waited == -1
+    answer = caller.ask("POST", "/v1/events", content=b"{}\n{}", params={"wait": "processed"})
+    assert (answer.status_code, answer.json()) == (202, {"accepted": 2, "position": 1})
+    assert caller.engine.waited == 1
