@@ -4,7 +4,7 @@ Fences are stars of 4 to 24 corners, some 30 to 400 m across, clustered as shops
 district.  Points spread as people do; about one in twenty lies inside some fence.
 
 `points_per_s`        coarse fixes: which fences cover the point?  STRtree answers the same (covered_by, from points
-                      made beforehand) and must answer alike; the index gives signed distance and confidence too.
+                      made beforehand) and must answer alike; the index gives the confidence of L7 too.
 `mixed_points_per_s`  gps, wifi and cell as 4 : 2 : 4, the fine ones touching fences up to 60 m away.  STRtree is
                       asked dwithin(accuracy) on a plane, which is about the same question, so answers are not compared.
 
@@ -65,7 +65,6 @@ def measure(place: str, count: int, points: int) -> tuple[list[dict[str, Any]], 
     mixed_m = events["accuracy_m"].copy()
     mixed_s = locate_s(index, events)
     events["accuracy_m"] = 1_000.0
-    ours_s = locate_s(index, events)
     hit_start, hits = index.locate(events)
     event_of_hit = np.repeat(np.arange(points), np.diff(hit_start))
     ours = pair_hash(event_of_hit, hits["fence"], count)
@@ -73,7 +72,11 @@ def measure(place: str, count: int, points: int) -> tuple[list[dict[str, Any]], 
     polygons = [shapely.Polygon(fence.parts[0][0]) for fence in index.fences]
     places = shapely.points(events["lon_e7"].astype(float), events["lat_e7"].astype(float))
     tree = shapely.STRtree(polygons)
-    theirs_s = best_of(lambda: tree.query(places, predicate="covered_by"), 3)
+    # In turn, so that a noisy neighbour on the machine disturbs both alike.
+    ours_s = theirs_s = float("inf")
+    for _ in range(3):
+        ours_s = min(ours_s, locate_s(index, events, 3))
+        theirs_s = min(theirs_s, best_of(lambda: tree.query(places, predicate="covered_by"), 1))
     theirs = pair_hash(*tree.query(places, predicate="covered_by"), count)
     if ours != theirs:
         raise AssertionError(f"the index and STRtree differ on {place} {count}: {ours} and {theirs}")
@@ -105,11 +108,11 @@ def measure(place: str, count: int, points: int) -> tuple[list[dict[str, Any]], 
     return figures, ours_s / points * 1e9
 
 
-def locate_s(index: FenceIndex, events: np.ndarray) -> float:
+def locate_s(index: FenceIndex, events: np.ndarray, rounds: int = 5) -> float:
     """Least processor seconds to locate all events in batches; copying a batch into place is not counted."""
     batch = events[:BATCH].copy()
     least = float("inf")
-    for _ in range(5):
+    for _ in range(rounds):
         spent = 0.0
         for start in range(0, len(events), BATCH):
             part = batch[: len(events) - start]

@@ -191,10 +191,12 @@ def run_covers(vertex: np.ndarray, first: int, last: int, x: int, y: int) -> int
 @inlined_lean_kernel
 def edge_test(vertex: np.ndarray, i: int, x: int, y: int) -> tuple[bool, bool]:
     """Say whether the ray to the east crosses edge i, and whether the point lies on it; exact, see polygon_covers."""
-    ax = np.int64(vertex[i, 0])
-    ay = np.int64(vertex[i, 1])
-    bx = np.int64(vertex[i + 1, 0])
-    by = np.int64(vertex[i + 1, 1])
+    return crosses_and_touches(0 + vertex[i, 0], 0 + vertex[i, 1], 0 + vertex[i + 1, 0], 0 + vertex[i + 1, 1], x, y)
+
+
+@inlined_lean_kernel
+def crosses_and_touches(ax: int, ay: int, bx: int, by: int, x: int, y: int) -> tuple[bool, bool]:
+    """As `edge_test`, for the edge from a to b, int64."""
     run_east = (bx - ax) * (y - ay)
     point_east = (x - ax) * (by - ay)
     crosses = ((ay > y) != (by > y)) & ((run_east > point_east) == (by > ay))

@@ -221,7 +221,9 @@ EVENT = np.dtype(
 
 HIT = np.dtype(
     [
-        ("distance_m", "f8"),  # signed distance to the boundary, + inside; +inf for a member cell
+        # Signed distance to the boundary, + inside; +inf for a member cell; nan where the point is inside and
+        # confidence did not turn on it: who wants it asks engine.geometry_kernel.signed_distance_m.
+        ("distance_m", "f8"),
         ("fence", "i4"),  # row of the fence set
         ("confidence", "u1"),  # Confidence; OUT never appears as a hit
         ("inside", "u1"),  # 1 if the point itself is covered (L5), or the cell is a member

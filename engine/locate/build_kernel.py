@@ -14,31 +14,27 @@ import numpy as np
 from engine.distance_kernel import METRES_PER_E7_LAT_MIN, RADIANS_PER_E7, scales
 from engine.geometry_kernel import CELLS, POLAR_LAT_E7, FenceArrays, relative_lon, signed_distance_m
 from engine.kernels import inlined_lean_kernel, kernel, lean_kernel
-from engine.locate.kernel import (
+from engine.locate.kernel import CLASS_BITS, EDGE, FENCE_SHIFT, INSIDE, LAST_BIT, MORE_BIT, NEAR
+from engine.locate.local_kernel import MOST_LOCAL, NEAR_BIT, choose_crossed, choose_near, words_of
+from engine.locate.walk_kernel import (
     BOUND_BITS,
     BOUND_M,
     BOUND_MASK,
-    CLASS_BITS,
     DIRECTORY_SHIFT,
-    EDGE,
-    FENCE_SHIFT,
-    INSIDE,
-    LAST_BIT,
-    LOCAL_BIT,
-    NEAR,
+    SMALLEST_SHIFT,
     SOUTH_E7,
     TILE_CELLS,
     TILE_SHIFT,
     WEST_E7,
 )
-from engine.locate.local_kernel import MOST_LOCAL, choose_local
 from engine.model import FINE_ACCURACY_M
 
-SMALLEST_SHIFT = DIRECTORY_SHIFT - 3 * TILE_SHIFT
 NEAR_M = FINE_ACCURACY_M * 1.01 + 1.0
 MARGIN_Y = int(NEAR_M / METRES_PER_E7_LAT_MIN) + 1
 WORTH_SPLITTING = np.array([6, 6, 40])
 """More fences' edges than this through a cell of the level make it worth a tile of its own (1 kB)."""
+MOST_CROSSED = 16
+"""A cell that more edges of one fence run through keeps none of them: it asks the whole polygon."""
 
 
 @kernel
@@ -65,19 +61,21 @@ def fences_of_directory(
 def build_tree(
     fences: FenceArrays, margin_x: np.ndarray, grid: np.ndarray, start: np.ndarray, member: np.ndarray, fineness: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return `node`, `word` and `local` of IndexArrays.
+    """Return `node`, from which `laid_out` makes directory and tiles, and `word` and `near` of IndexArrays.
+
+    node      the directory's cells of 12 km row by row, then tiles: a leaf, or minus the place of a tile in `node`
 
     margin_x  int64[N]  e7 of longitude that reach NEAR_M beyond the box
     fineness  a cell is split where a fence whose edge runs through it is less than this many times its size
-    Cells wait in a queue with their candidates (words without LAST_BIT and LOCAL_BIT) until they become a list or tile.
+    Cells wait in a queue with their candidates (words without LAST_BIT and MORE_BIT) until they become a list or tile.
     """
     directory = grid[2] * grid[3]
     node = np.zeros(directory + TILE_CELLS, np.int32)
     nodes = directory
     word = np.zeros(1024, np.int32)
     words = 1
-    local = np.zeros(1024, np.int32)
-    locals_ = 1
+    near = np.zeros(1024, np.int32)
+    nears = 1
     table = np.zeros(2048, np.int32)
     lists = 0
 
@@ -91,6 +89,7 @@ def build_tree(
     for slot in range(directory):
         most = max(most, start[slot + 1] - start[slot])
     scratch = np.empty(most, np.int64)
+    crossed = np.empty(4 * MOST_CROSSED, np.int32)
     chosen = np.empty(MOST_LOCAL, np.int32)
 
     for slot in range(directory):
@@ -153,25 +152,35 @@ def build_tree(
                     cell_from[queued + 1] = cell_from[queued] + count
                     queued += 1
                 else:
-                    while words + 2 * count > len(word):
+                    while words + (3 + len(crossed)) * count > len(word):
                         word = grown(word)
                     if 2 * lists > len(table):
                         table = rehashed(table, word)
                     length = 0
                     for i in range(count):
                         fence = scratch[i] >> FENCE_SHIFT
-                        last = LAST_BIT if i == count - 1 else 0
-                        edges = choose_local(fences, fence, east, north, shift, scratch[i] & CLASS_BITS == EDGE, chosen)
-                        word[words + length] = scratch[i] | last
+                        one = scratch[i] | (LAST_BIT if i == count - 1 else 0)
+                        edges = choose_near(fences, fence, east, north, shift, chosen)
+                        first = words + length
                         length += 1
-                        if edges > 0:
-                            while locals_ + edges > len(local):
-                                local = grown(local)
-                            local[locals_ : locals_ + edges] = chosen[:edges]
-                            word[words + length - 1] |= LOCAL_BIT
-                            word[words + length] = locals_
-                            locals_ += edges
-                            length += 1
+                        if edges > 0 or one & CLASS_BITS == EDGE:
+                            one |= MORE_BIT
+                            header = 0
+                            if one & CLASS_BITS == EDGE:
+                                header = choose_crossed(fences, fence, east, north, shift, crossed)
+                            more = words_of(header)
+                            word[first + 2 : first + 2 + more] = crossed[:more]
+                            length += 1 + more
+                            if edges > 0:
+                                header |= NEAR_BIT
+                                word[words + length] = nears
+                                length += 1
+                                while nears + edges > len(near):
+                                    near = grown(near)
+                                near[nears : nears + edges] = chosen[:edges]
+                                nears += edges
+                            word[first + 1] = header
+                        word[first] = one
                     place = find_list(table, word, words)
                     if table[place] == 0:
                         table[place] = words
@@ -179,10 +188,11 @@ def build_tree(
                         lists += 1
                     bound = BOUND_MASK
                     for i in range(count):
-                        bound = min(bound, scratch[i] & BOUND_MASK)
+                        bound = min(bound, scratch[i] & BOUND_MASK if scratch[i] & CLASS_BITS == NEAR else 0)
                     node[base + child] = table[place] << BOUND_BITS | bound
             done += 1
-    return node[:nodes].copy(), word[:words].copy(), local[:locals_].copy()
+    # Who touches a list ahead reads a line beyond its beginning.
+    return node[:nodes].copy(), word[: words + 16].copy(), near[:nears].copy()
 
 
 @inlined_lean_kernel
@@ -211,7 +221,7 @@ def cell_class(fences: FenceArrays, fence: int, east: int, north: int, shift: in
     corner_m = half * math.hypot(kx, ky * 1.011) * 1.01 + 1.0
     distance = signed_distance_m(fences, fence, lon_e7, lat_e7)
     if distance > corner_m:
-        return INSIDE
+        return INSIDE | int(min((distance - corner_m) / BOUND_M, BOUND_MASK))
     if distance >= -corner_m:
         return EDGE
     if distance < -corner_m - NEAR_M or row.tiling != 0:
@@ -256,9 +266,13 @@ def find_list(table: np.ndarray, word: np.ndarray, first: int) -> int:
 @lean_kernel
 def list_length(word: np.ndarray, first: int) -> int:
     i = first
-    while not word[i] & LAST_BIT:
-        i += 2 if word[i] & LOCAL_BIT else 1
-    return i - first + (2 if word[i] & LOCAL_BIT else 1)
+    while True:
+        one = word[i]
+        i += 1
+        if one & MORE_BIT:
+            i += 1 + words_of(word[i])
+        if one & LAST_BIT:
+            return i - first
 
 
 @lean_kernel
@@ -288,3 +302,84 @@ def grown(array: np.ndarray) -> np.ndarray:
     wider = np.zeros(2 * len(array), array.dtype)
     wider[: len(array)] = array
     return wider
+
+
+@kernel
+def laid_out(grid: np.ndarray, node: np.ndarray, shift: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `directory` and `tile` of IndexArrays for a directory of cells 2^shift e7 wide: 12 km or 730 m.
+
+    grid  of the 12 km cells in `node`; columns and lines of the result are 16 times as many at 730 m
+    """
+    columns, lines = grid[2], grid[3]
+    tile = np.zeros(1024, np.int32)
+    tiles = 1
+    if shift == DIRECTORY_SHIFT:
+        directory = np.zeros(columns * lines + 1, np.int32)
+        for slot in range(columns * lines):
+            value = node[slot]
+            if value > 0:
+                tile, tiles, step = added(tile, tiles, 0 + value)
+                tile, tiles, step = added(tile, tiles, step)
+                directory[slot] = step
+            elif value < 0:
+                tile, base = reserved(tile, tiles)
+                tiles = base + TILE_CELLS
+                directory[slot] = base << 1 | 1
+                for child in range(TILE_CELLS):
+                    tile, tiles, step = step_to(node, tile, tiles, 0 + node[child - value])
+                    tile[base + child] = step
+        return directory, tile[:tiles].copy()
+    wide = columns << TILE_SHIFT
+    directory = np.zeros(TILE_CELLS * columns * lines + 1, np.int32)
+    for slot in range(columns * lines):
+        value = node[slot]
+        if value == 0:
+            continue
+        whole = 0
+        if value > 0:
+            tile, tiles, whole = added(tile, tiles, 0 + value)
+        for child in range(TILE_CELLS):
+            step = whole
+            if value < 0:
+                tile, tiles, step = step_to(node, tile, tiles, 0 + node[child - value])
+            line = (slot // columns << TILE_SHIFT) + (child >> TILE_SHIFT)
+            directory[line * wide + (slot % columns << TILE_SHIFT) + (child & 15)] = step
+    return directory, tile[:tiles].copy()
+
+
+@kernel
+def step_to(node: np.ndarray, tile: np.ndarray, tiles: int, value: int) -> tuple[np.ndarray, int, int]:
+    """Append what the cell of 730 m with this value leads to; return tile, its length and the step."""
+    if value == 0:
+        return tile, tiles, 0
+    if value > 0:
+        return added(tile, tiles, value)
+    tile, base = reserved(tile, tiles)
+    tiles = base + TILE_CELLS
+    for child in range(TILE_CELLS):
+        leaf = 0 + node[child - value]
+        if leaf < 0:
+            tile, smallest = reserved(tile, tiles)
+            tiles = smallest + TILE_CELLS
+            tile[smallest:tiles] = node[-leaf : TILE_CELLS - leaf]
+            leaf = -smallest
+        tile[base + child] = leaf
+    return tile, tiles, base << 1 | 1
+
+
+@kernel
+def added(tile: np.ndarray, tiles: int, value: int) -> tuple[np.ndarray, int, int]:
+    """Append one word; return tile, its length and the step to the word."""
+    if tiles + 1 > len(tile):
+        tile = grown(tile)
+    tile[tiles] = value
+    return tile, tiles + 1, tiles << 1
+
+
+@kernel
+def reserved(tile: np.ndarray, tiles: int) -> tuple[np.ndarray, int]:
+    """Make room for a tile at a cache line's beginning; return tile and the tile's place."""
+    base = (tiles + 15) >> 4 << 4
+    while base + TILE_CELLS > len(tile):
+        tile = grown(tile)
+    return tile, base

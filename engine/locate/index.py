@@ -9,14 +9,28 @@ import numpy as np
 
 from engine.definitions import CellTable, Fence
 from engine.distance_kernel import EARTH_TURN_E7, METRES_PER_E7_LAT_MIN
-from engine.geometry_kernel import CELLS, FenceArrays
-from engine.locate.build_kernel import NEAR_M, build_tree, fences_of_directory
-from engine.locate.kernel import BLOCK, DIRECTORY_SHIFT, SOUTH_E7, WEST_E7, IndexArrays, locate_events
+from engine.geometry_kernel import CELLS, POLYGON, FenceArrays
+from engine.locate.build_kernel import NEAR_M, build_tree, fences_of_directory, laid_out
+from engine.locate.kernel import locate_events
 from engine.locate.shapes import compile_fences, lon_metres
+from engine.locate.walk_kernel import (
+    BLOCK,
+    BRIEF,
+    DIRECTORY_SHIFT,
+    SCRATCHES,
+    SOUTH_E7,
+    TILE_SHIFT,
+    WEST_E7,
+    IndexArrays,
+)
 from engine.model import HIT
 
 POLE_E7 = EARTH_TURN_E7 // 4
 BYTES_PER_FENCE = 3_500
+MOST_SMALL_CELLS = 1 << 18
+"""A directory of 730 m cells, 1 MB: a square of 370 km."""
+LARGEST_FLAT_M = 50_000.0
+"""Up to this size the globe's bend adds less to the deepest point than `brief_of` allows for."""
 FINENESS = (4.0, 1.5, 0.75)
 """How eagerly large fences are cut into small cells; the first that keeps to BYTES_PER_FENCE,
 the directory aside, serves."""
@@ -36,7 +50,7 @@ class FenceIndex:
         self.arrays = index.fences
         self._hit_start = np.zeros(1, np.int64)
         self._hits = np.zeros(1024, HIT)
-        self._work = np.zeros((BLOCK, 4), np.int32)
+        self._work = np.zeros((SCRATCHES, BLOCK), np.int32)
 
     @classmethod
     def build(cls, fences: Sequence[Fence], cells: CellTable) -> FenceIndex:
@@ -51,10 +65,9 @@ class FenceIndex:
         arrays = compile_fences(ordered)
         cell_start, member = cell_members(ordered, cells)
         for fineness in FINENESS:
-            grid, node, word, local = build_directory(arrays, fineness)
-            index = IndexArrays(arrays, grid, node, word, local, cell_start, member)
-            directory = int(grid[2] * grid[3]) * node.itemsize
-            if nbytes(index) - directory <= BYTES_PER_FENCE * len(ordered):
+            grid, directory, tile, word, near = build_directory(arrays, fineness)
+            index = IndexArrays(arrays, brief_of(arrays), grid, directory, tile, word, near, cell_start, member)
+            if nbytes(index) - index.directory.nbytes <= BYTES_PER_FENCE * len(ordered):
                 break
         return cls(ordered, index)
 
@@ -83,10 +96,11 @@ def nbytes(index: IndexArrays) -> int:
 
 
 def build_directory(fences: FenceArrays, fineness: float) -> tuple[np.ndarray, ...]:
-    """Return `grid`, `node`, `word` and `local` of IndexArrays."""
+    """Return `grid`, `directory`, `tile`, `word` and `near` of IndexArrays."""
     boxes, margin_x = directory_boxes(fences)
     if not len(boxes):
-        return np.zeros(4, np.int64), np.zeros(1, np.int32), np.zeros(1, np.int32), np.zeros(1, np.int32)
+        grid = np.array([0, 0, 0, 0, DIRECTORY_SHIFT], np.int64)
+        return grid, *(np.zeros(length, np.int32) for length in (1, 1, 17, 1))
     first = boxes[:, [1, 3]].min(axis=0)
     grid = np.concatenate([first, boxes[:, [2, 4]].max(axis=0) - first + 1])
     start = np.zeros(grid[2] * grid[3] + 1, np.int64)
@@ -94,7 +108,22 @@ def build_directory(fences: FenceArrays, fineness: float) -> tuple[np.ndarray, .
     np.cumsum(start, out=start)
     member = np.zeros(start[-1], np.int32)
     fences_of_directory(boxes, grid, start[:-1].copy(), member, True)
-    return grid, *build_tree(fences, margin_x, grid, start, member, fineness)
+    node, word, near = build_tree(fences, margin_x, grid, start, member, fineness)
+    # A directory of 730 m cells saves a step; over a country it would be too large.
+    is_small = grid[2] * grid[3] << 2 * TILE_SHIFT <= MOST_SMALL_CELLS
+    shift = DIRECTORY_SHIFT - TILE_SHIFT if is_small else DIRECTORY_SHIFT
+    directory, tile = laid_out(grid, node, shift)
+    return np.append(grid << (DIRECTORY_SHIFT - shift), shift), directory, tile, word, near
+
+
+def brief_of(fences: FenceArrays) -> np.ndarray:
+    """Return `brief` of IndexArrays; a disc inside a polygon has no larger area than it, so R bounds every distance."""
+    brief = np.zeros(len(fences.row), BRIEF)
+    radius_m = fences.row["characteristic_m"]
+    brief["medium_m"] = fences.row["medium_m"]
+    brief["deepest_m"] = np.where(radius_m < LARGEST_FLAT_M, radius_m * 1.01 + 1.0, np.inf)
+    brief["is_plain"] = (fences.row["shape"] == POLYGON) & (fences.row["tiling"] == 0)
+    return brief
 
 
 def directory_boxes(fences: FenceArrays) -> tuple[np.ndarray, np.ndarray]:

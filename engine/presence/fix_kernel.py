@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.geometry_kernel import FenceArrays
+from engine.geometry_kernel import FenceArrays, signed_distance_m
 from engine.kernels import inlined_lean_kernel, lean_kernel
 from engine.model import TransitionKind
 from engine.presence.admission_kernel import (
@@ -82,11 +82,20 @@ def process(
             arm_visit(state, rules, slot, pair, fix.now_ms)
     if state.control[OUT_ROWS] - begin > 1:
         order_step(state, out, begin)
+    for written in range(begin, state.control[OUT_ROWS]):
+        tell_distance(rules, fences, out[written], fix)
     if not is_way_empty(rules.tiles, user, fix):
         write_crossings(state, rules, fences, out, fix, begin)
     remember_id(state, user, fix)
     note_fix(user, fix)
     state.control[NEWEST_MS] = max(state.control[NEWEST_MS], fix.at_ms)
+
+
+@inlined_lean_kernel
+def tell_distance(rules: Rules, fences: FenceArrays, one: Any, fix: Any) -> None:
+    """Measure what locate had no need to: it tells of most points inside only that they are."""
+    if np.isnan(one.distance_m) and rules.fence[one.fence].is_cell_set == 0:
+        one.distance_m = signed_distance_m(fences, 0 + one.fence, fix.lon_e7, fix.lat_e7)
 
 
 @inlined_lean_kernel

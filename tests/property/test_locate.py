@@ -364,4 +364,6 @@ def test_hits_are_those_of_a_brute_force_over_all_fences(seed: int, lat_e7: int,
             if row in found:
                 assert found[row]["confidence"] == expected
                 assert found[row]["inside"] == is_inside
-                assert found[row]["distance_m"] == pytest.approx(distance, abs=1e-6)
+                told_m = found[row]["distance_m"]
+                # Where confidence does not turn on the distance nobody measures it.
+                assert told_m == pytest.approx(distance, abs=1e-6) or (math.isnan(told_m) and is_inside)

@@ -30,10 +30,18 @@ def hits_of(
             index.fences[hit["fence"]].id,
             Confidence(hit["confidence"]).name,
             bool(hit["inside"]),
-            float(hit["distance_m"]),
+            distance_of(index, hit, lon_e7, lat_e7),
         )
         for hit in hits
     ]
+
+
+def distance_of(index: FenceIndex, hit: np.void, lon_e7: int, lat_e7: int) -> float:
+    """The hit's distance, or where confidence did not turn on it, measured as presence does."""
+    if math.isnan(hit["distance_m"]):
+        assert hit["inside"]
+        return signed_distance_m(index.arrays, int(hit["fence"]), lon_e7, lat_e7)
+    return float(hit["distance_m"])
 
 
 def ids(hits: list) -> list[str]:
