@@ -84,12 +84,22 @@ def request_alone(case: Case, profiles: ProfileTable, default_zone: str) -> Rese
 
 def settle_alone(decider: Decider, case: Case, request: ReserveRequest, answer: ReserveAnswer | None) -> None:
     """Emit the outcome of a candidate that competed with nobody; answer None: the ledger has none (C4)."""
+    plan = case.plan
+    if answer is not None and not answer.granted and not answer.duplicate and not case.is_withheld:
+        case.channel = request.options[0].channel
+        values = {"score": case.score, "factors": case.factors, "channel": case.channel}
+        if plan.is_shadow:
+            values["shadow"] = True
+            decider.recorder.emit(case, _OFFER, _GRANTED, values)
+            return
+        decider.recorder.emit(case, _OFFER, _GRANTED, values).grant(make_offer(case))
+        if plan.has_reentry:
+            decider.remember_reservation(case)
+        return
     if answer is None:
         case.end(_REFUSED, _STORE_UNAVAILABLE, {})
-    elif answer.granted or answer.duplicate or case.is_withheld:
-        _judge(decider, request, [case], [case], answer)
     else:
-        case.end(_OFFER, _GRANTED, _score_values(case), request.options[0].channel)
+        _judge(decider, request, [case], [case], answer)
     _emit(decider, case)
 
 
