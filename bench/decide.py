@@ -75,7 +75,7 @@ def build(scenarios: int = 255, users: int = 100_000, **change: Any) -> tuple[De
     profiles.ensure(users)
     names = ("tags", "attributes", "person", "organisation", "home", "time_zone", "dnd", "province")
     given = {"tags": ("video", "vip"), "attributes": {"arpu": 88, "level": "金卡"}, "time_zone": "Asia/Shanghai"}
-    event = SimpleNamespace(**(dict.fromkeys(names, UNSET) | given))
+    event = SimpleNamespace(**(dict.fromkeys(names, UNSET) | {"add_tags": None, "remove_tags": None} | given))
     for slot in range(users):
         profiles.apply_profile(slot, event, NOON_MS)
         for purpose in ("marketing.sms", "marketing.push"):
