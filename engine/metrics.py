@@ -65,6 +65,7 @@ BATCH_EVENTS = _histogram("batch_events", "Events in one batch", (1, 4, 16, 64, 
 CANDIDATES = _counter("candidates_total", "Scenarios that might have spoken to a user")
 DECISIONS = _counter("decisions_total", "How candidates ended (D5)", "outcome", "reason")
 OFFERS = _counter("offers_total", "Offers granted", "scenario")
+CODES_AVAILABLE = _gauge("codes_available", "Codes that can still be given, by pool (O3)", "pool")
 
 # --- hand-off -------------------------------------------------------------------------------------------------------
 CLAIMS = _counter("claims_total", "Answers of the claim store (D7)", "answer")

@@ -15,6 +15,8 @@ import numpy as np
 
 CONTRACT_VERSION = 1
 DEGREE_E7 = 10_000_000
+CODE_MARK = "\ue000"
+"""Stands in an offer's text where the code goes; replaced between claim and submit (O3). No text may hold it."""
 FINE_ACCURACY_M = 60.0
 """A fix this good or better is *fine*: every fence it touches is found by the index (docs/contracts.md, P2)."""
 
@@ -417,6 +419,37 @@ class Rule(msgspec.Struct, frozen=True, gc=False):
     uncounted_too: bool = False  # re-entry looks at grants that do not count toward caps as well
 
 
+NO_LIMIT = 1 << 62
+
+
+class StockLine(msgspec.Struct, frozen=True, gc=False):
+    """One benefit an offer would take one of, and what limits it (rule O3); money in fen."""
+
+    benefit: str
+    cost_fen: int = 0
+    total: int = NO_LIMIT
+    per_day: int = NO_LIMIT
+    per_user: int = NO_LIMIT
+    budget_fen: int = NO_LIMIT
+    budget_per_day_fen: int = NO_LIMIT
+    budget_per_user_fen: int = NO_LIMIT
+
+    @property
+    def counts_users(self) -> bool:
+        return self.per_user < NO_LIMIT or self.budget_per_user_fen < NO_LIMIT
+
+
+class Take(msgspec.Struct, frozen=True, gc=False):
+    """What an offer takes of stock: of every line, and a code of the pool; all or nothing.
+
+    day_ms  first instant of the day that daily limits count in
+    """
+
+    lines: tuple[StockLine, ...]
+    pool: str | None
+    day_ms: int
+
+
 class Option(msgspec.Struct, frozen=True, gc=False):
     """One way to use the moment, with everything that must hold for it."""
 
@@ -430,6 +463,7 @@ class Option(msgspec.Struct, frozen=True, gc=False):
     withheld: bool = False  # holdout: a shadow reservation
     shadow: bool = False  # scenario in shadow mode: answer as if, write nothing
     code: str | None = None
+    take: Take | None = None  # of stock; a withheld or shadow option only asks whether there is some
 
 
 class ReserveRequest(msgspec.Struct, frozen=True, gc=False):
@@ -445,6 +479,7 @@ class ReserveAnswer(msgspec.Struct, frozen=True, gc=False):
     """granted: index of the option, or -1. refusals[i] is the reason of option i, for those tried before it.
 
     `duplicate`: this offer id was granted before; nothing was written, `code` is the stored one.
+    `code` of stock is `pool#number`; the text behind it is known to codes.db alone.
     """
 
     granted: int

@@ -67,6 +67,12 @@ class Reserver(Protocol):
 
     def delivered(self, offer_id: str) -> None: ...
 
+    def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None: ...
+
+    def recall_codes(self, pool: str, epoch: int) -> None: ...
+
+    def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None: ...
+
 
 @dataclass(slots=True)
 class ConsentChange:
@@ -89,6 +95,7 @@ class Redeemed:
     offer_id: str | None
     benefit: str | None
     amount_fen: int | None
+    is_refund: bool = False
 
 
 @dataclass(slots=True)
@@ -108,6 +115,7 @@ class Effects:
     receipts: list[Any] = field(default_factory=list)
     redemptions: list[Redeemed] = field(default_factory=list)  # told again by a feed, it is here again
     pauses: list[tuple[str, bool]] = field(default_factory=list)
+    code_records: int = 0  # leases of codes that were given, recalled or returned
     candidates: int = 0
     types: dict[int, int] = field(default_factory=dict)  # EventType -> events
     alarms: list[Any] = field(default_factory=list)
@@ -116,7 +124,8 @@ class Effects:
     @property
     def is_stored(self) -> bool:
         """Whether the ledger has anything to keep of this; most batches only move on."""
-        return bool(self.decisions or self.consents or self.closed_users or self.receipts or self.pauses)
+        told = self.receipts or self.redemptions or self.pauses or self.code_records
+        return bool(self.decisions or self.consents or self.closed_users or told)
 
     def add_transitions(self, transitions: np.ndarray, fences: tuple[Fence, ...]) -> None:
         self.transitions.append(transitions)
@@ -391,13 +400,25 @@ class Pipeline:
         identity: tuple[Any, ...] = (read.id,)
         if read.id is None:
             identity = (None, read.user, read.at_ms, read.offer_id, read.benefit, read.amount_fen)
+        if read.refund:
+            identity = (*identity, "refund")
         key = blake2b(orjson.dumps([self.feeds.names[read.feed], *identity]), digest_size=16).digest()
-        return Redeemed(key, read.user, read.at_ms, read.offer_id, read.benefit, read.amount_fen)
+        return Redeemed(key, read.user, read.at_ms, read.offer_id, read.benefit, read.amount_fen, read.refund)
 
     def _apply_control(self, block: Block, record: int, effects: Effects) -> None:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))
-        self.decider.pause(control["pause"], control["paused"])
-        effects.pauses.append((control["pause"], control["paused"]))
+        match control:
+            case {"pause": scenario, "paused": paused}:
+                self.decider.pause(scenario, paused)
+                effects.pauses.append((scenario, paused))
+                return
+            case {"lease": pool, "first": first, "count": count, "epoch": epoch}:
+                self.ledger.lease_codes(pool, first, count, epoch)
+            case {"recall": pool, "epoch": epoch}:
+                self.ledger.recall_codes(pool, epoch)
+            case {"returned": pool, "spans": spans}:
+                self.ledger.accept_return(pool, spans)
+        effects.code_records += 1
 
     def forget(self, user: str) -> bool:
         """Take a user out of all state (I2), the bytes of the id included; say whether there was anything."""

@@ -53,7 +53,10 @@ def replay(
     tally: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="opportune-replay-") as folder, contextlib.ExitStack() as files_open:
         ledger = EmbeddedLedger(
-            Path(folder) / "ledger.db", assumed_consent=content.policy.assumed_consent, fsync="never"
+            Path(folder) / "ledger.db",
+            assumed_consent=content.policy.assumed_consent,
+            fsync="never",
+            endless_codes=True,
         )
         key = id_key.read_bytes() if id_key else b"opportune-replay"
         pipeline = Pipeline(content, settings, ledger, id_key=key)

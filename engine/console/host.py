@@ -82,6 +82,7 @@ class Host:
             make_missing=maker.sandbox,
             executor=self._claims,
             why_not_again=self._why_not_again,
+            reveal=self.service.codes.reveal,
         )
 
     @property

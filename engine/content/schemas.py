@@ -102,7 +102,7 @@ _EVENT_FIELDS: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
         [{"required": ["state"]}, {"anyOf": [{"required": ["offer_id"]}, {"required": ["dispatch_id"]}]}],
     ),
     "redemption": (
-        {"offer_id": _text(), "benefit": _text(), "amount_fen": {"type": "integer"}},
+        {"offer_id": _text(), "benefit": _text(), "amount_fen": {"type": "integer"}, "refund": {"type": "boolean"}},
         [],
     ),
     "inbound-message": ({"channel": _text(), "text": _text()}, [{"required": ["channel", "text"]}]),

@@ -11,7 +11,7 @@ from engine.definitions import Placeholder
 
 _BRACED = re.compile(r"\{([^{}]*)\}")
 _LINK = re.compile(r"https?://|www\.|[a-z0-9-]+\.(com|cn|net|org|top|xyz|cc)(?![a-z0-9])", re.IGNORECASE)
-_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029]")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ue000]")
 
 BUILT_IN = ("fence_name", "benefit_name", "claim_url", "code")
 """Placeholders that need no declaration."""

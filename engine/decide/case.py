@@ -39,6 +39,7 @@ class Case(msgspec.Struct, gc=False):
     factors: Any = None
     values: Any = None
     channel: str = ""
+    code: str | None = None
 
     def end(self, outcome: str, reason: str, values: dict[str, Any], channel: str = "") -> None:
         """Note how the case ended."""

@@ -14,7 +14,7 @@ import msgspec
 from engine.definitions import OfferDefinition, Placeholder
 from engine.model import Reason
 
-_FORBIDDEN = re.compile(r"[【】\r\n\v\f\x1c-\x1e\x85\u2028\u2029]")
+_FORBIDDEN = re.compile(r"[【】\r\n\v\f\x1c-\x1e\x85\u2028\u2029\ue000]")
 _LINK = re.compile(
     r"(?i)://|www\.|\d{1,3}(?:\.\d{1,3}){3}|[a-z0-9-]\.[a-z]{2,24}/"
     r"|[a-z0-9-]\.(?:com|cn|net|org|io|cc|top|info|me|co|app|link|xyz|vip|shop|site|club|ltd|ink|biz|tv|ly)(?![a-z0-9-])"
@@ -100,8 +100,8 @@ def place_value(place: Placeholder, raw: float | str | None) -> str | Refusal:
         if place.default is None:
             return Refusal(Reason.MISSING_VALUE, {"placeholder": place.name, "source": place.source})
         raw = place.default
-    if place.source == "claim_url":
-        return str(raw)
+    if place.source in ("claim_url", "code"):
+        return str(raw)  # made by the engine
     text = _write(place.type, raw)
     if text is None:
         return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": place.type})

@@ -7,14 +7,14 @@ compiled for it.
 
 from __future__ import annotations
 
+from engine.claim_token import token_maker
 from engine.decide.audience import compile_expression, compile_findings, expression_text
 from engine.decide.case import Case, Gate, Values
 from engine.decide.compose import Refusal, Sources, compile_text
-from engine.decide.ids import claim_token
 from engine.decide.profiles import DENIED, DO_NOT_DISTURB, GRANTED, KNOWN, ProfileTable
 from engine.decide.timing_gates import reachable_channels
-from engine.definitions import Expression, HasTag, Policy, Scenario
-from engine.model import Mode, Reason
+from engine.definitions import Expression, HasTag, Policy, Scenario, Stage
+from engine.model import CODE_MARK, Mode, Reason
 
 GATES = (
     "mode",
@@ -40,11 +40,17 @@ _PAUSED = Reason.PAUSED.value
 
 
 def mode_gate(scenario: Scenario, pauses: frozenset[str]) -> Gate | None:
-    """D8: draft and paused scenarios speak to nobody; `pauses` are scenario ids paused by hand or limit, or *."""
+    """D8: draft and paused scenarios speak to nobody; `pauses` are scenario ids paused by hand or limit, or *.
+
+    Neither does one whose benefit, or a part of it, is not running.
+    """
+    idle = next((one for one in scenario.offer.terms if one.stage is not Stage.RUNNING), None)
     if scenario.mode is Mode.DRAFT:
         answer = _NOT_LIVE
     elif scenario.mode is Mode.PAUSED or scenario.id in pauses or "*" in pauses:
         answer = _PAUSED
+    elif idle is not None:
+        answer = _PAUSED if idle.stage is Stage.PAUSED else _NOT_LIVE
     else:
         return None
 
@@ -52,6 +58,8 @@ def mode_gate(scenario: Scenario, pauses: frozenset[str]) -> Gate | None:
         if values is not None:
             values["mode"] = scenario.mode.value
             values["paused"] = sorted(pauses & {scenario.id, "*"})
+            if idle is not None:
+                values |= {"benefit": idle.id, "stage": idle.stage.value}
         return answer
 
     return gate
@@ -210,15 +218,26 @@ def reentry_gate(scenario: Scenario, row: int, reserved: dict[int, tuple[int, st
 
 
 def compose_gate(
-    scenario: Scenario, policy: Policy, profiles: ProfileTable, fence_names: dict[str, str], is_fixed: bool
+    scenario: Scenario,
+    policy: Policy,
+    profiles: ProfileTable,
+    fence_names: dict[str, str],
+    is_fixed: bool,
+    id_key: bytes,
 ) -> Gate | None:
-    """O1: an offer whose text cannot be written is refused before it competes."""
+    """O1: an offer whose text cannot be written is refused before it competes. `id_key` signs the claim link."""
     if is_fixed:
         return None
     offer = scenario.offer
     fill = compile_text(offer)
     domain = policy.claim_domains[0] if policy.claim_domains else None
-    needs_link = any(one.source == "claim_url" for one in offer.placeholders)
+    needs_link = domain is not None and any(one.source == "claim_url" for one in offer.placeholders)
+    sign = token_maker(id_key)
+    terms = offer.terms[0] if offer.terms else None
+
+    def link(case: Case) -> str:
+        until_ms = terms.usable_until_ms(case.now_ms) if terms is not None else None
+        return f"https://{domain}/{sign(case.id(), until_ms)}"
 
     def gate(case: Case, values: Values | None) -> str | None:
         slot = case.slot
@@ -227,7 +246,8 @@ def compose_gate(
                 attribute=lambda name: profiles.attribute(slot, name) if slot < profiles.count else None,
                 fence_name=fence_names.get(case.trigger.fence or ""),
                 benefit_name=offer.benefit,
-                claim_url=f"https://{domain}/{claim_token(case.id())}" if needs_link and domain else None,
+                code=CODE_MARK,
+                claim_url=link(case) if needs_link else None,
             )
         )
         if isinstance(written, Refusal):

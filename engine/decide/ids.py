@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from base64 import urlsafe_b64encode
 from collections.abc import Callable
 from hashlib import blake2b
 
@@ -27,11 +26,6 @@ def offer_id_maker(key: bytes, tenant: str, scenario: str) -> Callable[[str, str
         return f"{at_ms & 0xFFFFFFFFFFFF:012x}{digest.hexdigest()}"
 
     return make
-
-
-def claim_token(offer: str) -> str:
-    """Return the 22-character form of an offer id that stands in a claim link: short, and readable back."""
-    return urlsafe_b64encode(bytes.fromhex(offer)).rstrip(b"=").decode()
 
 
 def jitter_ms(offer: str, most_ms: int) -> int:

@@ -11,8 +11,9 @@ from engine.decide.compose import is_fixed
 from engine.decide.ids import arm_maker, offer_id_maker
 from engine.decide.local_time import LocalTime
 from engine.decide.profiles import ProfileTable
+from engine.decide.stock import compile_take
 from engine.definitions import Cap, Content, Scenario
-from engine.model import Mode, Reason, Rule, Scope
+from engine.model import Mode, Reason, Rule, Scope, Take
 
 CONTEXT_WEIGHT = {"HIGH": 1.0, "MEDIUM": 0.8, "LOW": 0.5}
 FACTORS = ("priority", "propensity", "context", "value")
@@ -31,6 +32,7 @@ class Plan:
     named_gates  in the order of D1, only those that ask something of this scenario; `gates` without the names
     rules        takes the user's zone and now_ms
     score        sets the score of a case and returns its factors
+    take         what the offer takes of stock at an instant; None: nothing that runs out
     """
 
     __slots__ = (
@@ -54,6 +56,7 @@ class Plan:
         "rules",
         "scenario",
         "score",
+        "take",
     )
 
     def __init__(self, row: int, scenario: Scenario, make_id: Callable[[str, str, int], str]) -> None:
@@ -76,6 +79,7 @@ class Plan:
         self.arms: tuple[tuple[str, Callable[[str], bool]], ...] = ()
         self.rules: Rules
         self.score: Callable[[Case], dict[str, float]]
+        self.take: Callable[[int], Take] | None = None
 
 
 def compile_plan(
@@ -113,7 +117,7 @@ def compile_plan(
         ("suppression", gates.suppression_gate(scenario, policy, profiles)),
         ("reentry", gates.reentry_gate(scenario, row, reserved)),
         ("quiet_hours", timing_gates.quiet_gate(scenario, policy, profiles, clock)),
-        ("compose", gates.compose_gate(scenario, policy, profiles, fence_names, fixed)),
+        ("compose", gates.compose_gate(scenario, policy, profiles, fence_names, fixed, id_key)),
     )
     plan.named_gates = tuple((name, gate) for name, gate in named if gate is not None)
     plan.gates = tuple(gate for _, gate in plan.named_gates)
@@ -126,6 +130,7 @@ def compile_plan(
         shapes[shape] = _compile_rules(plan, content, caps, clock)
     plan.rules = shapes[shape]
     plan.score = _compile_score(scenario, profiles, factors)
+    plan.take = compile_take(scenario.offer, clock, policy.time_zone)
     return plan
 
 

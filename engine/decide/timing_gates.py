@@ -25,8 +25,13 @@ _QUIET, _STALE, _DEADLINE = Reason.QUIET_HOURS.value, Reason.STALE_PRESENCE.valu
 def validity_gate(scenario: Scenario, policy: Policy, clock: LocalTime) -> Gate:
     """Schedule, age of the trigger at arrival (T6), deadline (D6), and presence too uncertain to act on (P2)."""
     schedule = scenario.schedule
-    from_ms = schedule.from_ms
-    until_ms = schedule.until_ms
+    terms = scenario.offer.terms  # a benefit is not offered before it can be used, nor once it has expired
+    from_ms = max(
+        (one for one in (schedule.from_ms, *(x.valid_from_ms for x in terms)) if one is not None), default=None
+    )
+    until_ms = min(
+        (one for one in (schedule.until_ms, *(x.valid_until_ms for x in terms)) if one is not None), default=None
+    )
     zone = schedule.time_zone or policy.time_zone
     is_scheduled = from_ms is not None or until_ms is not None
     is_local = len(schedule.weekdays) < 7 or bool(schedule.windows)

@@ -9,7 +9,8 @@ import msgspec
 
 from engine.decide.case import Case
 from engine.decide.profiles import ProfileTable
-from engine.model import Offer, Option, Outcome, Reason, ReserveAnswer, ReserveRequest, Rule
+from engine.decide.stock import stock_values
+from engine.model import Offer, Option, Outcome, Reason, ReserveAnswer, ReserveRequest
 
 if TYPE_CHECKING:
     from engine.decide.decider import Decider
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _GRANTED, _OFFER, _REFUSED = Reason.GRANTED.value, Outcome.OFFER.value, Outcome.REFUSED.value
 _LOST, _OUTSCORED, _PAUSED = Outcome.LOST.value, Reason.OUTSCORED.value, Reason.PAUSED.value
 _WITHHELD, _HOLDOUT, _DUPLICATE = Outcome.WITHHELD.value, Reason.HOLDOUT.value, Reason.DUPLICATE.value
+_STOCK, _BUDGET = Reason.STOCK.value, Reason.BUDGET.value
 _STORE_UNAVAILABLE = Reason.STORE_UNAVAILABLE.value
 
 
@@ -78,7 +80,8 @@ def request_alone(case: Case, profiles: ProfileTable, default_zone: str) -> Rese
     scenario, category, partner = plan.labels
     channel, rules = case.channels[0], plan.rules(zone, now_ms)
     counts, withheld, shadow = plan.counts, case.is_withheld, plan.is_shadow
-    option = Option(case.id(), scenario, channel, category, partner, rules, counts, withheld, shadow)
+    take = plan.take(now_ms) if plan.take is not None else None
+    option = Option(case.id(), scenario, channel, category, partner, rules, counts, withheld, shadow, None, take)
     return ReserveRequest(subject, user_id, now_ms, (option,))
 
 
@@ -87,6 +90,7 @@ def settle_alone(decider: Decider, case: Case, request: ReserveRequest, answer: 
     plan = case.plan
     if answer is not None and not answer.granted and not answer.duplicate and not case.is_withheld:
         case.channel = request.options[0].channel
+        case.code = answer.code
         values = {"score": case.score, "factors": case.factors, "channel": case.channel}
         if plan.is_shadow:
             values["shadow"] = True
@@ -157,8 +161,11 @@ def build_request(
                 break
         offer_id, rules, (scenario, category, partner) = case.id(), plan.rules(zone, now_ms), plan.labels
         counts, withheld, shadow = plan.counts, case.is_withheld, plan.is_shadow
+        take = plan.take(now_ms) if plan.take is not None else None
         for channel in case.channels if plan.has_channel_cap else case.channels[:1]:
-            options.append(Option(offer_id, scenario, channel, category, partner, rules, counts, withheld, shadow))
+            options.append(
+                Option(offer_id, scenario, channel, category, partner, rules, counts, withheld, shadow, None, take)
+            )
             owners.append(case)
     return ReserveRequest(subject, user_id, now_ms, tuple(options)), owners
 
@@ -199,7 +206,7 @@ def _judge(
             # A case with several channels keeps the reason of the one it prefers.
             if case is not winner and not case.outcome:
                 reason = answer.refusals[number]
-                case.end(_REFUSED, reason, _rule_values(request.options[number].rules, reason))
+                case.end(_REFUSED, reason, _rule_values(request.options[number], reason))
     if winner is None:
         return
     channel = request.options[granted].channel
@@ -209,6 +216,7 @@ def _judge(
         arms = [name for name, arm in winner.plan.arms if arm(winner.user_id)]
         winner.end(_WITHHELD, _HOLDOUT, {"arm": arms[0], **_score_values(winner)}, channel)
     else:
+        winner.code = answer.code
         winner.end(_OFFER, _GRANTED, _score_values(winner), channel)
     if winner is ranked[-1]:
         return
@@ -233,8 +241,10 @@ def _score_values(case: Case) -> dict[str, Any]:
     return {"score": case.score, "factors": case.factors}
 
 
-def _rule_values(rules: tuple[Rule, ...], reason: str) -> dict[str, Any]:
-    return {"rules": [{"most": rule.most, "since": rule.since_ms} for rule in rules if rule.reason == reason]}
+def _rule_values(option: Option, reason: str) -> dict[str, Any]:
+    if option.take is not None and reason in (_STOCK, _BUDGET):
+        return stock_values(option.take)
+    return {"rules": [{"most": rule.most, "since": rule.since_ms} for rule in option.rules if rule.reason == reason]}
 
 
 def _emit(decider: Decider, case: Case) -> None:
@@ -274,4 +284,5 @@ def make_offer(case: Case) -> Offer:
         case.trigger.at_ms + plan.deadline_ms,
         case.now_ms,
         case.score,
+        case.code,
     )

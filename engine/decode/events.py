@@ -93,11 +93,12 @@ class Receipt(Origin, frozen=True, kw_only=True):
 
 
 class Redemption(Origin, frozen=True, kw_only=True):
-    """The user used a benefit; names the offer, the benefit, or both."""
+    """The user used a benefit, or got the money back for one; names the offer, the benefit, or both."""
 
     offer_id: ShortText | None = None
     benefit: ShortText | None = None
     amount_fen: Annotated[int, Meta(ge=0, le=10**15)] | None = None
+    refund: bool = False
 
 
 class InboundMessage(Origin, frozen=True, kw_only=True):

@@ -25,6 +25,7 @@ class ClaimAnswer(StrEnum):
     NO_CONSENT = "no_consent"
     EXPIRED = "expired"
     FENCED = "fenced"
+    CODE_EXPIRED = "code_expired"
     UNAVAILABLE = "unavailable"
 
 

@@ -45,6 +45,7 @@ class Dispatcher:
     now_ms    wall clock for deadlines; under `--clock events` the log's now
     emit      journals receipt events, returns once durable
     executor  where the ledger's calls run when they might wait; None: in the loop itself
+    reveal    looks up the code that `pool#number` stands for, between claim and submit
     why_not_again  asked before a submit is repeated: a reason not to (consent gone, ...), or None
     texts     the signature and the opt-out text of an SMS as they are now
     route     chooses among several gateways of one channel; None: the first that is ready
@@ -65,12 +66,14 @@ class Dispatcher:
         make_missing: Callable[[str], Gateway | None] = lambda channel: None,
         executor: Executor | None = None,
         why_not_again: Callable[[Offer], str | None] | None = None,
+        reveal: Callable[[str], str | None] = lambda ref: None,
         monotonic_s: Callable[[], float] = monotonic_s,
         submit_timeout_s: float = 10.0,
         most_tries: int = 5,
         store_pause_s: float = 0.2,
     ) -> None:
         self.addresses = addresses
+        self.reveal = reveal
         self.now_ms = now_ms
         self.monotonic_s = monotonic_s
         self.texts = texts
@@ -199,6 +202,8 @@ class Dispatcher:
             self._drop(offer, DispatchState.EXPIRED, "deadline")
         elif answer == ClaimAnswer.NO_CONSENT:
             self._drop(offer, DispatchState.FAILED, "no_consent")
+        elif answer == ClaimAnswer.CODE_EXPIRED:
+            self._drop(offer, DispatchState.FAILED, "code_expired")
         else:
             # Somebody else has it, or it is not ours any more: nothing to write, nothing to send.
             self._known.discard(offer.offer_id)

@@ -20,7 +20,7 @@ from engine.deliver.fair_queue import FairQueue
 from engine.deliver.settler import Settled
 from engine.deliver.sms import finish_text
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
-from engine.model import DispatchState, Offer
+from engine.model import CODE_MARK, DispatchState, Offer
 
 if TYPE_CHECKING:
     from engine.deliver.dispatcher import Dispatcher
@@ -195,8 +195,14 @@ class Lane:
         if address is None:
             self._settle(offer, DispatchState.FAILED, code="no_address")
             return 0
+        code = None
+        if offer.code is not None:
+            code = self._reveal(offer.code)
+            if code is None:
+                self._settle(offer, DispatchState.FAILED, code="no_code")
+                return 0
         capabilities = self.gateway.capabilities
-        text = offer.text
+        text = offer.text if code is None else offer.text.replace(CODE_MARK, code)
         if capabilities.sms:
             signature, opt_out = self._owner.texts()
             text = finish_text(
@@ -215,10 +221,17 @@ class Lane:
             text=text,
             title="",
             deadline_ms=offer.deadline_ms,
-            data={"scenario": offer.scenario, "benefit": offer.benefit, "code": offer.code},
+            data={"scenario": offer.scenario, "benefit": offer.benefit, "code": code},
         )
         self._submit_soon(offer, dispatch, parts, tries=1)
         return 1
+
+    def _reveal(self, ref: str) -> str | None:
+        try:
+            return self._owner.reveal(ref)
+        except Exception as error:  # like the address book: without it this one is not sent
+            log.error("the store of codes cannot answer", error=type(error).__name__)
+            return None
 
     def _submit_soon(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
         self._bucket.take(parts)

@@ -30,8 +30,9 @@ _OFFER_ID = re.compile("[0-9a-f]{32}")
 Mark = tuple[str, str, str, str]
 """Scenario, category, partner, channel: what scopes ask about."""
 
-GrantRow = tuple[str, str, str, Mark, int, int, str | None]
-"""A reservation as the ledger stores it: offer id, subject, user, mark, flags (kernel), the log's now, code."""
+GrantRow = tuple[str, str, str, Mark, int, int, str | None, tuple[int, Any] | None]
+"""A reservation as the ledger stores it: offer id, subject, user, mark, flags (kernel), the log's now, code, and what
+it took of stock (`engine.ledger.stock.StoredTake`)."""
 
 
 class Caps:
@@ -68,7 +69,9 @@ class Caps:
             if flags >= 0:
                 won = options[chosen]
                 mark = marks[at + chosen]
-                made.append((won.offer_id, request.subject, request.user_id, mark, flags, request.now_ms, won.code))
+                made.append(
+                    (won.offer_id, request.subject, request.user_id, mark, flags, request.now_ms, won.code, None)
+                )
                 if won.code is not None:
                     self._codes[won.offer_id] = (request.now_ms, won.code)
             at += len(options)
@@ -93,7 +96,7 @@ class Caps:
         """Load grants in the order they were made, each with whether it was released: a rebuild from the ledger."""
         counters = self._state.counters
         counters[kernel.LONGEST_MS] = max(int(counters[kernel.LONGEST_MS]), longest_ms)
-        for (offer_id, subject, _, mark, flags, at_ms, code), released in grants:
+        for (offer_id, subject, _, mark, flags, at_ms, code, _taken), released in grants:
             self._make_room(1)
             number = self._marks.get(mark)
             if number is None:

@@ -17,6 +17,7 @@ class Claim(StrEnum):
     NO_CONSENT = "no_consent"
     EXPIRED = "expired"
     FENCED = "fenced"
+    CODE_EXPIRED = "code_expired"
     UNAVAILABLE = "unavailable"
 
 

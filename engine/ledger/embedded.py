@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from engine.errors import StoreUnavailable
-from engine.ledger import handoff, history
+from engine.ledger import handoff, history, links
 from engine.ledger import receipts as receipts_of
 from engine.ledger import redemptions as used
 from engine.ledger.caps import Caps, GrantRow
@@ -26,7 +26,10 @@ from engine.ledger.database import Database
 from engine.ledger.dispatch import NOT_SENT, Claim
 from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
+from engine.ledger.links import Link
+from engine.ledger.pool import Lease
 from engine.ledger.redemptions import Redemption, RedemptionRow
+from engine.ledger.stock import Stock
 from engine.model import DispatchState, GatewayReceipt, Match, Offer, ReserveAnswer, ReserveRequest
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -38,6 +41,7 @@ class EmbeddedLedger:
     assumed_consent  purposes that apply without a record (Policy.assumed_consent); may be set at any time
     fsync            `always`: every commit and claim is on the disk before it is answered; else see docs/storage.md
     boot_id          names this run of the machine; None: as Linux says
+    endless_codes    codes never run out, for recordings (`Stock`)
 
     `lost_power` says that the machine went down under the last owner, and claims that were answered may be lost. What
     was queued then is UNKNOWN and never sent; so is, after `distrust_through`, what replay queues again.
@@ -50,11 +54,15 @@ class EmbeddedLedger:
         assumed_consent: frozenset[str] = frozenset(),
         fsync: Literal["always", "interval", "never"] = "interval",
         boot_id: str | None = None,
+        endless_codes: bool = False,
     ) -> None:
         self.path = path
         self.assumed_consent = assumed_consent
         self.caps = Caps()
+        self.stock = Stock(endless_codes=endless_codes)
+        self._endless_codes = endless_codes
         self._made: list[GrantRow] = []
+        self._leased: list[Lease] = []
         self._released: list[str] = []
         self._database = Database(path, fsync)
         with self._database.writing() as cursor:
@@ -76,12 +84,27 @@ class EmbeddedLedger:
 
     def reserve(self, requests: Sequence[ReserveRequest]) -> list[ReserveAnswer]:
         """Answer requests in order; what is granted becomes durable with the next `commit`."""
-        return self.caps.reserve(requests, self._made)
+        return self.stock.reserve(requests, self.caps, self._made)
 
     def release(self, offer_id: str) -> None:
         """Give back what an offer took (a definite failure, C2). Harmless where there is nothing to give back."""
         if self.caps.release(offer_id):
+            self.stock.release(offer_id)
             self._released.append(offer_id)
+
+    def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None:
+        """Take codes that a record of the log gave to this worker (O3)."""
+        self.stock.lease(pool, first, count, epoch)
+        self._leased.append(Lease(pool, first, count, epoch))
+
+    def recall_codes(self, pool: str, epoch: int) -> None:
+        """Let leases up to this epoch expire: nothing of them is given any more, and claims refuse what was."""
+        self.stock.recall(pool, epoch)
+        self._leased.append(Lease(pool, 0, 0, epoch, expired=True))
+
+    def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        """Drop codes that codes.db has taken back."""
+        self.stock.accept_return(pool, spans)
 
     def settle(self, offer_id: str, state: DispatchState) -> None:
         """Take an outcome into account: a definite failure gives back, anything else keeps what was taken (C2)."""
@@ -94,14 +117,28 @@ class EmbeddedLedger:
         """Remember that a message arrived: a failure reported afterwards gives nothing back (G1)."""
         self.caps.delivered(offer_id)
 
+    def leases(self) -> list[Lease]:
+        """List every lease that is stored, the expired ones included."""
+        with self._database.reading() as cursor:
+            return history.read_leases(cursor, 1 << 62)
+
     def rebuild(self, through_position: int) -> None:
         """Rebuild caps as they were after the record at this position, from what is stored (F10)."""
-        self.caps = Caps()
-        self._made.clear()
-        self._released.clear()
+        self._clear()
         with self._database.reading() as cursor:
             (longest_ms,) = cursor.execute("SELECT longest_ms FROM progress").fetchone()
             self.caps.restore_grants(history.read_reservations(cursor, through_position), longest_ms)
+            leases = history.read_leases(cursor, through_position)
+            self.stock.restore_grants(history.read_reservations(cursor, through_position), leases)
+
+    def _clear(self) -> None:
+        self.caps, self.stock = Caps(), Stock(endless_codes=self._endless_codes)
+        self._forget_uncommitted()
+
+    def _forget_uncommitted(self) -> None:
+        self._made.clear()
+        self._released.clear()
+        self._leased.clear()
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
@@ -129,14 +166,15 @@ class EmbeddedLedger:
                    number said and was granted in the same batch stays (T4). Not given: all of them.
         """
         if position <= self._position:
-            self._made.clear()
-            self._released.clear()
+            self._forget_uncommitted()
             return
         with self._database.writing() as cursor:
             if self._made:
                 history.put_reservations(cursor, self._made, position, now_ms)
             if self._released:
                 history.put_releases(cursor, self._released, position)
+            if self._leased:
+                history.put_leases(cursor, self._leased, position)
             if decisions:
                 history.put_decisions(cursor, decisions, position, now_ms)
             if offers:
@@ -160,8 +198,7 @@ class EmbeddedLedger:
                 "UPDATE progress SET position = ?, now_ms = ?, longest_ms = ?", (position, now_ms, self.caps.longest_ms)
             )
         self._position = position
-        self._made.clear()
-        self._released.clear()
+        self._forget_uncommitted()
 
     def distrust_through(self, position: int) -> None:
         """After a power loss: offers of records up to here may have gone out already, so they never do again.
@@ -218,6 +255,7 @@ class EmbeddedLedger:
             epoch=self.epoch,
             paused=frozenset(scenario for (scenario,) in cursor.execute("SELECT scenario FROM pauses")),
             assumed_consent=self.assumed_consent,
+            expired_codes=tuple(history.expired_leases(cursor)),
         )
 
     def record_dispatch(self, records: Sequence[DispatchRow]) -> list[bool]:
@@ -296,6 +334,36 @@ class EmbeddedLedger:
         with self._database.reading() as cursor:
             return list(used.read_redemptions(cursor, from_ms, until_ms))
 
+    def refunds(self, *, from_ms: int, until_ms: int) -> list[Redemption]:
+        """List refunds with an instant in [from_ms, until_ms), in order of time; reads the whole table."""
+        with self._database.reading() as cursor:
+            return list(used.read_redemptions(cursor, from_ms, until_ms, "refunds"))
+
+    def redeemed_and_refunded(self, offer_id: str) -> tuple[int, int]:
+        """Count how often an offer was redeemed and refunded; reads both tables."""
+        with self._database.reading() as cursor:
+            return used.count_of_offer(cursor, offer_id)
+
+    def link(self, offer_id: str) -> Link:
+        """Say how a claim link stands."""
+        with self._database.reading() as cursor:
+            return links.find(cursor, offer_id)
+
+    def redeem_link(self, offer_id: str, at_ms: int, caller: str, body: str) -> tuple[Link, bool]:
+        """Redeem a claim link once; say how it stands and whether this call redeemed it."""
+        with self._database.writing() as cursor:
+            return links.redeem(cursor, offer_id, at_ms, caller, body)
+
+    def link_told(self, offer_id: str) -> None:
+        """Note that the redemption by a link is in the journal."""
+        with self._database.writing() as cursor:
+            links.told(cursor, offer_id)
+
+    def untold_links(self) -> list[Link]:
+        """List redeemed links whose event may be missing from the journal (a crash)."""
+        with self._database.reading() as cursor:
+            return links.untold(cursor)
+
     def paused(self) -> set[str]:
         """The scenarios that are paused; "*" stands for all."""
         with self._database.reading() as cursor:
@@ -331,7 +399,7 @@ class EmbeddedLedger:
             cursor.execute(
                 "DELETE FROM releases WHERE offer_id < ?", (max(reservations_before_ms, 0).to_bytes(6, "big"),)
             )
-            for table in ("offers", "outbox", "dispatches"):
+            for table in ("offers", "outbox", "dispatches", "links"):
                 cursor.execute(f"DELETE FROM {table} WHERE offer_id < ?", (key,))
             used.expire(cursor, before_ms)
 
@@ -343,10 +411,11 @@ class EmbeddedLedger:
     def forget(self, user: str) -> None:
         """Leave no trace of a user or subject (I2): rows, caps, free pages and the write-ahead log."""
         self.caps.forget(user)
+        self.stock.forget(user)
         with self._database.writing() as cursor:
             offer_ids = [bytes.fromhex(one) for one in history.forget(cursor, user)]
             offer_ids += handoff.offers_of(cursor, user)
-            for table in ("outbox", "dispatches", "submitting", "releases", "offers"):
+            for table in ("outbox", "dispatches", "submitting", "releases", "links", "offers"):
                 cursor.executemany(f"DELETE FROM {table} WHERE offer_id = ?", [(key,) for key in offer_ids])
             receipts_of.forget(cursor, offer_ids)
             cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
@@ -355,17 +424,16 @@ class EmbeddedLedger:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """What caps are decided from, for a checkpoint; right after a commit."""
-        return self.caps.arrays()
+        return self.caps.arrays() | self.stock.arrays()
 
     def objects(self) -> dict[str, Any]:
-        return {"caps": self.caps.objects()}
+        return {"caps": self.caps.objects(), "stock": self.stock.objects()}
 
     def restore(self, arrays: dict[str, np.ndarray], objects: dict[str, Any]) -> None:
         """Take over a checkpoint's `arrays` and `objects`."""
-        self._made.clear()
-        self._released.clear()
-        self.caps = Caps()
+        self._clear()
         self.caps.restore(arrays, objects["caps"])
+        self.stock.restore(arrays, objects["stock"])
 
     def close(self) -> None:
         """Close the file; what was not committed is decided again by replay."""

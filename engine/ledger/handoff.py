@@ -57,6 +57,7 @@ class Asking:
     epoch: int
     paused: frozenset[str]
     assumed_consent: frozenset[str]
+    expired_codes: tuple[tuple[str, int, int, int], ...] = ()  # pool, first, end, position of the recall
 
 
 def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) -> Claim:
@@ -79,6 +80,8 @@ def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) 
         return Claim.NO_CONSENT
     if asking.now_ms >= deadline_ms:
         return Claim.EXPIRED
+    if asking.expired_codes and _is_expired(cursor, key, asking):
+        return Claim.CODE_EXPIRED
     if not asking.is_current:
         return Claim.FENCED
     cursor.execute(
@@ -88,6 +91,19 @@ def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) 
     cursor.execute("INSERT OR REPLACE INTO submitting VALUES (?,?)", (key, dispatch_id))
     cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
     return Claim.CLAIMED
+
+
+def _is_expired(cursor: sqlite3.Cursor, key: bytes, asking: Asking) -> bool:
+    """Say whether the offer's code was drawn from a lease that expired since (O3)."""
+    body, position = cursor.execute("SELECT body, position FROM offers WHERE offer_id = ?", (key,)).fetchone()
+    code = orjson.loads(body)["code"]
+    if code is None:
+        return False
+    pool, _, number = code.partition("#")
+    return any(
+        name == pool and first <= int(number) < end and position <= recalled
+        for name, first, end, recalled in asking.expired_codes
+    )
 
 
 def put_dispatch(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> bool:

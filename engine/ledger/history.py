@@ -16,6 +16,7 @@ import orjson
 
 from engine.ledger.caps import GrantRow
 from engine.ledger.kernel import KEEP
+from engine.ledger.pool import Lease
 
 DecisionRow = tuple[str, str, bytes]
 """decision id (32 hexadecimal digits), user, body (the JSON of docs/contracts.md)."""
@@ -50,11 +51,11 @@ def read_reservations(cursor: sqlite3.Cursor, through_position: int) -> Iterator
     seen: set[str] = set()
     rows = cursor.execute("SELECT body FROM reservations WHERE position <= ? ORDER BY position", (through_position,))
     for (body,) in rows:
-        for offer_id, subject, user, mark, flags, at_ms, code in orjson.loads(body):
+        for offer_id, subject, user, mark, flags, at_ms, code, taken in orjson.loads(body):
             # A batch cut differently in a replay may bring again what an earlier one brought.
             if offer_id not in seen:
                 seen.add(offer_id)
-                yield (offer_id, subject, user, tuple(mark), flags, at_ms, code), offer_id in released
+                yield (offer_id, subject, user, tuple(mark), flags, at_ms, code, taken), offer_id in released
 
 
 def find_decisions(cursor: sqlite3.Cursor, user: str, from_ms: int, until_ms: int, limit: int) -> list[bytes]:
@@ -93,17 +94,47 @@ def forget(cursor: sqlite3.Cursor, user: str) -> list[str]:
 
 
 def expire(cursor: sqlite3.Cursor, decisions_before_ms: int, reservations_before_ms: int) -> None:
-    """Delete what is older; reservations that a rule without a window looks at stay."""
+    """Delete what is older; reservations that a rule without a window looks at stay, and those that took stock."""
     for table in ("decisions", "decision_users"):
         cursor.execute(f"DELETE FROM {table} WHERE now_ms < ?", (decisions_before_ms,))
     old = cursor.execute(
         "SELECT position, body FROM reservations WHERE now_ms < ?", (reservations_before_ms,)
     ).fetchall()
+    released = {key.hex() for (key,) in cursor.execute("SELECT offer_id FROM releases")} if old else set()
     for position, body in old:
         rows = orjson.loads(body)
-        kept = [row for row in rows if row[4] & KEEP]
+        kept = [row for row in rows if (row[4] & KEEP or row[7]) and row[0] not in released]
         if len(kept) < len(rows):
             _replace(cursor, "reservations", position, kept)
+
+
+def put_leases(cursor: sqlite3.Cursor, changes: Sequence[Lease], position: int) -> None:
+    """Write down leases of codes, and which of them expired; twice is once."""
+    for one in changes:
+        if one.expired:
+            cursor.execute(
+                "UPDATE code_leases SET expired = ? WHERE pool = ? AND epoch <= ? AND expired IS NULL",
+                (position, one.pool, one.epoch),
+            )
+        else:
+            row = (one.pool, one.first, one.count, one.epoch, position)
+            cursor.execute("INSERT OR IGNORE INTO code_leases VALUES (?,?,?,?,?,NULL)", row)
+
+
+def read_leases(cursor: sqlite3.Cursor, through_position: int) -> list[Lease]:
+    """List leases as they stood after the record at this position."""
+    rows = cursor.execute(
+        "SELECT pool, first, count, epoch, coalesce(expired <= ?, 0) FROM code_leases WHERE position <= ? "
+        "ORDER BY pool, first",
+        (through_position, through_position),
+    )
+    return [Lease(pool, first, count, epoch, bool(expired)) for pool, first, count, epoch, expired in rows]
+
+
+def expired_leases(cursor: sqlite3.Cursor) -> list[tuple[str, int, int, int]]:
+    """List pool, first, end, and the position of the record that let the lease expire."""
+    rows = cursor.execute("SELECT pool, first, first + count, expired FROM code_leases WHERE expired IS NOT NULL")
+    return rows.fetchall()
 
 
 def _replace(cursor: sqlite3.Cursor, table: str, position: int, rows: Sequence[object]) -> None:

@@ -1,4 +1,4 @@
-"""Benefits that users used: one row each, stored once however often it is told (T7; redemption, attribution).
+"""Benefits that users used, and what was refunded: one row each, stored once however often it is told (T7).
 
 Functions over a cursor inside a transaction; the caller owns it. A row names the offer where the event did; one that
 names only the benefit is credited when somebody reads (`engine.report`), because a row is found by its key alone.
@@ -26,6 +26,8 @@ class RedemptionRow(Protocol):
     def benefit(self) -> str | None: ...
     @property
     def amount_fen(self) -> int | None: ...
+    @property
+    def is_refund(self) -> bool: ...
 
 
 class Redemption(NamedTuple):
@@ -42,25 +44,43 @@ class Redemption(NamedTuple):
 
 def put_redemptions(cursor: sqlite3.Cursor, rows: Sequence[RedemptionRow], position: int) -> None:
     """Store what is new; what is told again, by a feed or by a replay, changes nothing."""
-    cursor.executemany(
-        "INSERT OR IGNORE INTO redemptions VALUES (?,?,?,?,?,?,?)",
-        [(one.key, one.user_id, one.at_ms, one.offer_id, one.benefit, one.amount_fen, position) for one in rows],
-    )
+    for table in ("redemptions", "refunds"):
+        cursor.executemany(
+            f"INSERT OR IGNORE INTO {table} VALUES (?,?,?,?,?,?,?)",
+            [
+                (one.key, one.user_id, one.at_ms, one.offer_id, one.benefit, one.amount_fen, position)
+                for one in rows
+                if one.is_refund == (table == "refunds")
+            ],
+        )
 
 
-def read_redemptions(cursor: sqlite3.Cursor, from_ms: int, until_ms: int) -> Iterator[Redemption]:
-    """Give redemptions with an instant in [from_ms, until_ms), by instant and key; reads the whole table."""
+def read_redemptions(
+    cursor: sqlite3.Cursor, from_ms: int, until_ms: int, table: str = "redemptions"
+) -> Iterator[Redemption]:
+    """Give redemptions, or refunds, with an instant in [from_ms, until_ms), by instant and key; reads it all."""
     rows = cursor.execute(
-        "SELECT key, user, at_ms, offer_id, benefit, amount_fen, position FROM redemptions "
+        f"SELECT key, user, at_ms, offer_id, benefit, amount_fen, position FROM {table} "
         "WHERE at_ms >= ? AND at_ms < ? ORDER BY at_ms, key",
         (from_ms, until_ms),
     )
     return (Redemption(*row) for row in rows)
 
 
+def count_of_offer(cursor: sqlite3.Cursor, offer_id: str) -> tuple[int, int]:
+    """Count how often an offer was redeemed and refunded; reads both tables."""
+    counts = [
+        cursor.execute(f"SELECT count(*) FROM {table} WHERE offer_id = ?", (offer_id,)).fetchone()[0]
+        for table in ("redemptions", "refunds")
+    ]
+    return counts[0], counts[1]
+
+
 def forget(cursor: sqlite3.Cursor, user: str) -> None:
-    cursor.execute("DELETE FROM redemptions WHERE user = ?", (user,))
+    for table in ("redemptions", "refunds"):
+        cursor.execute(f"DELETE FROM {table} WHERE user = ?", (user,))
 
 
 def expire(cursor: sqlite3.Cursor, before_ms: int) -> None:
-    cursor.execute("DELETE FROM redemptions WHERE at_ms < ?", (before_ms,))
+    for table in ("redemptions", "refunds"):
+        cursor.execute(f"DELETE FROM {table} WHERE at_ms < ?", (before_ms,))

@@ -21,8 +21,16 @@ CREATE VIEW IF NOT EXISTS reservations_read AS
            value ->> '$[3][0]' AS scenario, value ->> '$[3][1]' AS category, value ->> '$[3][2]' AS partner,
            value ->> '$[3][3]' AS channel,
            value ->> 4 AS flags,  -- 1 counts, 2 withheld, 8 kept for ever
-           value ->> 5 AS at_ms, value ->> 6 AS code
+           value ->> 5 AS at_ms,
+           value ->> 6 AS code,   -- pool#number
+           value ->> 7 AS taken   -- the day in ms, and of each benefit id, cost in fen, whether users are counted
     FROM reservations, json_each(CAST(body AS TEXT));
+CREATE TABLE IF NOT EXISTS code_leases (
+    pool TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, epoch INTEGER NOT NULL,
+    position INTEGER NOT NULL,
+    expired INTEGER,             -- position of the record that recalled it
+    PRIMARY KEY (pool, first, epoch)
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS releases (offer_id BLOB PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS decisions (position INTEGER PRIMARY KEY, now_ms INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE TABLE IF NOT EXISTS decision_users (
@@ -72,6 +80,14 @@ CREATE TABLE IF NOT EXISTS redemptions (
     key BLOB PRIMARY KEY,        -- 16 bytes of feed and event id
     user TEXT NOT NULL, at_ms INTEGER NOT NULL, offer_id TEXT, benefit TEXT, amount_fen INTEGER,
     position INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refunds (
+    key BLOB PRIMARY KEY, user TEXT NOT NULL, at_ms INTEGER NOT NULL, offer_id TEXT, benefit TEXT, amount_fen INTEGER,
+    position INTEGER NOT NULL
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS links (  -- claim links that were redeemed
+    offer_id BLOB PRIMARY KEY, at_ms INTEGER NOT NULL, caller TEXT NOT NULL, body TEXT NOT NULL,
+    told INTEGER NOT NULL        -- 1: the redemption is in the journal
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pauses (scenario TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 """

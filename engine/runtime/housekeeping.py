@@ -10,6 +10,7 @@ import structlog
 
 from engine import metrics
 from engine.clock import monotonic_s, wall_ms
+from engine.definitions import Content
 from engine.errors import ContentError, StoreError
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import RecordKind
@@ -32,6 +33,7 @@ class Housekeeper:
 
     pipeline  returns the engine's pipeline, to look at only
     backlog   returns the bytes journaled and not yet processed
+    supply_codes  leases the codes that a content draws on (O3)
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class Housekeeper:
         archive: ContentArchive,
         pipeline: Callable[[], Pipeline],
         backlog: Callable[[], int],
+        supply_codes: Callable[[Content], None],
     ) -> None:
         self._settings = settings
         self._journal = journal
@@ -49,6 +52,7 @@ class Housekeeper:
         self._archive = archive
         self._pipeline = pipeline
         self._backlog = backlog
+        self._supply_codes = supply_codes
         self._watch = FolderWatch(settings.geofences, settings.scenarios)
         self.crowds = CrowdWatch()
         self._shown_version = ""
@@ -69,6 +73,7 @@ class Housekeeper:
                     self._expire_if_due()
                     self.show_state()
                     self._activate_if_changed()
+                    self._supply_codes(self._pipeline().content)
             except StoreError as error:
                 log.error("housekeeping", error=str(error))
             except Exception as error:
@@ -108,5 +113,6 @@ class Housekeeper:
             log.error("content not activated; the old one stays live", faults=len(error.faults), first=str(error)[:500])
             return
         if content.version != self._pipeline().content.version:
+            self._supply_codes(content)
             self._journal.append(content_record(content), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
             log.info("content activated", version=content.version)

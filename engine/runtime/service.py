@@ -21,12 +21,15 @@ import structlog
 
 from engine import __version__, metrics
 from engine.clock import monotonic_s, wall_ms
+from engine.definitions import Content
 from engine.errors import OpportuneError, StoreCorrupt, StoreError, StoreUnavailable
+from engine.ledger.codes import CodeStore
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, DeadReason, Offer, RecordKind
 from engine.pipeline import Effects, Pipeline
 from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive, content_record
+from engine.runtime.code_desk import CodeDesk
 from engine.runtime.housekeeping import Housekeeper
 from engine.runtime.id_key import load_id_key
 from engine.runtime.journal import Journal
@@ -110,13 +113,26 @@ class Service:
         self._last_activity_ms = wall_ms()
         self._recover()
         collector.settle()
+        self.codes = CodeStore(state / "codes.db")
+        self._desk = CodeDesk(self.codes, self.ledger, self._append_control, lambda: self._done)
+        self._desk.settle()
         self._housekeeper = Housekeeper(
-            settings, self.journal, self.ledger, self.archive, lambda: self.pipeline, lambda: self.backlog_bytes
+            settings,
+            self.journal,
+            self.ledger,
+            self.archive,
+            lambda: self.pipeline,
+            lambda: self.backlog_bytes,
+            self._supply_codes,
         )
         self._housekeeper.show_state()
+        if self.journal.last_position >= 0:
+            # Before the content that asks for them, so that its first offers find codes.
+            self._desk.supply(wanted)
         if self.pipeline.content.version != wanted.version or self.journal.last_position < 0:
             # The log names the content from its first record on, so that it alone is enough to decide again.
             self.journal.append(content_record(wanted), wall_ms=wall_ms(), kind=RecordKind.CONTENT)
+            self._desk.supply(wanted)
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -142,6 +158,7 @@ class Service:
         finally:
             self.journal.close()
             self.ledger.close()
+            self.codes.close()
             self._owner.close()
 
     # --- recovery ---------------------------------------------------------------------------------------------------
@@ -386,6 +403,13 @@ class Service:
             engine=__version__,
             content_version=self.pipeline.content.version,
         )
+
+    def _append_control(self, record: bytes) -> int:
+        return self.journal.append(record, wall_ms=wall_ms(), kind=RecordKind.CONTROL)
+
+    def _supply_codes(self, content: Content) -> None:
+        with self._lock:  # the pools stand still while they are read
+            self._desk.supply(content)
 
     # --- what the API asks ------------------------------------------------------------------------------------------
 

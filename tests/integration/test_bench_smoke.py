@@ -25,6 +25,7 @@ PROMISED = {
     "locate": ("locate.city.10000.points_per_s",),
     "service": ("service.2000.p99_ms",),
     "memory": ("memory.bytes_per_user", "memory.arrays.bytes_per_user", "memory.per_fence.bytes"),
+    "codes": ("codes.import.per_s", "codes.draw.per_s"),
     "growth": ("growth.fences.100000.ratio", "growth.scenarios.1000.ratio"),
 }
 """Figures that bars are set on, as a full run names them; a smoke run has the same names with smaller numbers."""

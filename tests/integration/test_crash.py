@@ -9,6 +9,7 @@ import itertools
 import os
 import queue
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -30,6 +31,8 @@ from engine.city import City
 from engine.content import load_content
 from engine.decide.records import encode
 from engine.deliver.addressbook import open_address_book
+from engine.ledger.codes import CodeStore
+from engine.ledger.codes_import import import_codes
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.archive import ContentArchive
@@ -48,6 +51,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.got: Counter[str] = Counter()
+        self.bodies: list[dict] = []
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -57,6 +61,7 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 Webhook(SECRET).verify(body, {name.lower(): value for name, value in self.headers.items()})
                 receiver.got[self.headers["webhook-id"]] += 1
+                receiver.bodies.append(orjson.loads(body))
                 answer = b"{}"
                 self.send_response(200)
                 self.send_header("content-length", str(len(answer)))
@@ -83,10 +88,11 @@ class Receiver:
 class Running:
     """`opportune serve` as a process of its own."""
 
-    def __init__(self, state: Path, receiver: Receiver, log: Path) -> None:
+    def __init__(self, state: Path, receiver: Receiver, log: Path, scenarios: Path = ROOT / "scenarios") -> None:
         environment = {
             **os.environ,
             "OPPORTUNE_STATE": str(state),
+            "OPPORTUNE_SCENARIOS": str(scenarios),
             "OPPORTUNE_CHECKPOINT_INTERVAL_S": "2",
         }
         for channel in ("SMS", "APP"):
@@ -145,12 +151,13 @@ def feed(url: str, payloads: queue.Queue[bytes], acknowledged: list[bytes], ende
             payloads.get()
 
 
-def run_rounds(tmp_path: Path, rounds: int, seed: int) -> None:
+def run_rounds(tmp_path: Path, rounds: int, seed: int, scenarios: Path = ROOT / "scenarios") -> list[dict]:
+    """Feed a day through a service that is killed `rounds` times, audit it, and return what reached the gateway."""
     dice = random.Random(seed)
     print(f"seed {seed}")
     state = tmp_path / "state"
-    state.mkdir()
-    content = load_content(ROOT / "geofences", ROOT / "scenarios")
+    state.mkdir(exist_ok=True)
+    content = load_content(ROOT / "geofences", scenarios)
     city = City(content, people=400, seed=seed, from_hour=9.0, until_hour=13.0)
     settings = Settings(state=state)
     book = open_address_book(settings)
@@ -164,7 +171,7 @@ def run_rounds(tmp_path: Path, rounds: int, seed: int) -> None:
     receiver, acknowledged = Receiver(), []
     total = payloads.qsize()
     for number in range(rounds + 1):
-        service = Running(state, receiver, tmp_path / "service.log")
+        service = Running(state, receiver, tmp_path / "service.log", scenarios)
         ended = threading.Event()
         feeder = threading.Thread(target=feed, args=(service.url, payloads, acknowledged, ended))
         feeder.start()
@@ -185,6 +192,7 @@ def run_rounds(tmp_path: Path, rounds: int, seed: int) -> None:
     receiver.close()
     assert len(acknowledged) >= total
     audit(state, acknowledged, receiver.got, rounds)
+    return receiver.bodies
 
 
 def wait_until_handed_over(state: Path) -> None:
@@ -236,6 +244,8 @@ def audit(state: Path, acknowledged: list[bytes], got: Counter[str], kills: int)
     assert sum(ended[key] == "unknown" for key in granted) <= kills * 2 * 2 * WINDOW
     by_user: dict[str, list[int]] = {}
     for key in granted:
+        if ended[key] == "expired":
+            continue  # it never went out, so what it had taken went back (C2)
         by_user.setdefault(expected[key]["user"], []).append(expected[key]["at"])
     for times in by_user.values():
         times.sort()
@@ -269,6 +279,74 @@ def _value(block: object, row: int) -> bytes:
 
 def test_five_kills_change_nothing(tmp_path: Path) -> None:
     run_rounds(tmp_path, rounds=5, seed=int(os.environ.get("OPPORTUNE_CRASH_SEED", "7")))
+
+
+def with_stock(tmp_path: Path) -> Path:
+    """The demo's scenarios with codes, few of some benefits, and little money for others."""
+    scenarios = tmp_path / "scenarios"
+    shutil.copytree(ROOT / "scenarios", scenarios)
+    catalogue = scenarios / "benefits" / "national.yaml"
+    text = catalogue.read_text()
+    for benefit, stock in STOCK.items():
+        text = text.replace(f"  - id: {benefit}\n", f"  - id: {benefit}\n    stock: {stock}\n")
+    catalogue.write_text(text)
+    arrival = scenarios / "national" / "cinema-arrival.yaml"
+    arrival.write_text(arrival.read_text().replace("当日有效。", "券码{code}，当日有效。"))
+    return scenarios
+
+
+STOCK = {
+    "movie-voucher": "{codes: movie, total: 20}",
+    "scan-coupon": "{total: 9, per_user: 1}",
+    "supermarket-voucher": "{budget_fen: 6000}",
+    "game-item-pack": "{per_day: 3}",
+    "video-month": "{codes: video}",
+}
+
+
+def test_kills_oversell_nothing_and_give_no_code_twice(tmp_path: Path) -> None:  # O3
+    scenarios, state = with_stock(tmp_path), tmp_path / "state"
+    state.mkdir()
+    codes = {
+        pool: [f"{pool.upper()}{number:04d}" for number in range(most)]
+        for pool, most in (("movie", 900), ("video", 15))
+    }
+    store = CodeStore(state / "codes.db")
+    for pool, some in codes.items():
+        (tmp_path / f"{pool}.csv").write_text("".join(f"{code}\n" for code in some))
+        import_codes(store, pool, tmp_path / f"{pool}.csv")
+    store.close()
+    bodies = run_rounds(tmp_path, rounds=4, seed=int(os.environ.get("OPPORTUNE_CRASH_SEED", "7")), scenarios=scenarios)
+    with sqlite3.connect(state / "ledger.db") as ledger:
+        rows = ledger.execute(
+            "SELECT DISTINCT offer_id, code, taken FROM reservations_read WHERE taken IS NOT NULL"
+        ).fetchall()
+        released = {key for (key,) in ledger.execute("SELECT lower(hex(offer_id)) FROM releases")}
+        reasons = {reason for (reason,) in ledger.execute("SELECT reason FROM decisions_read")}
+    ledger.close()
+    assert {"stock", "budget"} <= reasons
+    held: Counter[str] = Counter()
+    given: Counter[str] = Counter()
+    for offer_id, code, taken in rows:
+        if offer_id not in released:
+            held[code] += code is not None
+            given.update(line[0] for line in orjson.loads(taken)[1])
+    assert max(held.values()) == 1, "a code was given twice"
+    assert given["movie-voucher"] <= 20
+    assert given["scan-coupon"] <= 9
+    assert given["supermarket-voucher"] <= 3
+    assert given["video-month"] <= 15
+    assert min(given[name] for name in STOCK) >= 1, "too little was given to prove anything"
+    sent: dict[str, str] = {}
+    for body in bodies:
+        code = body["data"]["code"]
+        if code is not None:
+            assert code in codes["movie"] + codes["video"]
+            assert sent.setdefault(code, body["data"]["offer_id"]) == body["data"]["offer_id"], "one code, two offers"
+            assert ("券码" in body["data"]["text"]) == (code in body["data"]["text"])
+    assert len(sent) >= 5, "too few codes went out to prove anything"
+    assert not any(code.encode() in path.read_bytes() for code in sent for path in state.glob("journal/*"))
+    assert "MOVIE0" not in (tmp_path / "service.log").read_text()
 
 
 @pytest.mark.long

@@ -26,6 +26,7 @@ from engine.definitions import (
     UsageTrigger,
 )
 from engine.ledger.caps import Caps
+from engine.ledger.stock import Stock
 from engine.model import Block, Mode, RecordKind, ReserveAnswer, ReserveRequest, Scope
 from engine.pipeline import Effects, Pipeline
 from engine.settings import Settings
@@ -35,20 +36,31 @@ KEY = b"a key for the tests' offer ids"
 
 
 class MemoryLedger:
-    """Caps in memory and nothing else: what the pipeline needs of a ledger."""
+    """Caps and stock in memory and nothing else: what the pipeline needs of a ledger."""
 
     def __init__(self) -> None:
         self.caps = Caps()
+        self.stock = Stock()
         self.grants: list[Any] = []
 
     def reserve(self, requests: Sequence[ReserveRequest]) -> list[ReserveAnswer]:
-        return self.caps.reserve(requests, self.grants)
+        return self.stock.reserve(requests, self.caps, self.grants)
 
     def release(self, offer_id: str) -> None:
-        self.caps.release(offer_id)
+        if self.caps.release(offer_id):
+            self.stock.release(offer_id)
 
     def delivered(self, offer_id: str) -> None:
         self.caps.delivered(offer_id)
+
+    def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None:
+        self.stock.lease(pool, first, count, epoch)
+
+    def recall_codes(self, pool: str, epoch: int) -> None:
+        self.stock.recall(pool, epoch)
+
+    def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        self.stock.accept_return(pool, spans)
 
 
 def circle(name: str, lon: float, lat: float, radius_m: float, **more: Any) -> Fence:

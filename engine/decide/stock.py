@@ -1,0 +1,50 @@
+"""What an offer takes of stock, as a question to the ledger (rule O3), and what a refusal says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from engine.decide.local_time import LocalTime
+from engine.definitions import BenefitDefinition, OfferDefinition
+from engine.model import NO_LIMIT, StockLine, Take
+
+LIMITS = ("total", "per_day", "per_user", "budget_fen", "budget_per_day_fen", "budget_per_user_fen")
+
+
+def compile_take(offer: OfferDefinition, clock: LocalTime, zone: str) -> Callable[[int], Take] | None:
+    """Return what tells the take of an instant; None where nothing of the offer is limited.
+
+    zone  whose days the daily limits count
+    """
+    limited = [one for one in offer.terms if one.stock is not None]
+    if not limited:
+        return None
+    lines = tuple(_line(one) for one in limited)
+    pools = [one.stock.pool for one in limited if one.stock is not None and one.stock.pool]
+    pool = pools[0] if pools else None
+    last = Take(lines, pool, -1)
+
+    def take(now_ms: int) -> Take:
+        nonlocal last
+        day_ms = clock.window_start("day", zone, now_ms)
+        if day_ms != last.day_ms:
+            last = Take(lines, pool, day_ms)
+        return last
+
+    return take
+
+
+def stock_values(take: Take) -> dict[str, Any]:
+    """Say what was asked, for the values of a refusal: the limits there are, without those that are none."""
+    lines = []
+    for line in take.lines:
+        limits = {name: getattr(line, name) for name in LIMITS if getattr(line, name) < NO_LIMIT}
+        lines.append({"benefit": line.benefit, "cost_fen": line.cost_fen, **limits})
+    return {"day": take.day_ms, "stock": lines, **({"codes": take.pool} if take.pool else {})}
+
+
+def _line(one: BenefitDefinition) -> StockLine:
+    assert one.stock is not None
+    limits = {name: limit for name in LIMITS if (limit := getattr(one.stock, name)) is not None}
+    return StockLine(one.id, one.cost_fen, **limits)

@@ -1,0 +1,279 @@
+"""Stock, budgets and codes against a list model, over every interleaving Hypothesis can think of (O3, D1, T3, T4)."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from engine.ledger.caps import REPLAY_HORIZON_MS, Caps
+from engine.ledger.embedded import EmbeddedLedger
+from engine.ledger.pool import CodePool
+from engine.ledger.stock import Stock
+from engine.model import Option, ReserveAnswer, ReserveRequest, Rule, Scope, StockLine, Take
+from engine.runtime import checkpoint
+from engine.runtime.checkpoint import Checkpoint
+from tests.oracle.stock_oracle import StockOracle
+
+HOUR_MS = 3_600_000
+DAY_MS = 24 * HOUR_MS
+T0 = 1_700_000_000_000
+COST_FEN = {"film": 1200, "tea": 300}
+POOLS = ["p", "q"]
+
+
+def limits(draw) -> dict[str, int]:
+    names = draw(st.sets(st.sampled_from(["total", "per_day", "per_user"]), max_size=2))
+    found = {name: draw(st.integers(1, 4)) for name in sorted(names)}
+    for name in sorted(draw(st.sets(st.sampled_from(["budget_fen", "budget_per_day_fen", "budget_per_user_fen"])))):
+        found[name] = draw(st.integers(1000, 5000))
+    return found
+
+
+@st.composite
+def asked(draw, now_ms: int) -> ReserveRequest:
+    """A request at `now_ms`. Offer ids, users and what is limited are few, so that everything meets its limit."""
+    options = []
+    for _ in range(draw(st.integers(1, 3))):
+        take = None
+        if draw(st.integers(0, 3)):
+            names = draw(st.lists(st.sampled_from(sorted(COST_FEN)), min_size=1, max_size=2, unique=True))
+            lines = tuple(StockLine(name, COST_FEN[name], **limits(draw)) for name in names)
+            # Users are counted for a benefit always or never: content says so for all of its offers.
+            lines = tuple(
+                StockLine(
+                    *(getattr(line, name) for name in line.__struct_fields__[:4]),
+                    min(line.per_user, 9),
+                    line.budget_fen,
+                    line.budget_per_day_fen,
+                    line.budget_per_user_fen,
+                )
+                for line in lines
+            )
+            take = Take(lines, draw(st.sampled_from([None, *POOLS])), now_ms - now_ms % DAY_MS)
+        rules = (Rule(Scope.ALL, 0, draw(st.integers(1, 6)), "cap:all"),) if draw(st.booleans()) else ()
+        options.append(
+            Option(
+                f"{now_ms:012x}{draw(st.integers(0, 3)):020x}",
+                draw(st.sampled_from(["a/one", "a/two"])),
+                "sms",
+                "video",
+                "p",
+                rules,
+                withheld=draw(st.integers(0, 5)) == 0,
+                shadow=draw(st.integers(0, 5)) == 0,
+                take=take,
+            )
+        )
+    subject = draw(st.sampled_from(["ann", "bob"]))
+    return ReserveRequest(subject, subject, now_ms, tuple(options))
+
+
+class Model:
+    """One request at a time: known ids first, then for each option stock, then its caps."""
+
+    def __init__(self) -> None:
+        self.stock = StockOracle()
+        self.grants: dict[str, tuple[str, bool, bool]] = {}  # offer id: subject, withheld, released
+
+    def copy(self) -> Model:
+        other = Model()
+        other.stock, other.grants = self.stock.copy(), dict(self.grants)
+        return other
+
+    def answer(self, request: ReserveRequest) -> tuple[int, tuple[str, ...], bool, str | None]:
+        for k, option in enumerate(request.options):
+            if option.offer_id in self.grants:
+                code = self.stock.code_of(option.offer_id) if option.take is not None else None
+                return k, ("duplicate",) * k, True, code
+        refusals: list[str] = []
+        for k, option in enumerate(request.options):
+            refused = self.stock.refusal(option, request.subject)
+            for one in option.rules if refused is None else ():
+                counted = [
+                    grant
+                    for grant in self.grants.values()
+                    if grant[0] == request.subject and not grant[2] and (option.withheld or not grant[1])
+                ]
+                refused = one.reason if len(counted) >= one.most else None
+            if refused is None:
+                if not option.shadow:
+                    self.grants[option.offer_id] = (request.subject, option.withheld, False)
+                return k, tuple(refusals), False, self.stock.grant(option, request)
+            refusals.append(refused)
+        return -1, tuple(refusals), False, None
+
+    def release(self, offer_id: str) -> None:
+        subject, withheld, _ = self.grants[offer_id]
+        self.grants[offer_id] = (subject, withheld, True)
+        for one in self.stock.taken:
+            if one.offer_id == offer_id:
+                one.released = True
+
+
+def told(answer: ReserveAnswer) -> tuple[int, tuple[str, ...], bool, str | None]:
+    return answer.granted, answer.refusals, answer.duplicate, answer.code
+
+
+class StockMachine(RuleBasedStateMachine):
+    """Lease, reserve, release, recall, commit, crash, checkpoint, let time pass; the answers must be the model's."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.path = Path(self.folder.name)
+        self.ledger = EmbeddedLedger(self.path / "ledger.db")
+        self.model = Model()
+        self.committed = Model()
+        self.position = -1
+        self.now_ms = T0
+        self.next_number = dict.fromkeys(POOLS, 0)
+        self.epoch = dict.fromkeys(POOLS, 1)
+        self.leases: list[tuple[str, int, int, int]] = []
+
+    @rule(span=st.sampled_from([1, HOUR_MS - 1, 7 * HOUR_MS, DAY_MS]))
+    def time_passes(self, span: int) -> None:
+        self.now_ms += span
+
+    @rule(pool=st.sampled_from(POOLS), count=st.integers(1, 3))
+    def lease(self, pool: str, count: int) -> None:
+        first = self.next_number[pool]
+        self.next_number[pool] += count
+        self.ledger.lease_codes(pool, first, count, self.epoch[pool])
+        self.model.stock.leased.setdefault(pool, set()).update(range(first, first + count))
+        self.commit()  # the store of codes will not lease these numbers again
+
+    @rule(pool=st.sampled_from(POOLS))
+    def recall(self, pool: str) -> None:
+        self.ledger.recall_codes(pool, self.epoch[pool])
+        self.epoch[pool] += 1
+        stock = self.model.stock
+        free = set(stock.free(pool))
+        stock.expired.setdefault(pool, set()).update(stock.leased.get(pool, set()))
+        self.commit()
+        returned = {number for first, end in self.ledger.stock.returned(pool) for number in range(first, end)}
+        assert free <= returned, "what nobody has goes back"
+
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def reserve(self, data, count: int) -> None:
+        requests = [data.draw(asked(self.now_ms)) for _ in range(count)]
+        assert [told(answer) for answer in self.ledger.reserve(requests)] == [
+            self.model.answer(request) for request in requests
+        ]
+
+    @precondition(lambda self: self.model.grants)
+    @rule(data=st.data())
+    def release(self, data) -> None:
+        offer_id = data.draw(st.sampled_from(sorted(self.model.grants)))
+        if int(offer_id[:12], 16) > self.now_ms - REPLAY_HORIZON_MS:
+            self.ledger.release(offer_id)
+            self.model.release(offer_id)
+
+    @rule()
+    def commit(self) -> None:
+        self.position += 1
+        self.ledger.commit(self.position, self.now_ms)
+        self.committed = self.model.copy()
+
+    @rule()
+    def crash_and_rebuild(self) -> None:
+        self.ledger.close()
+        self.ledger = EmbeddedLedger(self.path / "ledger.db")
+        self.ledger.rebuild(self.position)
+        self.model = self.committed.copy()
+
+    @rule()
+    def save_and_restore(self) -> None:
+        self.commit()
+        checkpoint.write(self.path, Checkpoint(self.position, self.now_ms, self.ledger.arrays(), self.ledger.objects()))
+        self.ledger.close()
+        self.ledger = EmbeddedLedger(self.path / "ledger.db")
+        found = checkpoint.read_newest(self.path).checkpoint
+        assert found is not None
+        self.ledger.restore(found.arrays, found.objects)
+
+    @invariant()
+    def nothing_is_oversold_and_no_code_given_twice(self) -> None:
+        if not hasattr(self, "ledger"):
+            return
+        for pool in POOLS:
+            assert self.ledger.stock.available(pool) == len(self.model.stock.free(pool))
+        held = [one for one in self.model.stock.taken if not one.released and one.number is not None]
+        assert len({(one.take.pool, one.number) for one in held}) == len(held)
+        for name in COST_FEN:
+            given = self.ledger.stock.given().get(name)
+            count = sum(
+                not one.released for one in self.model.stock.taken for line in one.take.lines if line.benefit == name
+            )
+            assert (given.count if given else 0) == count
+            assert (given.fen if given else 0) == count * COST_FEN[name]
+
+    def teardown(self) -> None:
+        if hasattr(self, "ledger"):
+            self.ledger.close()
+            self.folder.cleanup()
+
+
+StockMachine.TestCase.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+TestStock = StockMachine.TestCase
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), steps=st.lists(st.sampled_from([0, 1, HOUR_MS // 2, 9 * HOUR_MS, 2 * DAY_MS]), max_size=25))
+def test_how_requests_are_grouped_does_not_matter(data, steps: list[int]) -> None:
+    """T4: any cut into calls gives the same answers, the same codes and the same memory."""
+    requests, now_ms = [], T0
+    for step in steps:
+        now_ms += step
+        requests.append(data.draw(asked(now_ms)))
+    results = []
+    for is_cut in (False, True):
+        caps, stock, made = Caps(), Stock(), []
+        for pool in POOLS:
+            stock.lease(pool, 0, 3, 1)
+        answers, first = [], 0
+        while first < len(requests):
+            size = data.draw(st.integers(1, 5)) if is_cut else len(requests)
+            answers += [told(answer) for answer in stock.reserve(requests[first : first + size], caps, made)]
+            first += size
+        arrays = {name: array.tobytes() for name, array in stock.arrays().items()}
+        results.append((answers, made, arrays, stock.objects()))
+    assert results[0] == results[1]
+
+
+@settings(max_examples=200, deadline=None)
+@given(steps=st.lists(st.tuples(st.sampled_from(["lease", "draw", "back", "recall", "accept"]), st.integers(0, 5))))
+def test_a_pool_gives_the_lowest_number_that_is_free(steps) -> None:
+    """A set of numbers, whatever became of leases, draws, returns and recalls before."""
+    pool, free, out, expired, returned, top, epoch = CodePool(), set(), [], set(), set(), 0, 1
+    for step, size in steps:
+        if step == "lease":
+            pool.lease(top, size, epoch)
+            free |= set(range(top, top + size))
+            top += size
+        elif step == "draw" and free:
+            number = pool.draw()
+            assert number == min(free)
+            free.remove(number)
+            out.append(number)
+        elif step == "back" and out:
+            number = out.pop(size % len(out))
+            pool.give_back(number)
+            (returned if number in expired else free).add(number)
+        elif step == "recall":
+            pool.recall(epoch)
+            epoch += 1
+            expired |= set(range(top))
+            returned |= free
+            free = set()
+        elif step == "accept":
+            pool.accept_return(pool.returned())
+            returned = set()
+        assert pool.available == len(free)
+        assert {number for first, end in pool.returned() for number in range(first, end)} == returned
+        pool = CodePool.from_state(pool.state()) if size == 5 else pool
