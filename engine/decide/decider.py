@@ -6,6 +6,7 @@ calls, the decisions are the same, as long as the candidates of one event come i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,7 +26,10 @@ from engine.model import Candidate, Outcome, Reason, ReserveAnswer, ReserveReque
 Reserve = Callable[[Sequence[ReserveRequest]], list[ReserveAnswer]]
 
 MOST_IN_A_WAVE = 256
-_MOST_REMEMBERED = 131_072
+MOST_REMEMBERED = 65_536
+_HASH_BITS = 80
+_HASH = (1 << _HASH_BITS) - 1
+_OFFER_ID = re.compile("[0-9a-f]{32}")
 _DEADLINE, _REFUSED = Reason.DEADLINE.value, Outcome.REFUSED.value
 
 
@@ -57,7 +61,7 @@ class Decider:
         self._by_limit: set[str] = set()  # those of them that nobody asked for (C7)
         self.alarms: list[Alarm] = []
         self.recorder = Recorder(tenant, content.version)
-        self._reserved: dict[int, tuple[int, str]] = {}
+        self._reserved: dict[int, int] = {}  # slot << 20 | row -> now_ms << 80 | the hash in the offer id
         self._wave: list[Group | Case] = []
         self._requests: list[ReserveRequest] = []
         self._busy: set[int] = set()
@@ -147,9 +151,13 @@ class Decider:
 
     def released(self, slot: int, offer_id: str) -> None:
         """Forget a reservation that was given back: it no longer stands in the way of re-entry (C2)."""
-        for row in range(len(self.plans)):
-            if self._reserved.get(slot << 20 | row, (0, ""))[1] == offer_id:
-                del self._reserved[slot << 20 | row]
+        if _OFFER_ID.fullmatch(offer_id) is None:
+            return
+        hashed = _hash_of(offer_id)
+        for plan in self.plans:
+            key = slot << 20 | plan.row
+            if plan.has_reentry and self._reserved.get(key, -1) & _HASH == hashed:
+                del self._reserved[key]
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 
@@ -338,9 +346,9 @@ class Decider:
         if not case.plan.has_reentry:
             return
         remembered = self._reserved
-        remembered[case.slot << 20 | case.plan.row] = (case.now_ms, case.id())
-        if len(remembered) > _MOST_REMEMBERED:
-            for key in list(remembered)[: _MOST_REMEMBERED // 2]:
+        remembered[case.slot << 20 | case.plan.row] = case.now_ms << _HASH_BITS | _hash_of(case.id())
+        if len(remembered) > MOST_REMEMBERED:
+            for key in list(remembered)[: MOST_REMEMBERED // 2]:
                 del remembered[key]
 
     def pause_by_limit(self, case: Case, values: dict[str, Any]) -> None:
@@ -388,7 +396,7 @@ class Decider:
             "by_limit": sorted(self._by_limit),
             "held": self.recorder.held.state(),
             "runs": self.recorder.runs.state(),
-            "reserved": [[key, *last] for key, last in self._reserved.items()],
+            "reserved": [[key, last >> _HASH_BITS, f"{last & _HASH:020x}"] for key, last in self._reserved.items()],
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -399,5 +407,9 @@ class Decider:
         self.recorder.held.restore(state["held"])
         self.recorder.runs.restore(state["runs"])
         self._reserved.clear()
-        self._reserved.update({key: (at_ms, offer_id) for key, at_ms, offer_id in state["reserved"]})
+        self._reserved.update({key: at_ms << _HASH_BITS | int(hashed, 16) for key, at_ms, hashed in state["reserved"]})
         self._compile()
+
+
+def _hash_of(offer_id: str) -> int:
+    return int(offer_id[12:], 16)

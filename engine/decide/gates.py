@@ -192,11 +192,11 @@ def suppression_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable)
     return gate
 
 
-def reentry_gate(scenario: Scenario, row: int, reserved: dict[int, tuple[int, str]]) -> Gate | None:
+def reentry_gate(scenario: Scenario, row: int, reserved: dict[int, int]) -> Gate | None:
     """B5: granted and withheld offers of this scenario count, from the reservation.
 
-    reserved  instant and offer id of the last reservation by slot << 20 | scenario row, for those still remembered; the
-              ledger knows all of them and is asked again when reserving
+    reserved  by slot << 20 | scenario row the instant of the last reservation << 80 | the hash in its offer id, for
+              those still remembered; the ledger knows all of them and is asked again when reserving
     """
     policy = scenario.reentry.policy
     if policy == "every":
@@ -205,7 +205,7 @@ def reentry_gate(scenario: Scenario, row: int, reserved: dict[int, tuple[int, st
 
     def gate(case: Case, values: Values | None) -> str | None:
         last = reserved.get(case.slot << 20 | row)
-        last_ms = last[0] if last is not None else None
+        last_ms = last >> 80 if last is not None else None
         if values is not None:
             values |= {"policy": policy, "last": last_ms}
             if policy == "cooldown":

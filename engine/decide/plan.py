@@ -92,7 +92,7 @@ def compile_plan(
     tenant: str,
     id_key: bytes,
     pauses: frozenset[str],
-    reserved: dict[int, tuple[int, str]],
+    reserved: dict[int, int],
     fence_names: dict[str, str],
     shapes: dict[Any, Rules],
     factors: frozenset[str] = frozenset(FACTORS),

@@ -1,6 +1,6 @@
 """Caps decided in memory, as a function of the log alone (rules C1-C3): the object surface over `kernel`.
 
-Memory: 24 bytes a grant, 12 a subject and 20 an offer id of the replay horizon, at tables two thirds to nine tenths
+Memory: 24 bytes a grant, 12 a subject and 12 an offer id of the replay horizon, at tables two thirds to nine tenths
 full. Grants older than the longest window ever asked for, and than the replay horizon, are swept once an hour of log
 time; those that a `once` rule looked at stay.
 """
@@ -220,7 +220,7 @@ class Caps:
             pool = np.zeros(int(1.25 * (used + grants)) + 1024, kernel.GRANT)
             pool[:used] = state.grants[:used]
             self._state = state = state._replace(grants=pool)
-        if subjects + grants > _FULL * len(state.subject_key) or offers + grants > _FULL * len(state.offer_low):
+        if subjects + grants > _FULL * len(state.subject_key) or offers + grants > _FULL * len(state.offer_key):
             self._rebuild(_EVER, _EVER, 0, grants)
 
     def _sweep(self, now_ms: int) -> None:
@@ -230,7 +230,7 @@ class Caps:
         self._rebuild(oldest_ms, oldest_offer_ms, 0)
         state = self._state
         used, subjects, offers = (int(state.counters[k]) for k in (kernel.USED, kernel.SUBJECTS, kernel.OFFERS))
-        if 2 * _table_size(subjects) < len(state.subject_key) or 2 * _table_size(offers) < len(state.offer_low):
+        if 2 * _table_size(subjects) < len(state.subject_key) or 2 * _table_size(offers) < len(state.offer_key):
             self._rebuild(_EVER, _EVER, 0)
         if 2 * used + 1024 < len(state.grants):
             self._state = self._state._replace(grants=self._state.grants[:used].copy())
@@ -264,8 +264,7 @@ def _empty(subjects: int, offers: int, grants: int, scenarios: int) -> CapArrays
         subject_key=np.zeros(subjects, np.uint64),
         subject_head=np.zeros(subjects, np.int32),
         grants=np.zeros(grants, kernel.GRANT),
-        offer_high=np.zeros(offers, np.uint64),
-        offer_low=np.zeros(offers, np.uint64),
+        offer_key=np.zeros(offers, np.uint64),
         offer_grant=np.zeros(offers, np.int32),
         minutes=np.zeros((scenarios, kernel.MINUTES), np.int32),
         newest_minute=np.full(scenarios, -1, np.int64),

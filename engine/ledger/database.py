@@ -105,7 +105,8 @@ def _connect(path: Path, synchronous: str) -> sqlite3.Connection:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute(f"PRAGMA synchronous = {synchronous}")
     connection.execute("PRAGMA temp_store = MEMORY")
-    connection.execute("PRAGMA cache_size = -32768")
+    # Kibibytes a connection. What is written lies at the end of its table, so more would seldom be asked again.
+    connection.execute("PRAGMA cache_size = -4096")
     # Only where nobody calls `tidy`: a checkpoint inside a commit waits for the disk.
     connection.execute("PRAGMA wal_autocheckpoint = 16384")
     return connection

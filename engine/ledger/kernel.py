@@ -39,8 +39,7 @@ class CapArrays(NamedTuple):
     subject_key    uint64[S]  hash of the subject, 0 empty
     subject_head   int32[S]   newest grant of that subject
     grants         GRANT[G]   the first `counters[USED]` are in use
-    offer_high     uint64[O]  offer ids of the replay horizon; high and low both 0: empty
-    offer_low      uint64[O]
+    offer_key      uint64[O]  offer ids of the replay horizon, mixed to 64 bits (`mix_offer`); 0 empty
     offer_grant    int32[O]   the grant that the id made
     minutes        int32[C, MINUTES]  per scenario the grants of each minute, a ring by minute of the epoch
     newest_minute  int64[C]   newest minute of that ring
@@ -50,8 +49,7 @@ class CapArrays(NamedTuple):
     subject_key: Any
     subject_head: Any
     grants: Any
-    offer_high: Any
-    offer_low: Any
+    offer_key: Any
     offer_grant: Any
     minutes: Any
     newest_minute: Any
@@ -114,14 +112,25 @@ def find_subject(state: Any, key: Any) -> Any:
 
 
 @kernel
-def find_offer(state: Any, high: Any, low: Any) -> Any:
-    """Return the place of this offer id, or where it would go."""
-    size = len(state.offer_low)
-    # The low half is a keyed hash, the high half mostly time; the product spreads ids that tests make up.
-    place = place_of((low ^ high) * np.uint64(0x9E3779B97F4A7C15), size)
-    while (state.offer_low[place] != np.uint64(0) or state.offer_high[place] != np.uint64(0)) and not (
-        state.offer_low[place] == low and state.offer_high[place] == high
-    ):
+def mix_offer(high: Any, low: Any) -> Any:
+    """Mix both halves of an offer id to 64 bits, never 0.
+
+    The low half alone is a keyed hash; the high one is mixed in for ids that were not made by it. Two of a billion ids
+    share 64 bits once in 37 such deployments; the later of them is then refused as a duplicate: never one too many.
+    """
+    mixed = low ^ (high * np.uint64(0x9E3779B97F4A7C15))
+    mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    mixed = mixed ^ (mixed >> np.uint64(31))
+    return mixed if mixed != np.uint64(0) else np.uint64(1)
+
+
+@kernel
+def find_offer(state: Any, key: Any) -> Any:
+    """Return the place of this offer id (mixed), or where it would go."""
+    size = len(state.offer_key)
+    place = place_of(key, size)
+    while state.offer_key[place] != np.uint64(0) and state.offer_key[place] != key:
         place += 1
         if place == size:
             place = 0
@@ -204,10 +213,9 @@ def reserve(state: Any, batch: Any, first: int) -> Any:
         batch.granted[row] = -1
         batch.flags[row] = -1
         for k in range(start, request_end):
-            high, low = batch.offer[k, 0], batch.offer[k, 1]
-            place = find_offer(state, high, low)
+            offer = mix_offer(batch.offer[k, 0], batch.offer[k, 1])
             batch.refused_by[k] = UNTRIED
-            if state.offer_low[place] == low and state.offer_high[place] == high:
+            if state.offer_key[find_offer(state, offer)] == offer:
                 batch.granted[row] = k - start
                 batch.flags[row] = -2
                 for before in range(start, k):
@@ -262,9 +270,9 @@ def add_grant(state: Any, subject_key: Any, high: Any, low: Any, mark: Any, flag
     one.flags = flags
     one.next = state.subject_head[subject]
     state.subject_head[subject] = grant
-    place = find_offer(state, high, low)
-    state.offer_high[place] = high
-    state.offer_low[place] = low
+    offer = mix_offer(high, low)
+    place = find_offer(state, offer)
+    state.offer_key[place] = offer
     state.offer_grant[place] = grant
     counters[OFFERS] += 1
     if not flags & WITHHELD:
@@ -274,8 +282,9 @@ def add_grant(state: Any, subject_key: Any, high: Any, low: Any, mark: Any, flag
 @kernel
 def release(state: Any, high: Any, low: Any) -> Any:
     """Give a grant back; say whether there was one to give back. What was delivered is never given back (G1)."""
-    place = find_offer(state, high, low)
-    if state.offer_low[place] != low or state.offer_high[place] != high:
+    offer = mix_offer(high, low)
+    place = find_offer(state, offer)
+    if state.offer_key[place] != offer:
         return False
     one = state.grants[state.offer_grant[place]]
     if one.flags & (RELEASED | DELIVERED):
@@ -289,8 +298,9 @@ def release(state: Any, high: Any, low: Any) -> Any:
 @kernel
 def deliver(state: Any, high: Any, low: Any) -> None:
     """Remember that the message of a grant arrived: from now on it keeps what it took."""
-    place = find_offer(state, high, low)
-    if state.offer_low[place] == low and state.offer_high[place] == high:
+    offer = mix_offer(high, low)
+    place = find_offer(state, offer)
+    if state.offer_key[place] == offer:
         state.grants[state.offer_grant[place]].flags |= DELIVERED
 
 
@@ -329,15 +339,15 @@ def copy_live(old: Any, new: Any, oldest_ms: int, oldest_offer_ms: int, forgotte
                 used += 1
             grant = one.next
     new.counters[USED] = used
-    for place in range(len(old.offer_low)):
-        if old.offer_low[place] == np.uint64(0) and old.offer_high[place] == np.uint64(0):
+    for place in range(len(old.offer_key)):
+        offer = old.offer_key[place]
+        if offer == np.uint64(0):
             continue
         grant = old.offer_grant[place]
         if moved[grant] < 0 or old.grants[grant].at_ms <= oldest_offer_ms:
             continue
-        target = find_offer(new, old.offer_high[place], old.offer_low[place])
-        new.offer_high[target] = old.offer_high[place]
-        new.offer_low[target] = old.offer_low[place]
+        target = find_offer(new, offer)
+        new.offer_key[target] = offer
         new.offer_grant[target] = moved[grant]
         new.counters[OFFERS] += 1
 
