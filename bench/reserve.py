@@ -1,4 +1,4 @@
-"""Reservations through the embedded ledger: caps decided, committed to ledger.db, batch after batch.
+"""Reservations through the embedded ledger, and (reserve_redis.py) through Redis: caps decided, committed, in batches.
 
 One candidate with four caps a request, a million users, 128 requests a commit; only `reserve` and `commit` are timed.
 The peer is the plainest thing that could work: SQLite rows counted by an index, in the same transactions.
@@ -32,16 +32,18 @@ def run(smoke: bool) -> list[dict[str, Any]]:
         peer = _counted_in_sqlite(Path(folder) / "peer.db", users, 20 if smoke else 200)
         rows[0] |= {"peer": "one SELECT count(*) a cap in SQLite", "ratio": rows[0]["value"] / peer}
         rows += _claims_beside_commits(Path(folder) / "claims.db", 0.2 if smoke else 5.0)
-    return rows
+    from bench import reserve_redis
+
+    return rows + reserve_redis.rows(smoke)
 
 
-def _requests(users: int, batches: int) -> Iterator[list[ReserveRequest]]:
+def requests(users: int, batches: int, size: int = BATCH) -> Iterator[list[ReserveRequest]]:
     """Requests in log order: users at random, time passing so that a cap is met now and then."""
     rng = np.random.default_rng(1)
     for batch in range(batches):
         now_ms = START_MS + batch * 20
-        chosen = rng.integers(0, users, BATCH).tolist()
-        noise = rng.integers(0, 1 << 62, BATCH).tolist()
+        chosen = rng.integers(0, users, size).tolist()
+        noise = rng.integers(0, 1 << 62, size).tolist()
         yield [
             ReserveRequest(
                 f"user-{user:07d}",
@@ -71,11 +73,11 @@ def _embedded(path: Path, users: int, batches: int) -> list[dict[str, Any]]:
     ledger = EmbeddedLedger(path)
     spent_s = reserve_s = 0.0
     granted = 0
-    for position, requests in enumerate(_requests(users, batches)):
+    for position, batch in enumerate(requests(users, batches)):
         started = time.perf_counter()
-        answers = ledger.reserve(requests)
+        answers = ledger.reserve(batch)
         reserved = time.perf_counter()
-        ledger.commit(position, requests[-1].now_ms)
+        ledger.commit(position, batch[-1].now_ms)
         spent_s += time.perf_counter() - started
         reserve_s += reserved - started
         granted += sum(answer.granted == 0 for answer in answers)
@@ -110,10 +112,10 @@ def _counted_in_sqlite(path: Path, users: int, batches: int) -> float:
     connection.execute("CREATE INDEX by_subject ON grants (subject, at_ms)")
     clause = {Scope.ALL: "", Scope.SCENARIO: " AND scenario = ?", Scope.CHANNEL: " AND channel = ?"}
     spent_s = 0.0
-    for requests in _requests(users, batches):
+    for batch in requests(users, batches):
         started = time.perf_counter()
         connection.execute("BEGIN IMMEDIATE")
-        for request in requests:
+        for request in batch:
             option = request.options[0]
             named = {Scope.ALL: (), Scope.SCENARIO: (option.scenario,), Scope.CHANNEL: (option.channel,)}
             for rule in option.rules:

@@ -6,7 +6,8 @@ OpportuneError
 ├── EventError         one event that cannot be read -> a dead letter with its reason
 ├── StoreError         journal, ledger, checkpoint or address book
 │   ├── StoreUnavailable   may come back: wait, do not send
-│   └── StoreCorrupt       will not heal by waiting: stop, name the place
+│   ├── StoreCorrupt       will not heal by waiting: stop, name the place
+│   └── StoreFenced        another process took the shard over: stop working on it
 └── GatewayError       what a gateway answered
     ├── GatewayRetryable   provably not accepted: may be sent again
     │   └── GatewayThrottled   by a gateway that is well and asks for less
@@ -74,6 +75,10 @@ class StoreUnavailable(StoreError):
 
 class StoreCorrupt(StoreError):
     """The store holds something it cannot have written."""
+
+
+class StoreFenced(StoreError):
+    """Another process took this shard over; whatever this one still does to it is refused."""
 
 
 class GatewayError(OpportuneError):

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import redis
+
+from tests.servers import RedisServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -31,3 +35,25 @@ def shared_data() -> Path:
             pytest.fail(absent)
         pytest.skip(absent)
     return SHARED
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Redis: OPPORTUNE_REDIS where set, else one of our own."""
+    given = os.environ.get("OPPORTUNE_REDIS")
+    if given:
+        yield given
+        return
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server.url
+    server.kill()
+
+
+@pytest.fixture
+def redis_url(redis_server: str) -> str:
+    """An address whose database is empty."""
+    client = redis.Redis.from_url(redis_server)
+    client.flushdb()
+    client.close()
+    return redis_server

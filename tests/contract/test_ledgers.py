@@ -11,6 +11,7 @@ import pytest
 
 from engine.ledger.dispatch import FOLLOWS, may_follow, print_table
 from engine.ledger.embedded import EmbeddedLedger
+from engine.ledger.redis_ledger import RedisLedger
 from engine.model import DispatchState, Offer, Option, ReserveRequest, Rule, Scope
 
 HOUR_MS = 3_600_000
@@ -24,11 +25,16 @@ class Home:
     open: Callable[[], EmbeddedLedger]
 
 
-@pytest.fixture(params=["embedded"])
+@pytest.fixture(params=["embedded", "redis"])
 def home(request, tmp_path: Path) -> Iterator[Home]:
     opened = []
+    if request.param == "redis":
+        url = request.getfixturevalue("redis_url")
 
     def open_ledger() -> EmbeddedLedger:
+        if request.param == "redis":
+            opened.append(RedisLedger(url, assumed_consent=frozenset({"marketing.sms"})))
+            return opened[-1]
         opened.append(EmbeddedLedger(tmp_path / "ledger.db", assumed_consent=frozenset({"marketing.sms"})))
         return opened[-1]
 

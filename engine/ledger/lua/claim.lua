@@ -1,0 +1,54 @@
+-- Claim offers before any byte leaves (D7): every check of docs/contracts.md in its order, then SUBMITTING.
+--
+-- KEYS: 1 meta
+-- ARGV: 1 epoch of the claimant, 2 not used, 3 run id, 4 prefix of the shard, 5 wall now_ms, 6 keep_ms, 7 token of
+-- this call, 8 key of pauses over all shards, 9 purposes that apply without a record, 10 flat: offer id, dispatch id
+-- Answer: one text each; a call repeated after a lost reply says `claimed` again
+local meta = redis.call('HMGET', KEYS[1], 'epoch', 'run', 'claims')
+local q, out = cmsgpack.unpack(ARGV[10]), {}
+local prefix, now_ms, keep_ms, token = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7]
+local available = meta[1] and meta[2] == ARGV[3]
+local assumed = cmsgpack.unpack(ARGV[9])
+
+local function consents(offer)
+  local purpose = 'marketing.' .. offer[4]
+  local user = redis.call('HGET', prefix .. 'c:' .. offer[1], purpose)
+  local subject = offer[2] ~= offer[1] and redis.call('HGET', prefix .. 'c:' .. offer[2], purpose)
+  if user or subject then return user ~= '0' and subject ~= '0' end
+  for _, one in ipairs(assumed) do
+    if one == purpose then return true end
+  end
+  return false
+end
+
+local function is_paused(scenario)
+  return redis.call('HEXISTS', prefix .. 'p', '*') == 1 or redis.call('HEXISTS', prefix .. 'p', scenario) == 1
+    or redis.call('HEXISTS', ARGV[8], '*') == 1 or redis.call('HEXISTS', ARGV[8], scenario) == 1
+end
+
+local function claim(id, dispatch_id)
+  if not available then return 'unavailable' end
+  local offer = get_offer(prefix, id)
+  if not offer or not offer[1] then return 'unknown_offer' end
+  if ended_by_close(prefix, id, offer, tonumber(meta[3]), keep_ms) then return 'already' end
+  local states = {}
+  for _, one in ipairs(offer[10]) do
+    if one[1] == dispatch_id then return one[8] == token and 'claimed' or 'already' end
+    if one[5] then states[one[1]] = one[2] end
+  end
+  for _, state in pairs(states) do
+    if state ~= 'rejected' and state ~= 'failed' and state ~= 'expired' then return 'already' end
+  end
+  if is_paused(offer[3]) then return 'paused' end
+  if not offer[5] and not consents(offer) then return 'no_consent' end
+  if now_ms >= offer[6] then return 'expired' end
+  if meta[3] ~= ARGV[1] then return 'fenced' end
+  table.insert(offer[10], {dispatch_id, 'submitting', now_ms, tonumber(meta[3]), true, false, false, token})
+  put_offer(prefix, id, offer, keep_ms)
+  redis.call('HSET', prefix .. 's', id, dispatch_id)
+  redis.call('ZREM', prefix .. 'outbox', id)
+  return 'claimed'
+end
+
+for p = 1, #q, 2 do out[#out + 1] = claim(q[p], q[p + 1]) end
+return cmsgpack.pack(out)

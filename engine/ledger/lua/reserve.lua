@@ -1,0 +1,227 @@
+-- Grant each request on its first option whose rules all pass (C1-C3); all rules are checked before anything is written.
+--
+-- A request has a number, its place among all requests of the shard's log. It sees what lower numbers wrote, whatever
+-- came later: so a request asked again, after a lost reply or in a replay, gets the answer it got before.
+--
+-- KEYS: 1 meta, 2 grants not yet committed, 3... subjects
+-- ARGV: 4 shard, 5 keep_ms, 6 horizon_ms, 7 prefix of deployment counters, 8 prefix of codes, 9 columns of integers (see
+-- below), 10 offer ids of 16 bytes, 11-13 a byte per option: counts, withheld, shadow; 14 a byte per rule: its scope, and
+-- 15 whether uncounted grants are seen too
+-- Answer: packed {per request: granted or -1, is a duplicate, per option tried before: its rule or -3} and
+-- {request, code ...}, subjects of cacheable requests that were refused, and how many bytes of the second answer are
+-- the grants of each
+local refusal = guard(KEYS[1])
+if refusal then return refusal end
+local me, keep_ms, horizon_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local q = cmsgpack.unpack(ARGV[9])
+-- per request: subject, now_ms, number, whether it may be remembered, options; per option: row of the marks, rules, code
+-- or false; per rule: since_ms, most; then the marks, four numbers each
+local subject_of, now_of, number_of, cacheable_of, options_of = q[1], q[2], q[3], q[4], q[5]
+local mark_of, rules_of, code_of, since_of, most_of, marks = q[6], q[7], q[8], q[9], q[10], q[11]
+local ids, counts, withhelds, shadows, scopes, wides = ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14], ARGV[15]
+local unpack_grant, pack_grant, band, floor = struct.unpack, struct.pack, bit.band, math.floor
+local subjects = #KEYS - 2
+local values = {}
+for first = 1, subjects, 4000 do
+  local last = math.min(first + 3999, subjects)
+  local found = redis.call('MGET', unpack(KEYS, first + 2, last + 2))
+  for k = 1, #found do values[first + k - 1] = found[k] end
+end
+local states, changed, opened, sent, adding = {}, {}, {}, {}, {}
+
+local function load(subject)
+  local state, value = {}, values[subject]
+  if value then
+    for at = 1, #value, SIZE do
+      state[#state + 1] = {unpack_grant(GRANT, value, at)}
+    end
+  end
+  states[subject] = state
+  return state
+end
+
+local function sent_since(scenario, since_ms, now_ms)
+  local minutes = sent[scenario]
+  if not minutes then
+    minutes = {newest = 0}
+    local found = redis.call('HGETALL', ARGV[7] .. scenario)
+    for k = 1, #found, 2 do
+      local minute = tonumber(found[k])
+      minutes[minute] = tonumber(found[k + 1])
+      minutes.newest = math.max(minutes.newest, minute)
+    end
+    for minute, change in pairs(adding[scenario] or {}) do
+      minutes[minute] = (minutes[minute] or 0) + change
+      minutes.newest = math.max(minutes.newest, minute)
+    end
+    sent[scenario] = minutes
+  end
+  local total = 0
+  local first = math.max(floor((since_ms + 1) / MINUTE_MS), minutes.newest - MINUTES + 1)
+  for minute = first, math.min(minutes.newest, floor(now_ms / MINUTE_MS)) do
+    total = total + (minutes[minute] or 0)
+  end
+  return total
+end
+
+-- Whether rule r of an option with this mark refuses: `most` grants of its scope lie after since_ms, as request `number`
+-- sees them.
+local function refuses(grants, number, now_ms, r, mark, withheld)
+  local since_ms, scope, uncounted_too = since_of[r], scopes:byte(r), wides:byte(r) == 1
+  if scope == 5 then return sent_since(marks[mark], since_ms, now_ms) >= most_of[r] end
+  local found = 0
+  for k = 1, #grants do
+    local g = grants[k]
+    local mine = g[4] == me
+    if g[2] > since_ms and (not mine or g[3] < number) and (g[5] == 0 or (mine and g[5] > number + 1)) then
+      local flags = g[10]
+      if (uncounted_too or (band(flags, COUNTS) ~= 0 and (withheld or band(flags, WITHHELD) == 0)))
+        and (scope == 0 or (scope == 1 and g[9] == marks[mark + 3]) or (scope == 2 and g[6] == marks[mark])
+          or (scope == 3 and g[7] == marks[mark + 1]) or (scope == 4 and g[8] == marks[mark + 2])) then
+        found = found + 1
+      end
+    end
+  end
+  return found >= most_of[r]
+end
+
+local out, codes, refused = {}, {}, {}
+local n, o, r = 0, 1, 1
+
+-- Which of a request's options were granted before: by itself (a repetition), by an earlier request, or by a later one.
+local function known(grants, number, now_ms, options)
+  local again, repeated, later = -1, -1, nil
+  for k = 0, options - 1 do
+    local id = ids:sub((o + k) * 16 - 15, (o + k) * 16)
+    for j = 1, #grants do
+      local g = grants[j]
+      if g[1] == id then
+        if g[4] == me and g[3] == number then
+          again = k
+        elseif g[4] == me and g[3] > number then
+          later = g
+        elseif repeated < 0 and g[2] > now_ms - horizon_ms then
+          repeated = k
+        end
+      end
+    end
+  end
+  return again, repeated, later
+end
+
+local function tell_code(row, id)
+  local stored = redis.call('GET', ARGV[8] .. hex(id))
+  if stored then
+    codes[#codes + 1] = row
+    codes[#codes + 1] = stored
+  end
+end
+
+local function grant(subject, grants, later, now_ms, number, id, mark, keep)
+  local is_withheld = withhelds:byte(o) == 1
+  local flags = counts:byte(o) * COUNTS + (is_withheld and WITHHELD or 0) + keep
+  local scenario = marks[mark]
+  if later and later[1] == id then
+    later[3], later[2] = number, now_ms
+  else
+    grants[#grants + 1] = {id, now_ms, number, me, 0, scenario, marks[mark + 1], marks[mark + 2], marks[mark + 3], flags}
+    opened[#opened + 1] = KEYS[subject + 2]
+    opened[#opened + 1] = id
+    opened[#opened + 1] = is_withheld and -1 or scenario
+    opened[#opened + 1] = now_ms
+    if not is_withheld then
+      local minute = floor(now_ms / MINUTE_MS)
+      local added = adding[scenario]
+      if not added then added = {}; adding[scenario] = added end
+      added[minute] = (added[minute] or 0) + 1
+      local minutes = sent[scenario]
+      if minutes then
+        minutes[minute] = (minutes[minute] or 0) + 1
+        minutes.newest = math.max(minutes.newest, minute)
+      end
+    end
+  end
+  changed[subject] = true
+  if code_of[o] then redis.call('SET', ARGV[8] .. hex(id), code_of[o], 'PX', 2 * horizon_ms) end
+end
+
+for row = 1, #subject_of do
+  local subject, now_ms, number, options = subject_of[row], now_of[row], number_of[row], options_of[row]
+  local grants = states[subject] or load(subject)
+  local again, repeated, later = -1, -1, nil
+  if #grants > 0 then again, repeated, later = known(grants, number, now_ms, options) end
+  local granted_at = n + 1
+  out[n + 1], out[n + 2] = -1, 0
+  n = n + 2
+  local chosen = -1
+  for k = 0, options - 1 do
+    local rules = rules_of[o]
+    if chosen < 0 then
+      if repeated >= 0 then
+        if k == repeated then
+          chosen = k
+          out[granted_at + 1] = 1
+          tell_code(row - 1, ids:sub(o * 16 - 15, o * 16))
+        else
+          n = n + 1
+          out[n] = -3
+        end
+      elseif k == again then
+        chosen = k
+        tell_code(row - 1, ids:sub(o * 16 - 15, o * 16))
+      else
+        local failed, keep, withheld = -1, 0, withhelds:byte(o) == 1
+        for rule = 0, rules - 1 do
+          if since_of[r + rule] <= 0 then keep = KEEP end
+          if failed < 0 and (#grants > 0 or scopes:byte(r + rule) == 5)
+            and refuses(grants, number, now_ms, r + rule, mark_of[o], withheld) then
+            failed = rule
+          end
+        end
+        if failed >= 0 then
+          n = n + 1
+          out[n] = failed
+        else
+          chosen = k
+          if shadows:byte(o) == 0 then
+            grant(subject, grants, later, now_ms, number, ids:sub(o * 16 - 15, o * 16), mark_of[o], keep)
+          end
+        end
+      end
+    end
+    o, r = o + 1, r + rules
+  end
+  out[granted_at] = chosen
+  if chosen < 0 and cacheable_of[row] == 1 then refused[#refused + 1] = subject end
+end
+
+for scenario, minutes in pairs(adding) do
+  for minute, change in pairs(minutes) do count_sent(ARGV[7], scenario, minute * MINUTE_MS, change) end
+end
+for subject in pairs(changed) do
+  local grants, parts, kept = states[subject], {}, false
+  local newest_ms = 0
+  for k = 1, #grants do newest_ms = math.max(newest_ms, grants[k][2]) end
+  for k = 1, #grants do
+    local g = grants[k]
+    local keeps = band(g[10], KEEP) ~= 0
+    if g[2] > newest_ms - horizon_ms or ((keeps or g[2] > newest_ms - keep_ms) and g[5] == 0) then
+      kept = kept or keeps
+      parts[#parts + 1] = pack_grant(GRANT, g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10])
+    end
+  end
+  if kept then
+    redis.call('SET', KEYS[subject + 2], table.concat(parts))
+  else
+    redis.call('SET', KEYS[subject + 2], table.concat(parts), 'PX', keep_ms + horizon_ms)
+  end
+end
+if #opened > 0 then redis.call('RPUSH', KEYS[2], cmsgpack.pack(opened)) end
+local subjects_kept, kept_bytes, parts = {}, {}, {}
+for _, subject in ipairs(refused) do
+  if not changed[subject] then
+    local value = values[subject] or ''
+    subjects_kept[#subjects_kept + 1], kept_bytes[#kept_bytes + 1], parts[#parts + 1] = subject, #value, value
+  end
+end
+return {cmsgpack.pack({out, codes, subjects_kept, kept_bytes}), table.concat(parts)}

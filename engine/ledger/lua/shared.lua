@@ -1,0 +1,78 @@
+-- What every act begins with. The loader puts this before each file, and the table FOLLOWS before this.
+--
+-- A subject's grants are one string of records of 46 bytes, oldest first:
+--   offer id, at_ms, number of the request, shard, released (number of the next request + 1, 0 not),
+--   scenario, category, partner, channel, flags
+local GRANT, SIZE = '<c16I6I6I2I6I4I2I2BB', 46
+local COUNTS, WITHHELD, KEEP, SHADOW, DELIVERED = 1, 2, 8, 16, 32
+local MINUTE_MS, MINUTES = 60000, 1560
+
+local function has(flags, bit_) return bit.band(flags, bit_) ~= 0 end
+
+-- Whether this shard is still the caller's, and the store still the one it wrote to.
+-- ARGV: 1 epoch, 2 number of the last logged commit, 3 run id of the server
+local function guard(meta_key)
+  local meta = redis.call('HMGET', meta_key, 'epoch', 'logged', 'run')
+  if not meta[1] or meta[3] ~= ARGV[3] then return 'behind' end
+  if tonumber(meta[1]) > tonumber(ARGV[1]) then return 'fenced' end
+  if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] then return 'behind' end
+  return false
+end
+
+local function hex(id)
+  return (id:gsub('.', function(c) return string.format('%02x', c:byte()) end))
+end
+
+local function count_sent(prefix, scenario, at_ms, change)
+  local key = prefix .. scenario
+  local minute = math.floor(at_ms / MINUTE_MS)
+  redis.call('HINCRBY', key, minute, change)
+  if redis.call('HLEN', key) > 2 * MINUTES then
+    for _, field in ipairs(redis.call('HKEYS', key)) do
+      if tonumber(field) <= minute - MINUTES then redis.call('HDEL', key, field) end
+    end
+  end
+end
+
+-- An offer: {user, subject, scenario, channel, service, deadline_ms, position, place, body, dispatches}
+-- A dispatch: {dispatch id, state, at_ms, epoch, applied, gateway id, code, token}
+local function get_offer(prefix, id)
+  local packed = redis.call('GET', prefix .. 'f:' .. id)
+  return packed and cmsgpack.unpack(packed)
+end
+
+local function put_offer(prefix, id, offer, keep_ms)
+  redis.call('SET', prefix .. 'f:' .. id, cmsgpack.pack(offer), 'PX', keep_ms)
+end
+
+-- Append what became of a dispatch; say whether it changed its state (G1).
+local function add_dispatch(prefix, id, offer, dispatch_id, state, at_ms, epoch, gateway_id, code)
+  local before = ''
+  for _, one in ipairs(offer[10]) do
+    if one[5] and one[1] == dispatch_id then before = one[2] end
+  end
+  if before == state then return false, false end
+  local applied = FOLLOWS[before][state] or false
+  table.insert(offer[10], {dispatch_id, state, at_ms, epoch, applied, gateway_id, code, false})
+  if applied then
+    if redis.call('HGET', prefix .. 's', id) == dispatch_id then redis.call('HDEL', prefix .. 's', id) end
+    redis.call('ZREM', prefix .. 'outbox', id)
+  end
+  return true, applied
+end
+
+-- End the next dispatch of a queued offer before anybody claims it; under its id, so that a claim is too late.
+local function end_unclaimed(prefix, id, offer, state, at_ms, epoch, code)
+  table.insert(offer[10], {id .. '/' .. offer[4] .. '/1', state, at_ms, epoch, true, false, code, false})
+  redis.call('ZREM', prefix .. 'outbox', id)
+end
+
+-- Where the user was closed after the offer was made, it ends (A4); say whether it did.
+local function ended_by_close(prefix, id, offer, epoch, keep_ms)
+  local closed = offer[1] and redis.call('HMGET', prefix .. 'c:' .. offer[1], '#place', '#at')
+  if not closed or not closed[1] or tonumber(closed[1]) < offer[8] then return false end
+  if not redis.call('ZSCORE', prefix .. 'outbox', id) then return false end
+  end_unclaimed(prefix, id, offer, 'failed', tonumber(closed[2]), epoch, 'user_closed')
+  put_offer(prefix, id, offer, keep_ms)
+  return true
+end

@@ -1,0 +1,432 @@
+"""The ledger of the cluster: one shard in Redis, one Lua file per atomic act (docs/contracts.md, Ledger, Claim).
+
+A shard is a partition of the log; a batch is one call. Numbers given to requests in log order make every answer
+repeatable: a lost reply is asked for again, and a replay is answered as the first time. What Redis may lose is in the
+reservations log, and is put back before anything else is granted or claimed (FAULTS F8, F10).
+
+Threads: the engine's calls and the dispatcher's have a connection each.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+import structlog
+
+from engine.errors import StoreUnavailable
+from engine.ledger.dispatch import NOT_SENT, Claim
+from engine.ledger.handoff import ConsentRow, DispatchRow
+from engine.ledger.history import DecisionRow
+from engine.ledger.kernel import COUNTS, KEEP, WITHHELD
+from engine.ledger.redis_acts import dispatch_act, put_in_order
+from engine.ledger.redis_log import GrantRow, LoggedCommit, ReleaseRow, write_commit
+from engine.ledger.redis_packing import (
+    GRANT_BYTES,
+    binary,
+    decode,
+    encode,
+    judge_refused,
+    pack_requests,
+    read_answers,
+    read_grants,
+)
+from engine.ledger.redis_shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
+from engine.model import DispatchState, Offer, Option, ReserveAnswer, ReserveRequest
+
+log = structlog.get_logger("opportune.ledger")
+
+BATCH = 128
+"""Requests in one call, about a millisecond of Redis; others are answered between calls."""
+
+_OFFER_ID = re.compile("[0-9a-f]{32}")
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Requests of one call."""
+
+    requests: Sequence[ReserveRequest]
+    numbers: Sequence[int]
+    keys: list[bytes] = field(default_factory=list)
+    keeps: bool = False  # whether a rule has no window
+
+
+class RedisLedger(RedisShard):
+    """One shard. Raises StoreUnavailable while Redis cannot answer, StoreFenced once another process has the shard.
+
+    url       redis://[:password@]host:port/db, rediss:// with TLS
+    engine, dispatcher  the parts this process takes over; whoever had them is fenced
+    reservations  where commits are written before they count; None: a Redis that loses data cannot be rebuilt
+    authority  asked for consents and pauses when the shard is rebuilt
+    patience_s  how long a call waits for Redis; `is_stopped` ends the wait
+    """
+
+    # --- caps -------------------------------------------------------------------------------------------------------
+
+    def reserve(self, requests: Sequence[ReserveRequest]) -> list[ReserveAnswer]:
+        """Answer requests in order; what is granted counts at once, and may be handed over after the next `commit`."""
+        if not requests:
+            return []
+        self._flush_settles()
+        numbers: list[int] = []
+        asked = self._asked
+        for request in requests:
+            numbers.append(asked)
+            # What is in shadow leaves nothing, and explaining asks in shadow: only the rest has a place in the log.
+            asked += not request.options[0].shadow
+        self._asked = asked
+        self._number_marks(requests)
+        if not self._refused:
+            return self._ask(requests, numbers)
+        local: dict[int, ReserveAnswer] = {}
+        remote: set[str] = set()
+        for row, request in enumerate(requests):
+            packed = self._refused.get(request.subject)
+            if packed is not None and request.subject not in remote:
+                answer = judge_refused(request, numbers[row], read_grants(packed), self._marks, self.shard)
+                if answer is not None:
+                    local[row] = answer
+                    continue
+            remote.add(request.subject)
+        if not local:
+            return self._ask(requests, numbers)
+        rest = [row for row in range(len(requests)) if row not in local]
+        answers = self._ask([requests[row] for row in rest], [numbers[row] for row in rest]) if rest else []
+        local.update(zip(rest, answers, strict=True))
+        return [local[row] for row in range(len(requests))]
+
+    def _ask(self, requests: Sequence[ReserveRequest], numbers: Sequence[int]) -> list[ReserveAnswer]:
+        """Ask Redis, batch after batch; the next is packed while Redis works on the one before."""
+        while True:
+            self.recover()
+            self._number_marks(requests)
+            batches = [
+                _Batch(requests[first : first + BATCH], numbers[first : first + BATCH])
+                for first in range(0, len(requests), BATCH)
+            ]
+            answers = self._link.scripts("reserve", (self._packed(batch) for batch in batches))
+            # After a rebuild all are asked again: names may have other numbers by then.
+            if not any(self._is_behind(answer) for answer in answers):
+                break
+        told: list[ReserveAnswer] = []
+        for batch, answer in zip(batches, answers, strict=True):
+            told += self._take_answers(batch, answer)
+        return told
+
+    def _packed(self, batch: _Batch) -> tuple[list[bytes], Callable[[], Sequence[Any]]]:
+        own, persons = f"{self._prefix}u:".encode(), self._persons.encode()
+        place: dict[bytes, int] = {}
+        keys: list[int] = []
+        owned: list[int] = []
+        for request in batch.requests:
+            subject = request.subject
+            mine = subject == request.user_id
+            owned.append(1 if mine else 0)
+            key = (own if mine else persons) + subject.encode()
+            keys.append(place.setdefault(key, len(place) + 1))
+        batch.keys = list(place)
+        packed = pack_requests(batch.requests, batch.numbers, keys, self._marks, owned)
+        batch.keeps = packed.keeps
+        self._longest_ms = max(self._longest_ms, packed.longest_ms)
+        fixed = (self.shard, max(self._longest_ms, HORIZON_MS), HORIZON_MS, self._sent, f"{self._prefix}v:")
+        return [self._meta, self._open, *batch.keys], lambda: (*self._claimed(), *fixed, *packed.arguments)
+
+    def _take_answers(self, batch: _Batch, answer: Any) -> list[ReserveAnswer]:
+        packed, values = answer
+        out, codes, refused, sizes = decode(packed)
+        at = 0
+        for key, size in zip(refused, sizes, strict=True):
+            self._remember(batch.keys[key - 1].decode(), values[at : at + size])
+            at += size
+        answers = read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)))
+        for request, one, number in zip(batch.requests, answers, batch.numbers, strict=True):
+            if one.granted >= 0 and not one.duplicate:
+                won = request.options[one.granted]
+                if not won.shadow:
+                    self._note(request, won, one.code, number, batch.keeps)
+        return answers
+
+    def _note(self, request: ReserveRequest, won: Option, code: str | None, number: int, keeps: bool) -> None:
+        """Remember a grant for the log, and forget what was remembered of its subject."""
+        flags = (COUNTS if won.counts else 0) | (WITHHELD if won.withheld else 0)
+        if keeps and any(rule.since_ms <= 0 for rule in won.rules):
+            flags |= KEEP
+        subject, user = request.subject, request.user_id
+        self._refused.pop(subject, None)
+        self._subjects[won.offer_id] = (subject, user)
+        self._made.append(
+            GrantRow(
+                won.offer_id,
+                subject,
+                user,
+                won.scenario,
+                won.category,
+                won.partner,
+                won.channel,
+                flags,
+                request.now_ms,
+                number,
+                code,
+            )
+        )
+
+    def _remember(self, key: str, packed: bytes) -> None:
+        """Keep the grants of a subject that was refused, so that the next refusal needs no call."""
+        if len(self._refused) >= MOST_REMEMBERED:
+            for old in list(self._refused)[: MOST_REMEMBERED // 2]:
+                del self._refused[old]
+        self._refused[key.removeprefix(f"{self._prefix}u:")] = packed
+
+    def release(self, offer_id: str) -> None:
+        """Give back what an offer took (a definite failure, C2). Harmless where there is nothing to give back."""
+        self._settle_soon(offer_id, "r")
+
+    def settle(self, offer_id: str, state: DispatchState) -> None:
+        """Take an outcome into account: a definite failure gives back, anything else keeps what was taken (C2)."""
+        if state in NOT_SENT:
+            self.release(offer_id)
+        elif state == DispatchState.DELIVERED:
+            self.delivered(offer_id)
+
+    def delivered(self, offer_id: str) -> None:
+        """Remember that a message arrived: a failure reported afterwards gives nothing back (G1)."""
+        self._settle_soon(offer_id, "d")
+
+    def _settle_soon(self, offer_id: str, act: str) -> None:
+        if _OFFER_ID.fullmatch(offer_id) is not None:
+            known = self._subjects.get(offer_id)
+            key = self._subject_key(*known) if known else ""
+            self._settles.append((key, bytes.fromhex(offer_id), act, self._asked))
+
+    def _flush_settles(self) -> None:
+        if not self._settles:
+            return
+        acts = self._settles
+        flat = [value for key, offer_id, act, number in acts for value in (key, binary(offer_id), act, number)]
+        answer = self._guarded("settle", [self._meta], lambda: (self._prefix, self._persons, self._sent, encode(flat)))
+        self._settles = []
+        for (_, offer_id, act, number), key in zip(acts, decode(answer), strict=True):
+            if key:
+                self._refused.pop(key.removeprefix(f"{self._prefix}u:"), None)
+                if act == "r":
+                    self._released.append(ReleaseRow(offer_id.hex(), key, number))
+
+    def rebuild(self, through_position: int) -> None:
+        """Answer from now on as after the record at this position; what was never committed is taken back."""
+        self._forget_batch()
+        self._take_back()
+        found = self._link.command("ZREVRANGEBYSCORE", self._positions, through_position, "-inf", "LIMIT", 0, 1)
+        self._asked = int(found[0].decode().partition(":")[2]) if found else 0
+
+    # --- commit -----------------------------------------------------------------------------------------------------
+
+    def commit(
+        self,
+        position: int,
+        now_ms: int,
+        *,
+        decisions: Sequence[DecisionRow] = (),
+        offers: Sequence[Offer] = (),
+        consents: Sequence[ConsentRow] = (),
+        closed_users: Sequence[str] = (),
+        closed_at: Sequence[tuple[int, int]] = (),
+        pauses: Sequence[tuple[str, bool]] = (),
+        dispatches: Sequence[DispatchRow] = (),
+    ) -> None:
+        """Store everything up to and with the record at `position`: in the log first, then in one act.
+
+        What a replay brings again changes nothing. After StoreUnavailable call it again with the same arguments.
+        """
+        if position <= self._position:
+            self._flush_settles()
+            self._forget_batch()
+            return
+        self._flush_settles()
+        if self._log is not None and self._unlogged != position:
+            entry = LoggedCommit(
+                self._tenant,
+                self.shard,
+                self._logged + 1,
+                position,
+                now_ms,
+                self._asked,
+                self._longest_ms,
+                self._made,
+                self._released,
+            )
+            self._log.append(self.shard, write_commit(entry))
+            self._unlogged = position
+        acts = put_in_order(self._made, offers, consents, closed_users, closed_at, pauses, dispatches, decisions)
+        packed = encode(acts)
+        self._guarded(
+            "commit",
+            [self._meta, self._open, self._positions],
+            lambda: (
+                self._prefix,
+                position,
+                now_ms,
+                self._asked,
+                self._longest_ms,
+                self._logged + 1,
+                OFFER_KEEP_MS,
+                packed,
+            ),
+        )
+        self._position, self._now_ms = position, now_ms
+        self._logged += 1
+        self._forget_batch()
+
+    def position(self) -> int:
+        """The last record whose effects are stored, -1 if none."""
+        return self._position
+
+    # --- hand-off ---------------------------------------------------------------------------------------------------
+
+    def outbox(self, limit: int) -> list[Offer]:
+        """List offers committed and not claimed, oldest trigger first."""
+        answer = self._claims.script("outbox", [self._meta], lambda: (0, 0, 0, self._prefix, limit, OFFER_KEEP_MS))
+        return [Offer(**orjson.loads(body)) for body in decode(answer)]
+
+    def claim(self, claims: Sequence[tuple[str, str]], now_ms: int, *, epoch: int | None = None) -> list[str]:
+        """Claim pairs of offer id and dispatch id at wall time `now_ms`, in one act; one answer for each.
+
+        Where the store cannot answer, all are `unavailable`, and nothing may be sent.
+        """
+        token = secrets.token_hex(8)
+        flat = [text for pair in claims for text in pair]
+        try:
+            answer = self._claims.script(
+                "claim",
+                [self._meta],
+                lambda: (
+                    self.epoch if epoch is None else epoch,
+                    0,
+                    self._claims.run_id,
+                    self._prefix,
+                    now_ms,
+                    OFFER_KEEP_MS,
+                    token,
+                    self._pauses,
+                    encode(sorted(self.assumed_consent)),
+                    encode(flat),
+                ),
+            )
+        except StoreUnavailable:
+            return [Claim.UNAVAILABLE] * len(claims)
+        return [Claim(one) for one in decode(answer)]
+
+    def record_dispatch(self, records: Sequence[DispatchRow]) -> list[bool]:
+        """Store what became of dispatches, in one act; says for each whether its state changed (G1)."""
+        rows = [dispatch_act(record)[1:] for record in records]
+        answer = self._claims.script(
+            "outcome", [self._meta], lambda: (0, 0, self._claims.run_id, self._prefix, OFFER_KEEP_MS, encode(rows))
+        )
+        if answer == b"behind":
+            raise StoreUnavailable(f"shard {self.shard} is being rebuilt")
+        return [one == 1 for one in decode(answer)]
+
+    def user_of_offer(self, offer_id: str) -> str | None:
+        """Say whom an offer was made to, for receipts; None where it is unknown."""
+        offer = self._offer(offer_id)
+        return offer[0] or None if offer else None
+
+    def dispatches(self, offer_id: str) -> list[dict[str, Any]]:
+        """List the states an offer's dispatches went through, in order."""
+        offer = self._offer(offer_id)
+        names = ("dispatch_id", "state", "at_ms", "epoch", "applied", "gateway_id", "code")
+        rows = offer[9] if offer else []
+        return [
+            {"seq": seq, **dict(zip(names, row[:7], strict=True)), "applied": int(row[4])}
+            for seq, row in enumerate(rows)
+        ]
+
+    def _offer(self, offer_id: str) -> list[Any] | None:
+        packed = self._claims.command("GET", f"{self._prefix}f:{offer_id}")
+        return decode(packed) if packed else None
+
+    # --- reading ----------------------------------------------------------------------------------------------------
+
+    def decisions(self, *, user: str, from_ms: int, until_ms: int, limit: int = 100) -> list[bytes]:
+        """List bodies of a user's decisions whose trigger lies in [from_ms, until_ms), newest first."""
+        found = self._claims.command("HGETALL", f"{self._prefix}x:{user}")
+        bodies = dict(zip(found[::2], found[1::2], strict=True))
+        chosen = [key for key in bodies if from_ms <= int(key[:12], 16) < until_ms]
+        return [bodies[key] for key in sorted(chosen, reverse=True)[:limit]]
+
+    def paused(self) -> set[str]:
+        """The scenarios that are paused; "*" stands for all."""
+        keys = (f"{self._prefix}p", self._pauses)
+        return {name.decode() for key in keys for name in self._claims.command("HKEYS", key)}
+
+    def counts(self) -> dict[str, int]:
+        """How many of each are stored, for summaries and tests; reads everything."""
+        command = self._claims.command
+        offers = [decode(command("GET", key)) for key in self._keys("f:")]
+        consents = (name for key in self._keys("c:") for name in command("HKEYS", key))
+        values = [command("GET", key) for key in self._keys("u:")]
+        return {
+            "offers": sum(bool(offer[0]) for offer in offers),
+            "outbox": command("ZCARD", f"{self._prefix}outbox"),
+            "dispatches": sum(len(offer[9]) for offer in offers),
+            "consents": sum(not name.startswith(b"#") for name in consents),
+            "pauses": command("HLEN", f"{self._prefix}p"),
+            "reservations": sum(len(value) // GRANT_BYTES for value in values if value),
+            "decisions": sum(command("HLEN", key) for key in self._keys("x:")),
+        }
+
+    # --- upkeep -----------------------------------------------------------------------------------------------------
+
+    def expire(self, before_ms: int, reservations_before_ms: int) -> None:
+        """Delete decisions, offers and dispatches from before `before_ms`, and old grants; keys also age by themselves.
+
+        Grants that a rule without a window looks at stay.
+        """
+        first = max(before_ms, 0).to_bytes(6, "big").hex()
+        for key in self._keys("f:"):
+            if key.decode().rpartition("f:")[2] < first:
+                self._claims.command("DEL", key)
+        self._claims.command("ZREMRANGEBYLEX", f"{self._prefix}outbox", "-", f"({first}")
+        for key in self._keys("x:"):
+            old = [name for name in self._claims.command("HKEYS", key) if name.decode() < first]
+            if old:
+                self._claims.command("HDEL", key, *old)
+        for key in self._keys("u:"):
+            self._claims.script("trim", [key], lambda: (reservations_before_ms, KEEP))
+
+    def forget(self, user: str) -> None:
+        """Leave no trace of a user or subject (I2)."""
+        self._refused.pop(user, None)
+        for kind in ("u:", "c:", "x:"):
+            self._claims.command("DEL", f"{self._prefix}{kind}{user}")
+        self._claims.command("DEL", f"{self._persons}{user}")
+        for key in self._keys("f:"):
+            offer = decode(self._claims.command("GET", key) or encode([None, None]))
+            if user in offer[:2]:
+                offer_id = key.decode().rpartition("f:")[2]
+                self._claims.command("DEL", key)
+                self._claims.command("ZREM", f"{self._prefix}outbox", offer_id)
+                self._claims.command("HDEL", f"{self._prefix}s", offer_id)
+
+    def arrays(self) -> dict[str, Any]:
+        """Nothing: the state is in Redis."""
+        return {}
+
+    def objects(self) -> dict[str, Any]:
+        """What a checkpoint must hold: how many requests came before it."""
+        return {"asked": self._asked, "longest_ms": self._longest_ms}
+
+    def restore(self, arrays: dict[str, Any], objects: dict[str, Any]) -> None:
+        """Take over a checkpoint's `objects`: the next request has the number that it had then."""
+        self._forget_batch()
+        self._refused.clear()
+        self._asked = objects["asked"]
+        self._longest_ms = max(self._longest_ms, objects["longest_ms"])
+
+    def close(self) -> None:
+        self._link.close()
+        self._claims.close()

@@ -1,0 +1,245 @@
+"""One connection to Redis that runs the ledger's scripts: reconnects, reloads, repeats, and gives up in time.
+
+Every script may be repeated after a lost reply: it answers the same again and writes nothing twice (FAULTS F7).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import redis
+import structlog
+from redis.connection import ConnectionPool
+from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
+
+from engine.clock import monotonic_s
+from engine.errors import SettingsError, StoreUnavailable
+from engine.ledger.dispatch import FOLLOWS
+
+log = structlog.get_logger("opportune.ledger")
+
+_FOLDER = Path(__file__).parent / "lua"
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
+
+
+class RedisLink:
+    """Run scripts and commands over one connection, under a lock.
+
+    patience_s  how long a call waits for a Redis that cannot answer before it raises StoreUnavailable
+    is_stopped  asked while waiting: True ends the wait at once
+    run_id      of the server that the connection reaches; another one may be a replica that knows less (F8)
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        patience_s: float = 5.0,
+        timeout_s: float = 5.0,
+        is_stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.patience_s = patience_s
+        self.run_id = ""
+        self.reconnects = -1
+        self._where = _without_password(url)
+        self._is_stopped = is_stopped
+        try:
+            self._pool = ConnectionPool.from_url(
+                url, socket_timeout=timeout_s, socket_connect_timeout=min(timeout_s, 2.0), protocol=2
+            )
+        except ValueError as error:
+            raise SettingsError(f"redis address {self._where!r} is not one: {error}") from None
+        self._connection: Any = None
+        self._lock = threading.RLock()
+
+    def script(self, name: str, keys: Sequence[bytes], arguments: Callable[[], Sequence[bytes | str | int]]) -> Any:
+        """Run a script; `arguments` is asked anew at each try, because a reconnect may change the run id.
+
+        Raises StoreUnavailable once patience ends, SettingsError where this Redis can never serve.
+        """
+        return self.scripts(name, [(keys, arguments)])[0]
+
+    def scripts(
+        self, name: str, calls: Iterable[tuple[Sequence[bytes], Callable[[], Sequence[bytes | str | int]]]]
+    ) -> list[Any]:
+        """Run a script several times in order; calls are made while Redis works on those before them."""
+        text, sha = _script(name)
+        made: list[tuple[Sequence[bytes], Callable[[], Sequence[bytes | str | int]]]] = []
+        coming = iter(calls)
+
+        def run(connection: Any) -> list[Any]:
+            for keys, arguments in [*made]:
+                connection.send_packed_command([_call(sha, keys, arguments())])
+            for keys, arguments in coming:
+                made.append((keys, arguments))
+                connection.send_packed_command([_call(sha, keys, arguments())])
+            answers = []
+            unknown = False
+            for _ in made:
+                try:
+                    answers.append(connection.read_response(disable_decoding=True))
+                except NoScriptError:
+                    unknown = True
+            if unknown:
+                _ask(connection, _pack((b"SCRIPT", b"LOAD", text)))
+                return run(connection)
+            return answers
+
+        answers: list[Any] = self._try(run)
+        return answers
+
+    def command(self, *parts: bytes | str | int) -> Any:
+        """Run a command that may be repeated."""
+        return self._try(lambda connection: _ask(connection, _pack([_bytes(part) for part in parts])))
+
+    def scan(self, pattern: bytes) -> list[bytes]:
+        """List the keys of a pattern; walks the whole store."""
+        found: set[bytes] = set()
+        cursor = b"0"
+        while True:
+            cursor, keys = self.command("SCAN", cursor, "MATCH", pattern, "COUNT", 1000)
+            found.update(keys)
+            if cursor == b"0":
+                return sorted(found)
+
+    def close(self) -> None:
+        with self._lock:
+            self._drop()
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _try(self, run: Callable[[Any], Any]) -> Any:
+        give_up_s = monotonic_s() + self.patience_s
+        pause_s = _FIRST_PAUSE_S
+        with self._lock:
+            while True:
+                try:
+                    if self._connection is None:
+                        self._connect()
+                    return run(self._connection)
+                except AuthenticationError:
+                    self._drop()
+                    raise SettingsError(f"{self._where} refuses the password") from None
+                except (RedisError, OSError) as error:
+                    if isinstance(error, ResponseError) and not _may_pass(error):
+                        raise
+                    self._drop()
+                    if monotonic_s() >= give_up_s or self._is_stopped():
+                        raise StoreUnavailable(f"{self._where} does not answer ({_reason(error)})") from None
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _connect(self) -> None:
+        connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        connection.connect()
+        self._connection = connection
+        self.reconnects += 1
+        facts = _ask(connection, _pack((b"INFO", b"everything")))
+        self.run_id = check_server(_facts(facts), self._where, self._setting)
+
+    def _setting(self, name: str) -> str | None:
+        try:
+            answer = _ask(self._connection, _pack((b"CONFIG", b"GET", name.encode())))
+        except ResponseError:
+            return None
+        return answer[1].decode() if len(answer) == 2 else None
+
+    def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.disconnect()
+
+
+def check_server(facts: dict[str, str], where: str, setting: Callable[[str], str | None]) -> str:
+    """Refuse a Redis that may lose caps by itself, advise on what could be safer, and return its run id (F8, F9)."""
+    policy = facts.get("maxmemory_policy") or setting("maxmemory-policy")
+    if policy not in (None, "noeviction"):
+        raise SettingsError(
+            f"{where} has maxmemory-policy {policy}, which may drop caps: set it to noeviction (CONFIG SET "
+            "maxmemory-policy noeviction, and in redis.conf)"
+        )
+    if facts.get("cluster_enabled") == "1":
+        raise SettingsError(f"{where} is a Redis Cluster; the ledger needs one Redis, with replicas if you like")
+    if facts.get("role") != "master":
+        raise redis.ConnectionError("it is a replica, which takes no writes")
+    replicas = int(facts.get("connected_slaves", 0))
+    if replicas and setting("min-replicas-to-write") in ("0", None):
+        log.warning(
+            "a failover may lose the last writes; set min-replicas-to-write 1 and min-replicas-max-lag 1",
+            redis=where,
+            replicas=replicas,
+        )
+    return facts["run_id"]
+
+
+@cache
+def _script(name: str) -> tuple[bytes, bytes]:
+    """Return a script's text and hash."""
+    rows = []
+    for before, after in FOLLOWS.items():
+        names = ", ".join(f"{state.value} = true" for state in sorted(after))
+        rows.append(f"  ['{before.value if before else ''}'] = {{{names}}},")
+    table = "local FOLLOWS = {\n" + "\n".join(rows) + "\n}\n"
+    text = table + (_FOLDER / "shared.lua").read_text() + (_FOLDER / f"{name}.lua").read_text()
+    return text.encode(), hashlib.sha1(text.encode()).hexdigest().encode()
+
+
+def _call(sha: bytes, keys: Sequence[bytes], arguments: Sequence[bytes | str | int]) -> bytes:
+    return _pack((b"EVALSHA", sha, b"%d" % len(keys), *keys, *map(_bytes, arguments)))
+
+
+def _ask(connection: Any, command: bytes) -> Any:
+    connection.send_packed_command([command])
+    return connection.read_response(disable_decoding=True)
+
+
+def _pack(parts: Sequence[bytes]) -> bytes:
+    """Write one command; redis-py's own packer costs ten times as much for the hundreds of keys of a batch."""
+    head = b"*%d\r\n" % len(parts)
+    return head + b"".join([b"$%d\r\n%b\r\n" % (len(part), part) for part in parts])
+
+
+def _bytes(value: bytes | str | int) -> bytes:
+    return value if isinstance(value, bytes) else str(value).encode()
+
+
+def _may_pass(error: ResponseError) -> bool:
+    """Say whether an error answer may end by itself: full, loading, a replica, a disk that cannot be written."""
+    text = str(error)
+    return (
+        isinstance(error, redis.ReadOnlyError | redis.BusyLoadingError)
+        or text.startswith(
+            (
+                "OOM",
+                "MISCONF",
+                "LOADING",
+                "READONLY",
+                "NOREPLICAS",
+                "MASTERDOWN",
+                "command not allowed when used memory",
+            )
+        )
+        or "OOM" in text
+        or "READONLY" in text
+    )
+
+
+def _reason(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200] or type(error).__name__
+
+
+def _facts(text: bytes) -> dict[str, str]:
+    pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines() if ":" in line)
+    return {name: value for name, _, value in pairs}
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or 6379}"

@@ -1,0 +1,74 @@
+"""A small TCP proxy in asyncio that misbehaves on purpose (FAULTS: toxics)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from types import TracebackType
+from urllib.parse import urlsplit
+
+
+class LostReplies:
+    """Stand between a client and Redis; every so many replies one is swallowed and the connection cut.
+
+    A reply is what the server sends between two requests of a client that waits for each answer.
+    """
+
+    def __init__(self, url: str, *, every: int) -> None:
+        self.lost = 0
+        self._target = urlsplit(url)
+        self._every = every
+        self._replies = 0
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def __enter__(self) -> LostReplies:
+        self._thread.start()
+        self._server = asyncio.run_coroutine_threadsafe(
+            asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop
+        ).result()
+        port = self._server.sockets[0].getsockname()[1]
+        self.url = f"redis://127.0.0.1:{port}{self._target.path}"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async def stop() -> None:
+            self._server.close()
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
+        asked = asyncio.Event()
+        forward = asyncio.create_task(self._forward(reader, back, asked))
+        try:
+            while data := await there.read(1 << 20):
+                if asked.is_set():
+                    asked.clear()
+                    self._replies += 1
+                    if self._replies % self._every == 0:
+                        self.lost += 1
+                        break
+                writer.write(data)
+                await writer.drain()
+        except ConnectionError:
+            pass
+        finally:
+            forward.cancel()
+            writer.close()
+            back.close()
+
+    async def _forward(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter, asked: asyncio.Event) -> None:
+        while data := await reader.read(1 << 20):
+            asked.set()
+            back.write(data)
+            await back.drain()
