@@ -23,6 +23,7 @@ from engine.ledger.dispatch import NOT_SENT, Claim
 from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
 from engine.ledger.kernel import COUNTS, KEEP, WITHHELD
+from engine.ledger.redemptions import RedemptionRow
 from engine.ledger.redis_acts import dispatch_act, put_in_order
 from engine.ledger.redis_log import GrantRow, LoggedCommit, ReleaseRow, write_commit
 from engine.ledger.redis_packing import (
@@ -34,9 +35,10 @@ from engine.ledger.redis_packing import (
     pack_requests,
     read_answers,
     read_grants,
+    without_stock,
 )
 from engine.ledger.redis_shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
-from engine.model import DispatchState, Offer, Option, ReserveAnswer, ReserveRequest
+from engine.model import DispatchState, GatewayReceipt, Match, Offer, Option, ReserveAnswer, ReserveRequest
 
 log = structlog.get_logger("opportune.ledger")
 
@@ -73,6 +75,7 @@ class RedisLedger(RedisShard):
         if not requests:
             return []
         self._flush_settles()
+        requests = [without_stock(request) for request in requests]
         numbers: list[int] = []
         asked = self._asked
         for request in requests:
@@ -216,6 +219,15 @@ class RedisLedger(RedisShard):
                 if act == "r":
                     self._released.append(ReleaseRow(offer_id.hex(), key, number))
 
+    def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None:
+        """Codes are not given by this ledger yet: what takes of stock is refused as `stock`."""
+
+    def recall_codes(self, pool: str, epoch: int) -> None:
+        """See `lease_codes`."""
+
+    def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        """See `lease_codes`."""
+
     def rebuild(self, through_position: int) -> None:
         """Answer from now on as after the record at this position; what was never committed is taken back."""
         self._forget_batch()
@@ -237,10 +249,13 @@ class RedisLedger(RedisShard):
         closed_at: Sequence[tuple[int, int]] = (),
         pauses: Sequence[tuple[str, bool]] = (),
         dispatches: Sequence[DispatchRow] = (),
+        redemptions: Sequence[RedemptionRow] = (),
     ) -> None:
         """Store everything up to and with the record at `position`: in the log first, then in one act.
 
         What a replay brings again changes nothing. After StoreUnavailable call it again with the same arguments.
+
+        redemptions  are not kept here; the events topic has them
         """
         if position <= self._position:
             self._flush_settles()
@@ -287,6 +302,11 @@ class RedisLedger(RedisShard):
 
     # --- hand-off ---------------------------------------------------------------------------------------------------
 
+    @property
+    def would_wait(self) -> bool:
+        """A claim always waits for the network."""
+        return True
+
     def outbox(self, limit: int) -> list[Offer]:
         """List offers committed and not claimed, oldest trigger first."""
         answer = self._claims.script("outbox", [self._meta], lambda: (0, 0, 0, self._prefix, limit, OFFER_KEEP_MS))
@@ -329,6 +349,44 @@ class RedisLedger(RedisShard):
         if answer == b"behind":
             raise StoreUnavailable(f"shard {self.shard} is being rebuilt")
         return [one == 1 for one in decode(answer)]
+
+    def why_not_again(self, offer_id: str) -> str | None:
+        """Say why a dispatch that was provably not accepted must not be submitted once more; None: it may (D7)."""
+        try:
+            answer = self._claims.script(
+                "again",
+                [self._meta],
+                lambda: (
+                    self.epoch,
+                    0,
+                    self._claims.run_id,
+                    self._prefix,
+                    self._pauses,
+                    encode(sorted(self.assumed_consent)),
+                    offer_id,
+                ),
+            )
+        except StoreUnavailable:
+            return Claim.UNAVAILABLE.value
+        return answer.decode() or None
+
+    # Receipts that name a message by the gateway's own id are not matched here: gateways that give such are refused by
+    # `opportune dispatch`. Receipts that name our dispatch come as events.
+
+    def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> list[Match | None]:
+        return [None] * len(receipts)
+
+    def matched_late(self) -> list[Match]:
+        return []
+
+    def told_late(self) -> None:
+        return None
+
+    def silent(self, now_ms: int, limit: int = 500) -> list[tuple[int, str, Match | None]]:
+        return []
+
+    def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
+        return None
 
     def user_of_offer(self, offer_id: str) -> str | None:
         """Say whom an offer was made to, for receipts; None where it is unknown."""

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.ledger.kernel import ALL, CATEGORY, CHANNEL, COUNTS, DEPLOYMENT, PARTNER, SCENARIO, WITHHELD
-from engine.model import Option, ReserveAnswer, ReserveRequest
+from engine.model import Option, Reason, ReserveAnswer, ReserveRequest, Rule, Scope
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
@@ -63,6 +63,18 @@ def read_grants(packed: bytes) -> list[Grant]:
             )
         )
     return grants
+
+
+def without_stock(request: ReserveRequest) -> ReserveRequest:
+    """Refuse by a rule that never passes what would take of stock: this ledger keeps none (fail closed, O3)."""
+    if all(option.take is None for option in request.options):
+        return request
+    never = (Rule(Scope.DEPLOYMENT, request.now_ms, 0, Reason.STOCK.value),)
+    options = tuple(
+        option if option.take is None else msgspec.structs.replace(option, rules=never, take=None)
+        for option in request.options
+    )
+    return msgspec.structs.replace(request, options=options)
 
 
 class Packed(NamedTuple):

@@ -16,7 +16,7 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis_ledger import RedisLedger
 from engine.ledger.redis_log import MemoryLog
 from engine.ledger.redis_shard import Authority
-from engine.model import Offer, Option, ReserveRequest, Rule, Scope
+from engine.model import Offer, Option, ReserveRequest, Rule, Scope, StockLine, Take
 from tests.servers import RedisServer
 from tests.toxic import LostReplies
 
@@ -337,3 +337,15 @@ def test_a_deployment_limit_holds_over_shards_under_concurrency(redis_url):
 def test_an_address_that_nobody_answers_at_is_named():
     with pytest.raises(StoreUnavailable, match=r"redis://127\.0\.0\.1:1 does not answer"):
         RedisLedger("redis://:secret@127.0.0.1:1/0", patience_s=0.1)
+
+
+def test_what_would_take_of_stock_is_refused(redis_url):
+    """O3: fail closed where stock is not kept."""
+    ledger = RedisLedger(redis_url)
+    request = ask(1)
+    take = Take((StockLine("b"),), None, 0)
+    taking = Option(offer_id(2), "a/s", "sms", "video", "p", (), take=take)
+    both = ReserveRequest("u1", "u1", T0, (taking, request.options[0]))
+    (answer,) = ledger.reserve([both])
+    assert (answer.granted, answer.refusals) == (1, ("stock",))
+    ledger.close()

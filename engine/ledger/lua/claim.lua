@@ -10,22 +10,6 @@ local prefix, now_ms, keep_ms, token = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV
 local available = meta[1] and meta[2] == ARGV[3]
 local assumed = cmsgpack.unpack(ARGV[9])
 
-local function consents(offer)
-  local purpose = 'marketing.' .. offer[4]
-  local user = redis.call('HGET', prefix .. 'c:' .. offer[1], purpose)
-  local subject = offer[2] ~= offer[1] and redis.call('HGET', prefix .. 'c:' .. offer[2], purpose)
-  if user or subject then return user ~= '0' and subject ~= '0' end
-  for _, one in ipairs(assumed) do
-    if one == purpose then return true end
-  end
-  return false
-end
-
-local function is_paused(scenario)
-  return redis.call('HEXISTS', prefix .. 'p', '*') == 1 or redis.call('HEXISTS', prefix .. 'p', scenario) == 1
-    or redis.call('HEXISTS', ARGV[8], '*') == 1 or redis.call('HEXISTS', ARGV[8], scenario) == 1
-end
-
 local function claim(id, dispatch_id)
   if not available then return 'unavailable' end
   local offer = get_offer(prefix, id)
@@ -39,8 +23,8 @@ local function claim(id, dispatch_id)
   for _, state in pairs(states) do
     if state ~= 'rejected' and state ~= 'failed' and state ~= 'expired' then return 'already' end
   end
-  if is_paused(offer[3]) then return 'paused' end
-  if not offer[5] and not consents(offer) then return 'no_consent' end
+  if is_paused(prefix, ARGV[8], offer[3]) then return 'paused' end
+  if not offer[5] and not has_consent(prefix, offer, assumed) then return 'no_consent' end
   if now_ms >= offer[6] then return 'expired' end
   if meta[3] ~= ARGV[1] then return 'fenced' end
   table.insert(offer[10], {dispatch_id, 'submitting', now_ms, tonumber(meta[3]), true, false, false, token})

@@ -36,8 +36,10 @@ for _, act in ipairs(cmsgpack.unpack(ARGV[11])) do
   elseif kind == 'pause' then
     if act[3] then redis.call('HSETNX', prefix .. 'p', act[2], ARGV[5]) else redis.call('HDEL', prefix .. 'p', act[2]) end
   elseif kind == 'dispatch' then
-    local offer = get_offer(prefix, act[2]) or {false, false, false, false, false, 0, 0, 0, '', {}}
-    local written = add_dispatch(prefix, act[2], offer, act[3], act[4], act[5], epoch, act[6], act[7])
+    -- A receipt counts where its dispatch is known here; a forgotten user leaves no trace.
+    local offer, known = get_offer(prefix, act[2]), false
+    for _, one in ipairs(offer and offer[10] or {}) do known = known or one[1] == act[3] end
+    local written = known and add_dispatch(prefix, act[2], offer, act[3], act[4], act[5], epoch, act[6], act[7])
     if written then put_offer(prefix, act[2], offer, keep_ms) end
   elseif kind == 'decision' then
     redis.call('HSET', prefix .. 'x:' .. act[3], act[2], act[4])

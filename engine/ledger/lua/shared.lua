@@ -76,3 +76,22 @@ local function ended_by_close(prefix, id, offer, epoch, keep_ms)
   put_offer(prefix, id, offer, keep_ms)
   return true
 end
+
+-- Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4).
+local function has_consent(prefix, offer, assumed)
+  local purpose = 'marketing.' .. offer[4]
+  local user = redis.call('HGET', prefix .. 'c:' .. offer[1], purpose)
+  local subject = offer[2] ~= offer[1] and redis.call('HGET', prefix .. 'c:' .. offer[2], purpose)
+  if user or subject then return user ~= '0' and subject ~= '0' end
+  for _, one in ipairs(assumed) do
+    if one == purpose then return true end
+  end
+  return false
+end
+
+local function is_paused(prefix, everywhere, scenario)
+  for _, key in ipairs({prefix .. 'p', everywhere}) do
+    if redis.call('HEXISTS', key, '*') == 1 or redis.call('HEXISTS', key, scenario) == 1 then return true end
+  end
+  return false
+end
