@@ -72,6 +72,7 @@ class Api:
             ("/v1/occupancy", self._occupancy, "GET"),
             ("/v1/occupancy/stream", self._occupancy_stream, "GET"),
             ("/v1/explain", self._explain, "GET"),
+            ("/v1/audience", self._audience, "POST"),
             ("/v1/pause", self._pause, "POST"),
             ("/v1/sandbox/messages", self._sandbox, "GET"),
         ]
@@ -219,6 +220,20 @@ class Api:
         if at is not None and not is_number(at, 15):
             raise Refused(400, "bad_time", "at_ms is an instant in epoch milliseconds")
         return _json(orjson.dumps(await self._engine.explain(user, int(at) if at is not None else None)))
+
+    async def _audience(self, request: Request) -> Response:
+        try:
+            asked = orjson.loads(await self._body(request) or b"{}")
+        except orjson.JSONDecodeError:
+            asked = None
+        if not isinstance(asked, dict) or not set(asked) <= {"scenario", "expression"} or len(asked) > 1:
+            raise Refused(400, "bad_request", 'expected {"scenario": "owner/name"} or {"expression": {...}}')
+        scenario, expression = asked.get("scenario"), asked.get("expression")
+        if scenario is not None and not isinstance(scenario, str):
+            raise Refused(400, "bad_request", "scenario is the id of a scenario")
+        if expression is not None and not isinstance(expression, str):
+            expression = orjson.dumps(expression).decode()  # JSON is YAML
+        return _json(orjson.dumps(await self._engine.audience(scenario, expression)))
 
     async def _pause(self, request: Request) -> Response:
         try:

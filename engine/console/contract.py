@@ -63,6 +63,10 @@ class Engine(Protocol):
         """Say why this user did or did not get something, newest decisions first."""
         ...
 
+    async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
+        """Count whom an audience would reach; raises ContentError for an expression that cannot be read, Refused."""
+        ...
+
     async def pause(self, scenario: str, paused: bool) -> None:
         """Pause or resume one scenario, or all with "*"; returns once no new submit can start (D8)."""
         ...

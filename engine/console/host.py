@@ -15,6 +15,7 @@ import structlog
 from engine.clock import wall_ms
 from engine.console.access import check_binding
 from engine.console.api import Api
+from engine.console.audience import AudienceCount, UnknownScenario
 from engine.console.contract import Component, FenceOccupancy
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
@@ -22,7 +23,7 @@ from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, callback_secrets
 from engine.deliver.gateways.sandbox import SandboxMessage
-from engine.errors import StoreUnavailable
+from engine.errors import ContentError, StoreUnavailable
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
 from engine.runtime.service import Service
@@ -53,6 +54,7 @@ class Host:
     ) -> None:
         check_binding(settings.host, settings.api_key)
         self.settings = settings
+        self._audience = AudienceCount()
         self._addresses = addresses
         self._messages: deque[SandboxMessage] = deque(maxlen=1000)
         self._is_stopping = False
@@ -158,6 +160,16 @@ class Host:
 
     async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
         return await asyncio.to_thread(self.service.explain, user, at_ms)
+
+    async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
+        try:
+            return await asyncio.to_thread(
+                self._audience.count, self.service.pipeline, scenario=scenario, expression=expression
+            )
+        except UnknownScenario as error:
+            raise Refused(404, "unknown_scenario", str(error)) from None
+        except ContentError as error:
+            raise Refused(400, "bad_expression", str(error)) from None
 
     async def pause(self, scenario: str, paused: bool) -> None:
         """Stop claims here at once, then in the claim store; on resuming the other way round (D8).

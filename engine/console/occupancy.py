@@ -9,15 +9,10 @@ from typing import Any
 import orjson
 
 from engine.console.contract import FenceOccupancy
+from engine.decide.disclosure import shown
 
-SMALL_COUNT = 10
 EVERY_S = 1.0
 MOST_STREAMS = 16
-
-
-def shown(users: int) -> int | str:
-    """Hide small counts (P9): few people in one place are somebody."""
-    return users if users == 0 or users >= SMALL_COUNT else f"<{SMALL_COUNT}"
 
 
 def rows_of(occupancy: Sequence[FenceOccupancy]) -> list[dict[str, Any]]:

@@ -26,6 +26,7 @@ PROMISED = {
     "service": ("service.2000.p99_ms",),
     "memory": ("memory.bytes_per_user", "memory.arrays.bytes_per_user", "memory.per_fence.bytes"),
     "codes": ("codes.import.per_s", "codes.draw.per_s"),
+    "audience": ("audience.1000000.count_ms",),
     "growth": ("growth.fences.100000.ratio", "growth.scenarios.1000.ratio"),
 }
 """Figures that bars are set on, as a full run names them; a smoke run has the same names with smaller numbers."""

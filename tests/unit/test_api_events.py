@@ -66,6 +66,9 @@ class ListEngine:
     async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
         return {"user": user, "at_ms": at_ms, "decisions": []}
 
+    async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
+        return {"scenario": scenario, "expression": expression}
+
     async def pause(self, scenario: str, paused: bool) -> None:
         self.paused.append((scenario, paused))
 
@@ -355,3 +358,14 @@ def test_a_sender_may_wait_until_its_events_are_processed() -> None:
     answer = caller.ask("POST", "/v1/events", content=b"{}\n{}", params={"wait": "processed"})
     assert (answer.status_code, answer.json()) == (202, {"accepted": 2, "position": 1})
     assert caller.engine.waited == 1
+
+
+def test_an_audience_is_asked_for_by_scenario_or_by_expression_and_nothing_else() -> None:
+    caller = Caller()
+    ask = [
+        caller.ask("POST", "/v1/audience", json=body).json()
+        for body in ({"scenario": "a/b"}, {"expression": {"tag": "t"}})
+    ]
+    assert ask == [{"scenario": "a/b", "expression": None}, {"scenario": None, "expression": '{"tag":"t"}'}]
+    for body in ([], {"user": "u1"}, {"scenario": "a/b", "expression": "t"}, {"scenario": 5}):
+        assert caller.ask("POST", "/v1/audience", json=body).status_code == 400
