@@ -327,6 +327,7 @@ class Policy:
     claim_domains: tuple[str, ...] = ()
     signature: str = ""
     opt_out_text: str = ""
+    message_cost_fen: tuple[tuple[str, int], ...] = ()  # by channel; of an SMS one segment
 
 
 @dataclass(frozen=True, slots=True)

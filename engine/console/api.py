@@ -16,6 +16,7 @@ from starlette.routing import Route
 from engine import metrics
 from engine.console.access import Access, basic_credentials
 from engine.console.callbacks import Callbacks
+from engine.console.claims import QR_FORMATS, Claims
 from engine.console.contract import Engine
 from engine.console.envelopes import owntracks_payload, segment_payloads
 from engine.console.intake import BODY_LIMIT, Intake, Refused, decompress, payloads_of
@@ -31,6 +32,7 @@ Headers = list[tuple[bytes, bytes]]
 
 EVENTS = "/v1/events"
 _JSON = (b"content-type", b"application/json")
+_NO_STORE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 
 class Api:
@@ -38,6 +40,7 @@ class Api:
 
     now_ms            the wall clock, for `receivedAt` of Segment calls and the age of callbacks
     callback_secrets  by channel, what its gateway signs callbacks with
+    claims            returns what answers about claim links; None: there are none
     """
 
     def __init__(
@@ -48,12 +51,14 @@ class Api:
         queue_bytes: int,
         now_ms: Callable[[], int],
         callback_secrets: Mapping[str, str] | None = None,
+        claims: Callable[[], Claims] | None = None,
     ) -> None:
         self._engine = engine
         self._access = Access(api_key)
         self._intake = Intake(engine, queue_bytes)
         self._callbacks = Callbacks(callback_secrets or {}, engine)
         self._now_ms = now_ms
+        self._claims = claims
         self._stream = OccupancyStream(engine.occupancy, lambda: engine.is_accepting)
         self._counts: dict[tuple[str, int], Any] = {}
         open_routes = [
@@ -65,6 +70,14 @@ class Api:
                 "/v1/callbacks/{channel}", self._guard("/v1/callbacks", self._callback, Access(None)), methods=["POST"]
             ),
         ]
+        if claims is not None:
+            # Signed by us: the token is the credential of whoever scans it.
+            for path, handler, method in (
+                ("/v1/claims/{token}", self._show_claim, "GET"),
+                ("/v1/claims/{token}", self._redeem_claim, "POST"),
+                ("/v1/claims/{token}/qr.{kind}", self._qr, "GET"),
+            ):
+                open_routes.append(Route(path, self._guard("/v1/claims", handler, Access(None)), methods=[method]))
         guarded = [
             ("/v1/owntracks", self._owntracks, "POST"),
             ("/v1/track", self._track, "POST"),
@@ -192,6 +205,24 @@ class Api:
             await self._intake.take([payload], 1, "/v1/callbacks")
         return _json(b'{"accepted":%d}' % (payload is not None))
 
+    async def _show_claim(self, request: Request) -> Response:
+        return _secret(await self._desk().show(request.path_params["token"]))
+
+    async def _redeem_claim(self, request: Request) -> Response:
+        token, key = request.path_params["token"], request.headers.get("idempotency-key")
+        return _secret(await self._desk().redeem(token, await self._body(request), key))
+
+    async def _qr(self, request: Request) -> Response:
+        kind = request.path_params["kind"]
+        if kind not in QR_FORMATS:
+            raise Refused(404, "not_found", f"a QR code is {' or '.join(QR_FORMATS)}")
+        image = self._desk().qr(request.path_params["token"], kind)
+        return Response(image, media_type=QR_FORMATS[kind], headers=_NO_STORE)
+
+    def _desk(self) -> Claims:
+        assert self._claims is not None, "the routes of claims are there only with claims"
+        return self._claims()
+
     async def _occupancy(self, _: Request) -> Response:
         return _json(orjson.dumps({"occupancy": rows_of(self._engine.occupancy())}))
 
@@ -298,6 +329,11 @@ def _json(body: bytes, status: int = 200, extra: Headers | None = None) -> Respo
     response = Response(body, status, media_type="application/json")
     response.raw_headers.extend(extra or ())
     return response
+
+
+def _secret(answer: dict[str, Any]) -> Response:
+    """Answer what no cache may keep and no other site may learn of from its referrer."""
+    return Response(orjson.dumps(answer), media_type="application/json", headers=_NO_STORE)
 
 
 def _fault(refused: Refused) -> bytes:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
@@ -16,21 +16,26 @@ from engine.clock import wall_ms
 from engine.console.access import check_binding
 from engine.console.api import Api
 from engine.console.audience import AudienceCount, UnknownScenario
+from engine.console.claims import Claims
 from engine.console.contract import Component, FenceOccupancy
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
+from engine.definitions import Content
 from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, callback_secrets
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import ContentError, StoreUnavailable
+from engine.ledger.links import Link
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
+from engine.runtime.id_key import load_id_key
 from engine.runtime.service import Service
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.host")
 
+T = TypeVar("T")
 DRAIN_S = 15.0
 """How long a stop waits for what was taken to be processed; the rest is in the journal."""
 
@@ -65,6 +70,7 @@ class Host:
                 queue_bytes=settings.queue_bytes,
                 now_ms=wall_ms,
                 callback_secrets=callback_secrets(settings),
+                claims=lambda: self.links,
             ),
             settings.host,
             settings.port,
@@ -86,6 +92,7 @@ class Host:
             why_not_again=self._why_not_again,
             reveal=self.service.codes.reveal,
         )
+        self.links = Claims(self, load_id_key(settings.state / "offer-id.key"), now_ms)
 
     @property
     def port(self) -> int:
@@ -102,6 +109,7 @@ class Host:
             self.dispatcher.pause(scenario, True)
         await self.dispatcher.start()
         self.service.start(on_offers)
+        await self.links.tell_forgotten()
         await self.server.start()
         log.info("ready", host=self.settings.host, port=self.port)
 
@@ -192,6 +200,34 @@ class Host:
 
     async def user_of_address(self, channel: str, address: str) -> str | None:
         return self._addresses.user_of(channel, address)
+
+    # --- what claim links ask (engine.console.claims.ClaimEngine) -----------------------------------------------------
+
+    @property
+    def content(self) -> Content:
+        return self.service.pipeline.content
+
+    @property
+    def tenant(self) -> str:
+        return self.settings.tenant
+
+    async def link(self, offer_id: str) -> Link:
+        return await self._in_ledger(self.service.ledger.link, offer_id)
+
+    async def redeem_link(self, offer_id: str, at_ms: int, caller: str, body: str) -> tuple[Link, bool]:
+        return await self._in_ledger(self.service.ledger.redeem_link, offer_id, at_ms, caller, body)
+
+    async def link_told(self, offer_id: str) -> None:
+        await self._in_ledger(self.service.ledger.link_told, offer_id)
+
+    async def untold_links(self) -> list[Link]:
+        return await self._in_ledger(self.service.ledger.untold_links)
+
+    def reveal(self, ref: str) -> str | None:
+        return self.service.codes.reveal(ref)
+
+    async def _in_ledger(self, work: Callable[..., T], *asked: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._claims, work, *asked)
 
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         return [asdict(message) for message in list(self._messages)[-limit:][::-1]]

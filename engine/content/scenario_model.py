@@ -227,4 +227,7 @@ class PolicyModel(Model):
     )
     signature: Annotated[str, StringConstraints(max_length=20, pattern=r"^[^【】\n\r]*$")] = ""
     opt_out_text: Annotated[str, StringConstraints(max_length=30, pattern=r"^[^【】\n\r]*$")] = ""
+    message_cost_fen: dict[Channel, Annotated[int, Field(ge=0, le=100_000)]] = Field(
+        {}, description="what one message costs by channel; of an SMS one segment (rule O2)"
+    )
     arbitration_window: Span | None = Field(None, description="wait for competing scenarios so long (rule D2)")

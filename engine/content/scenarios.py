@@ -85,6 +85,7 @@ def load_policy(folder: Path, limits: ReadLimits, faults: Faults) -> Policy:
         claim_domains=tuple(given.claim_domains),
         signature=given.signature,
         opt_out_text=given.opt_out_text,
+        message_cost_fen=tuple(sorted(given.message_cost_fen.items())),
     )
 
 

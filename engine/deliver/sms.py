@@ -69,3 +69,8 @@ def _width(character: str, encoding: str) -> int:
     if encoding == "gsm7":
         return 2 if character in _GSM_7_EXTENSION else 1
     return 2 if ord(character) > 0xFFFF else 1
+
+
+def forces_ucs2(text: str) -> str:
+    """Return the characters that GSM-7 does not have, each once, in order; "" where GSM-7 will do."""
+    return "".join(dict.fromkeys(one for one in text if one not in _GSM_7 and one not in _GSM_7_EXTENSION))

@@ -1,0 +1,190 @@
+"""`opportune message preview`: a scenario's text as it is sent, how it is counted and what it costs (rules O1, O2)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults
+from engine.definitions import Content, PresenceTrigger, Scenario
+from engine.errors import OpportuneError
+
+SAMPLE_CODE = "XXXXXXXXXXXX"
+_SAMPLE_MS = 1_767_326_400_000
+_SAMPLE_KEY = b"only the length of a sample link matters"
+
+message_app = typer.Typer(help="Messages: how a text looks and is counted.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(message_app, name="message")
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """One message as a user gets it.
+
+    forced_by  the characters that make it UCS-2, each once; "" for GSM-7 and for channels other than SMS
+    """
+
+    scenario: str
+    channel: str
+    text: str
+    refused: str  # the reason it could not be written, or ""
+    detail: dict[str, Any]
+    encoding: str
+    units: int
+    segments: int
+    forced_by: str
+    message_cost_fen: int
+    benefit_cost_fen: int
+
+
+@message_app.callback()
+def _group() -> None:
+    """Keep `preview` a command of its own, as long as it is the only one."""
+
+
+@message_app.command("preview")
+def preview(
+    scenario: Annotated[str, typer.Argument(help="id of the scenario")],
+    attribute: Annotated[
+        list[str] | None,
+        typer.Option("--attribute", "-a", help="an attribute of the user, name=value; may be repeated"),
+    ] = None,
+    fence: Annotated[str | None, typer.Option(help="id of the fence; default the first of the trigger")] = None,
+    channel: Annotated[str | None, typer.Option(help="default the first of the scenario")] = None,
+    code: Annotated[str, typer.Option(help="what stands for {code}")] = SAMPLE_CODE,
+    geofences: FencesOption = None,
+    scenarios: ScenariosOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+) -> None:
+    """Show a text as it is sent: signature, opt-out text and claim link, encoding, segments, cost. Sends nothing."""
+    inspection = inspect_folders(geofences, scenarios)
+    if inspection.content is None:
+        print_faults(inspection.errors)
+        raise typer.Exit(1)
+    values = dict(_pair(one) for one in attribute or ())
+    made = make_preview(inspection.content, scenario, values, fence=fence, channel=channel, code=code)
+    if as_json:
+        print(json.dumps(asdict(made), ensure_ascii=False, indent=2))
+    else:
+        _show(made)
+    if made.refused:
+        raise typer.Exit(1)
+
+
+def make_preview(
+    content: Content,
+    scenario_id: str,
+    attributes: dict[str, str],
+    *,
+    fence: str | None = None,
+    channel: str | None = None,
+    code: str = SAMPLE_CODE,
+) -> Preview:
+    """Write the message of one scenario for a user with these attributes; raise OpportuneError for unknown names."""
+    from engine.claim_token import token_maker
+    from engine.content.faults import did_you_mean
+    from engine.decide.compose import Refusal, Sources, compose
+    from engine.deliver.sms import count_segments, finish_text, forces_ucs2
+    from engine.model import CODE_MARK
+
+    by_id = {one.id: one for one in content.scenarios}
+    found = by_id.get(scenario_id)
+    if found is None:
+        raise OpportuneError(f"no scenario has the id {scenario_id!r}; {did_you_mean(scenario_id, by_id)}")
+    offer, policy = found.offer, content.policy
+    chosen = channel or offer.channels[0]
+    if chosen not in offer.channels:
+        raise OpportuneError(f"{scenario_id} goes out by {', '.join(offer.channels)}, not by {chosen}")
+    terms = offer.terms[0] if offer.terms else None
+    until_ms = terms.usable_until_ms(_SAMPLE_MS) if terms else None
+    link = f"https://{policy.claim_domains[0]}/" if policy.claim_domains else ""
+    sample = link + token_maker(_SAMPLE_KEY)(f"{_SAMPLE_MS:012x}{0:020x}", until_ms)
+    written = compose(
+        offer,
+        Sources(
+            attribute=attributes.get,
+            fence_name=_fence_name(content, found, fence),
+            benefit_name=offer.benefit_name,
+            code=CODE_MARK,
+            claim_url=sample if link else None,
+        ),
+    )
+    costs = dict(policy.message_cost_fen)
+    benefit_fen = terms.cost_fen if terms else 0
+    if isinstance(written, Refusal):
+        reason = written.reason.value
+        return Preview(scenario_id, chosen, "", reason, written.detail, "", 0, 0, "", 0, benefit_fen)
+    text = written.replace(CODE_MARK, code)
+    if chosen != "sms":
+        return Preview(
+            scenario_id, chosen, text, "", {}, "utf-8", len(text.encode()), 1, "", costs.get(chosen, 0), benefit_fen
+        )
+    opt_out = policy.opt_out_text if offer.offer_class == "marketing" else ""
+    text = finish_text(text, signature=policy.signature, opt_out=opt_out)
+    length = count_segments(text)
+    cost_fen = costs.get(chosen, 0) * length.segments
+    forced_by = forces_ucs2(text)
+    return Preview(
+        scenario_id,
+        chosen,
+        text,
+        "",
+        {},
+        length.encoding,
+        length.units,
+        length.segments,
+        forced_by,
+        cost_fen,
+        benefit_fen,
+    )
+
+
+def _fence_name(content: Content, scenario: Scenario, fence: str | None) -> str | None:
+    trigger = scenario.trigger
+    if fence is None and isinstance(trigger, PresenceTrigger) and trigger.fences:
+        fence = trigger.fences[0]
+    if fence is None:
+        return None
+    for one in content.fences:
+        if one.id == fence:
+            return one.name
+    raise OpportuneError(f"no fence has the id {fence!r}")
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise typer.BadParameter(f"{text!r} is not of the form name=value", param_hint="--attribute")
+    return name, value
+
+
+def _show(made: Preview) -> None:
+    console = Console()
+    if made.refused:
+        console.print(f"refused: {made.refused} {made.detail}", style="bold red", highlight=False)
+        return
+    console.print(Panel(Text(made.text), title=f"{made.scenario} by {made.channel}", expand=False))
+    if made.channel == "sms":
+        names = {"gsm7": "GSM-7", "ucs2": "UCS-2"}
+        console.print(f"{names[made.encoding]}, {made.units} units, {made.segments} segments", highlight=False)
+        if made.forced_by:
+            shown = made.forced_by[:20] + ("…" if len(made.forced_by) > 20 else "")
+            console.print(f"not GSM-7 because of: {shown}", highlight=False)
+    else:
+        console.print(f"{made.units} bytes", highlight=False)
+    fen = (made.message_cost_fen, made.benefit_cost_fen, made.message_cost_fen + made.benefit_cost_fen)
+    message, benefit, together = map(_yuan, fen)
+    console.print(f"cost: message {message}, benefit {benefit}, together {together}", highlight=False)
+
+
+def _yuan(fen: int) -> str:
+    return f"{fen // 100}.{fen % 100:02d} yuan"
