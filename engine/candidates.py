@@ -41,6 +41,7 @@ _COLUMNS = (
     ("kind", "fence", "threshold_s")  # what scenarios wait for: the key of a route
     + ("crossed_ms", "confirmed_ms", "gap_ms", "duration_ms", "initial", "confidence", "method", "wide_gap")
 )
+_ROUNDED = ("distance_m", "accuracy_m")
 _ALIKE = ("event", "user", "now_ms")
 """What one event, or the timers before it, gave shares these."""
 
@@ -86,7 +87,9 @@ class CandidateMaker:
         chosen = _by_cause(transitions[wanted])
         if len(chosen) == 0:
             return rows, made
-        facts = list(zip(*(chosen[name].tolist() for name in _COLUMNS), strict=True))
+        columns = [chosen[name] for name in _COLUMNS]
+        columns += [np.round(chosen[name].astype(np.float64), 1) for name in _ROUNDED]
+        facts = list(zip(*(column.tolist() for column in columns), strict=True))
         starts = _starts(chosen, (*_ALIKE, "by_timer"))
         first = chosen[starts]
         by_timer = first["by_timer"] != 0
@@ -130,7 +133,9 @@ class CandidateMaker:
             yield scenario, trigger
 
     def _trigger(self, fact: tuple[Any, ...]) -> Trigger:
-        kind, fence_row, threshold_s, crossed_ms, confirmed_ms, gap_ms, duration_ms, initial, sure, method, wide = fact
+        kind, fence_row, threshold_s, crossed_ms, confirmed_ms, gap_ms, duration_ms, initial, sure, method, wide = fact[
+            :-2
+        ]
         name, (fence, zone) = KIND_NAMES[kind], self._named[fence_row]
         values: dict[str, Any] = {
             "crossed_at": crossed_ms,
@@ -139,6 +144,9 @@ class CandidateMaker:
             "method": METHOD_NAMES[method],
             "initial": initial != 0,
         }
+        distance_m, accuracy_m = fact[-2:]
+        if distance_m - distance_m == 0:  # neither nan, as for a timer, nor infinite, as for a member cell
+            values["distance_m"], values["accuracy_m"] = distance_m, accuracy_m
         if gap_ms >= 0:
             values["gap_s"] = gap_ms / 1000
             values["wide_gap"] = wide != 0

@@ -1,16 +1,16 @@
-"""`opportune explain`: why a user got something, or did not, gate by gate with the values compared."""
+"""`opportune explain`: why a user got something, or did not, down to the values compared (docs/explain.md)."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from engine.cli.serve import NotRunning, call_service
+from engine.console.explain_view import View
 from engine.errors import OpportuneError
 from engine.settings import load_settings
 
@@ -20,30 +20,42 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    user: Annotated[str, typer.Option(help="the pseudonymous user")],
+    user: Annotated[str | None, typer.Option(help="the pseudonymous user")] = None,
+    offer: Annotated[str | None, typer.Option(help="id of an offer or decision: all that is known of this one")] = None,
     at: Annotated[
-        str | None, typer.Option(help="RFC 3339 or epoch ms: decisions up to then; without it also now")
+        str | None,
+        typer.Option(help="RFC 3339 or epoch ms: decisions up to then; without it also how things stand now"),
     ] = None,
+    scenario: Annotated[str | None, typer.Option(help="only this scenario")] = None,
+    gates: Annotated[bool, typer.Option("--gates", help="every gate with what it compared")] = False,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="decisions to show")] = 20,
     url: Annotated[str | None, typer.Option(help="of the service; default from the settings")] = None,
     state: Annotated[Path | None, typer.Option(help="state folder, read where no service runs")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
-    """Say why: the stored decisions of this user, and what every scenario would do now."""
+    """Say why: what was decided about a user and what became of it, and what every scenario would do now."""
+    if (user is None) == (offer is None):
+        raise typer.BadParameter("name one user or one offer", param_hint="--user / --offer")
     at_ms = None if at is None else _instant(at)
-    answer = _ask(user, at_ms, url, state)
+    answer = _ask(user, offer, at_ms, scenario, url, state)
     console = Console()
     if as_json:
         console.print_json(data=answer)
         return
-    _print_decisions(console, answer)
-    for trace in answer.get("now", ()):
-        _print_trace(console, trace)
-    if at_ms is None and not answer.get("now"):
-        console.print(f"nothing is known of {user} now: no event of this user was processed")
+    view = View(console, answer)
+    if offer is not None:
+        view.one_decision()
+    else:
+        view.decisions(limit)
+    if at_ms is None:
+        view.as_of_now(with_gates=gates)
 
 
-def _ask(user: str, at_ms: int | None, url: str | None, state: Path | None) -> dict[str, Any]:
-    params: dict[str, Any] = {"user": user} | ({"at_ms": at_ms} if at_ms is not None else {})
+def _ask(
+    user: str | None, offer: str | None, at_ms: int | None, scenario: str | None, url: str | None, state: Path | None
+) -> dict[str, Any]:
+    asked = {"user": user, "offer": offer, "at_ms": at_ms, "scenario": scenario}
+    params = {name: value for name, value in asked.items() if value is not None}
     if state is None:
         try:
             return call_service("GET", "/v1/explain", url=url, params=params)
@@ -57,9 +69,14 @@ def _ask(user: str, at_ms: int | None, url: str | None, state: Path | None) -> d
         )
     from engine.runtime.service import Service
 
-    service = Service(settings)
+    service = Service(settings, takes_content=False)
     try:
-        return service.explain(user, at_ms)
+        if user is not None:
+            return service.explainer.user(user, at_ms, scenario)
+        answer = service.explainer.decision(str(offer))
+        if not answer["decisions"]:
+            raise OpportuneError(f"no decision {offer} is stored; they are kept 30 days")
+        return answer
     finally:
         service.stop()
 
@@ -74,43 +91,3 @@ def _instant(text: str) -> int:
     if when.tzinfo is None:
         raise typer.BadParameter("say the zone too: 2026-01-02T03:04:05+08:00", param_hint="--at")
     return int(when.timestamp() * 1000)
-
-
-def _print_decisions(console: Console, answer: dict[str, Any]) -> None:
-    table = Table(title=f"decisions about {answer['user']}, newest first (content {answer['content_version']})")
-    for column in ("at", "scenario", "outcome", "reason", "trigger", "compared"):
-        table.add_column(column, overflow="fold")
-    for one in answer["decisions"]:
-        times = f" x{one['count']}" if one["count"] > 1 else ""
-        trigger = one["trigger"]
-        place = f" {trigger['fence']}" if trigger.get("fence") else ""
-        table.add_row(
-            _shown(one["at"]),
-            one["scenario"],
-            one["outcome"] + times,
-            one["reason"],
-            f"{trigger['kind']}{place}",
-            _values(one["values"]),
-        )
-    console.print(table if answer["decisions"] else f"no decision about {answer['user']} in the last 7 days")
-
-
-def _print_trace(console: Console, trace: dict[str, Any]) -> None:
-    table = Table(title=f"{trace['scenario']}, if its trigger came now: {trace['outcome']} / {trace['reason']}")
-    for column in ("gate", "answer", "compared"):
-        table.add_column(column, overflow="fold")
-    for step in trace["steps"]:
-        if step["asked"]:
-            answer = "passed" if step["passed"] else step["reason"]
-        else:
-            answer = "nothing to ask" if step["passed"] else "not reached"
-        table.add_row(step["gate"], answer, _values(step["values"]))
-    console.print(table)
-
-
-def _values(values: dict[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items())
-
-
-def _shown(instant_ms: int) -> str:
-    return datetime.fromtimestamp(instant_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

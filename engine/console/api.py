@@ -245,12 +245,20 @@ class Api:
         return _json(_fault(Refused(404, "not_found", f"no such path; {hint}")), 404)
 
     async def _explain(self, request: Request) -> Response:
-        user, at = request.query_params.get("user"), request.query_params.get("at_ms")
-        if not user:
-            raise Refused(400, "missing_user", "say whom: ?user=...&at_ms=...")
+        asked = request.query_params
+        user, at, decision = asked.get("user"), asked.get("at_ms"), asked.get("offer")
+        if bool(user) == bool(decision):
+            raise Refused(400, "missing_user", "say whom or what: ?user=U[&at_ms=T][&scenario=S], or ?offer=ID")
+        if decision:
+            answer = await self._engine.explain_decision(decision)
+            if not answer["decisions"]:
+                raise Refused(404, "unknown_offer", "no decision with this id is stored; they are kept 30 days")
+            return _json(orjson.dumps(answer))
         if at is not None and not is_number(at, 15):
             raise Refused(400, "bad_time", "at_ms is an instant in epoch milliseconds")
-        return _json(orjson.dumps(await self._engine.explain(user, int(at) if at is not None else None)))
+        assert user is not None
+        at_ms = int(at) if at is not None else None
+        return _json(orjson.dumps(await self._engine.explain(user, at_ms, asked.get("scenario"))))
 
     async def _audience(self, request: Request) -> Response:
         try:

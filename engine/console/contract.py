@@ -59,12 +59,16 @@ class Engine(Protocol):
         """Say of each component whether it works: journal, ledger, content, pipeline, gateways, ..."""
         ...
 
-    async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
+    async def explain(self, user: str, at_ms: int | None, scenario: str | None) -> dict[str, Any]:
         """Say why this user did or did not get something, newest decisions first."""
         ...
 
     async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
         """Count whom an audience would reach; raises ContentError for an expression that cannot be read, Refused."""
+        ...
+
+    async def explain_decision(self, decision_id: str) -> dict[str, Any]:
+        """Say all of one decision; no decisions where the id is unknown."""
         ...
 
     async def pause(self, scenario: str, paused: bool) -> None:

@@ -166,8 +166,11 @@ class Host:
             },
         }
 
-    async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self.service.explain, user, at_ms)
+    async def explain(self, user: str, at_ms: int | None, scenario: str | None) -> dict[str, Any]:
+        return await asyncio.to_thread(self.service.explainer.user, user, at_ms, scenario)
+
+    async def explain_decision(self, decision_id: str) -> dict[str, Any]:
+        return await asyncio.to_thread(self.service.explainer.decision, decision_id)
 
     async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
         try:

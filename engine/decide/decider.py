@@ -7,11 +7,12 @@ calls, the decisions are the same, as long as the candidates of one event come i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 from engine.decide.case import Case
-from engine.decide.explain import Trace, explain_case
+from engine.decide.explain import Trace, explain_again, explain_case
 from engine.decide.held import Held
 from engine.decide.local_time import LocalTime
 from engine.decide.plan import FACTORS, Plan, Rules, compile_plan
@@ -373,18 +374,30 @@ class Decider:
         case = Case(plan, candidate.user, candidate.user_id, candidate.trigger, now_ms, now_ms, plan.channels)
         return explain_case(case, self.profiles, self.content.policy.time_zone, self.reserve)
 
-    def explain_user(self, slot: int, user_id: str, now_ms: int) -> list[Trace]:
-        """Tell for every scenario what would happen if its trigger came now."""
+    def explain_user(self, slot: int, user_id: str, now_ms: int, rows: Iterable[int] | None = None) -> list[Trace]:
+        """Tell for these scenarios, or for all, what would happen if the trigger came now, and when it could again."""
+        zone = self.content.policy.time_zone
         traces = []
-        for row, plan in enumerate(self.plans):
-            asked = plan.scenario.trigger
-            # A presence trigger is judged at the first of its fences: texts and quiet hours ask which one it was.
-            fence = asked.fences[0] if isinstance(asked, PresenceTrigger) and asked.fences else None
-            zone = self._fence_zones.get(fence) if fence is not None else None
-            kind = getattr(asked, "kind", "usage")
-            trigger = Trigger(kind=kind, key="explain", at_ms=now_ms, fence=fence, time_zone=zone)
-            traces.append(self.explain(Candidate(row, slot, user_id, trigger, now_ms)))
+        for row in range(len(self.plans)) if rows is None else rows:
+            case_at = partial(self._case_at, row, slot, user_id)
+            trace = explain_case(case_at(now_ms), self.profiles, zone, self.reserve)
+            trace.again = explain_again(case_at, now_ms, self.profiles, zone, self.reserve)
+            traces.append(trace)
         return traces
+
+    def _case_at(self, row: int, slot: int, user_id: str, at_ms: int) -> Case:
+        """The case of a trigger that comes at an instant.
+
+        A presence trigger is judged at the first of its fences: texts and quiet hours ask which one it was.
+        """
+        plan = self.plans[row]
+        asked = plan.scenario.trigger
+        fence = asked.fences[0] if isinstance(asked, PresenceTrigger) and asked.fences else None
+        zone = self._fence_zones.get(fence) if fence is not None else None
+        trigger = Trigger(
+            kind=getattr(asked, "kind", "usage"), key=f"explain|{at_ms}", at_ms=at_ms, fence=fence, time_zone=zone
+        )
+        return Case(plan, slot, user_id, trigger, at_ms, at_ms)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 

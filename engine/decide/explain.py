@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 
+from engine.decide.again import Again, find_again, in_shadow
 from engine.decide.case import Case
 from engine.decide.compose import is_fixed
 from engine.decide.gates import GATES
 from engine.decide.profiles import ProfileTable
 from engine.decide.wave import build_request
 from engine.errors import StoreUnavailable
-from engine.model import Option, Outcome, Reason, ReserveRequest
+from engine.model import Outcome, Reason, ReserveRequest
 
 
 class Step(msgspec.Struct):
@@ -38,6 +40,7 @@ class Trace(msgspec.Struct):
     outcome: str
     reason: str
     steps: list[Step]
+    again: Again | None = None  # where the question was when this user could get it again
 
 
 def explain_case(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) -> Trace:
@@ -77,12 +80,26 @@ def explain_case(case: Case, profiles: ProfileTable, default_zone: str, reserve:
     return Trace(plan.scenario.id, case.user_id, case.id(), case.now_ms, outcome, reason, steps)
 
 
-def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) -> tuple[str | None, dict[str, Any]]:
+def explain_again(
+    case_at: Callable[[int], Case], now_ms: int, profiles: ProfileTable, default_zone: str, reserve: Any
+) -> Again:
+    """Say when the user of a case could get its scenario again; `case_at` makes the case of a trigger at an instant."""
+    case = case_at(now_ms)
+    subject, zone = subject_and_zone(case, profiles, default_zone)
+    return find_again(case.plan, case_at, now_ms, subject, zone, reserve)
+
+
+def subject_and_zone(case: Case, profiles: ProfileTable, default_zone: str) -> tuple[str, str]:
+    """Whose limits count, and in which zone its days are."""
     known = case.slot < profiles.count
     subject = profiles.subject(case.slot, case.user_id) if known else case.user_id
-    zone = (profiles.zone.get(case.slot) if known else None) or default_zone
+    return subject, (profiles.zone.get(case.slot) if known else None) or default_zone
+
+
+def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) -> tuple[str | None, dict[str, Any]]:
+    subject, zone = subject_and_zone(case, profiles, default_zone)
     request, _ = build_request(subject, [case], zone, case.user_id, case.now_ms)
-    options = tuple(_in_shadow(option) for option in request.options)
+    options = tuple(in_shadow(option) for option in request.options)
     values: dict[str, Any] = {
         "subject": subject,
         "zone": zone,
@@ -100,7 +117,3 @@ def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) ->
         return answer.refusals[0], values
     values["channel"] = options[answer.granted].channel
     return None, values
-
-
-def _in_shadow(option: Option) -> Option:
-    return msgspec.structs.replace(option, shadow=True)

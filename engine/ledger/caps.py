@@ -24,7 +24,7 @@ _SWEEP_MS = 3_600_000
 _FULL = 0.9
 _EVER = np.iinfo(np.int64).min
 _GRANTED_FIRST = ReserveAnswer(0)
-_OFFER_ID = re.compile("[0-9a-f]{32}")
+is_offer_id = re.compile("[0-9a-f]{32}").fullmatch
 
 
 Mark = tuple[str, str, str, str]
@@ -82,14 +82,14 @@ class Caps:
 
     def release(self, offer_id: str) -> bool:
         """Give back what an offer took; say whether it still held anything. No offer id of ours: nothing."""
-        if _OFFER_ID.fullmatch(offer_id) is None:
+        if is_offer_id(offer_id) is None:
             return False
         high, low = _halves(offer_id)
         return bool(kernel.release(self._state, high, low))
 
     def delivered(self, offer_id: str) -> None:
         """Remember that a message arrived: a failure reported afterwards gives nothing back (G1)."""
-        if _OFFER_ID.fullmatch(offer_id) is not None:
+        if is_offer_id(offer_id) is not None:
             kernel.deliver(self._state, *_halves(offer_id))
 
     def restore_grants(self, grants: Iterable[tuple[GrantRow, bool]], longest_ms: int) -> None:

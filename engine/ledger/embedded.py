@@ -21,7 +21,7 @@ from engine.errors import StoreUnavailable
 from engine.ledger import handoff, history, links
 from engine.ledger import receipts as receipts_of
 from engine.ledger import redemptions as used
-from engine.ledger.caps import Caps, GrantRow
+from engine.ledger.caps import Caps, GrantRow, is_offer_id
 from engine.ledger.database import Database
 from engine.ledger.dispatch import NOT_SENT, Claim
 from engine.ledger.handoff import ConsentRow, DispatchRow
@@ -328,6 +328,21 @@ class EmbeddedLedger:
         """List bodies of a user's decisions whose trigger lies in [from_ms, until_ms), newest first."""
         with self._database.reading() as cursor:
             return history.find_decisions(cursor, user, from_ms, until_ms, limit)
+
+    def decision(self, decision_id: str) -> list[bytes]:
+        """List the versions of one decision, oldest first; empty where there is none. Reads from its trigger on."""
+        if is_offer_id(decision_id) is None:
+            return []
+        with self._database.reading() as cursor:
+            return history.find_decision(cursor, decision_id)
+
+    def offer(self, offer_id: str) -> Offer | None:
+        """The offer as it was queued, None where it is unknown."""
+        if is_offer_id(offer_id) is None:
+            return None
+        with self._database.reading() as cursor:
+            row = cursor.execute("SELECT body FROM offers WHERE offer_id = ?", (bytes.fromhex(offer_id),)).fetchone()
+        return None if row is None else Offer(**orjson.loads(row[0]))
 
     def redemptions(self, *, from_ms: int, until_ms: int) -> list[Redemption]:
         """List redemptions with an instant in [from_ms, until_ms), in order of time; reads the whole table."""

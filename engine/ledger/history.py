@@ -72,6 +72,16 @@ def find_decisions(cursor: sqlite3.Cursor, user: str, from_ms: int, until_ms: in
     return [found[key] for key in sorted(found, reverse=True)[:limit]]
 
 
+def find_decision(cursor: sqlite3.Cursor, decision_id: str) -> list[bytes]:
+    """Every version of one decision, oldest first: a held one has a second, and a run that was closed."""
+    trigger_ms = int(decision_id[:12], 16)
+    rows = cursor.execute(
+        "SELECT body FROM decisions WHERE now_ms > ? AND instr(body, ?) ORDER BY position",
+        (trigger_ms - _FUTURE_MS, decision_id.encode()),
+    )
+    return [orjson.dumps(one) for (body,) in rows for one in orjson.loads(body) if one["decision_id"] == decision_id]
+
+
 def forget(cursor: sqlite3.Cursor, user: str) -> list[str]:
     """Leave no trace of a user or subject; return the ids of the offers that were reserved."""
     offer_ids: list[str] = []

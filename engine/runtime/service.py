@@ -12,9 +12,7 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import msgspec
 import numpy as np
 import orjson
 import structlog
@@ -30,6 +28,7 @@ from engine.pipeline import Effects, Pipeline
 from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive, content_record
 from engine.runtime.code_desk import CodeDesk
+from engine.runtime.explaining import Explainer
 from engine.runtime.housekeeping import Housekeeper
 from engine.runtime.id_key import load_id_key
 from engine.runtime.journal import Journal
@@ -60,13 +59,20 @@ class Service:
 
     clock     `log`: time is the append time, a tick record passes it while nothing arrives; `events`: time is the
               largest event time so far (demo, recorded feeds)
+    takes_content  journal what the folders hold where it is new; False for whoever only looks
     on_batch  told every batch's effects, in the engine thread, after they were committed
     """
 
     def __init__(
-        self, settings: Settings, *, clock: str = "log", on_batch: Callable[[Effects], None] | None = None
+        self,
+        settings: Settings,
+        *,
+        clock: str = "log",
+        takes_content: bool = True,
+        on_batch: Callable[[Effects], None] | None = None,
     ) -> None:
         self.settings = settings
+        self._takes_content = takes_content
         self.clock = clock
         self.failure: str | None = None
         self.recovered_records = 0
@@ -116,6 +122,7 @@ class Service:
         self.codes = CodeStore(state / "codes.db")
         self._desk = CodeDesk(self.codes, self.ledger, self._append_control, lambda: self._done)
         self._desk.settle()
+        self.explainer = Explainer(settings, self.ledger, lambda: self.pipeline, self._lock)
         self._housekeeper = Housekeeper(
             settings,
             self.journal,
@@ -126,6 +133,11 @@ class Service:
             self._supply_codes,
         )
         self._housekeeper.show_state()
+        if self._takes_content:
+            self._take_content(wanted)
+
+    def _take_content(self, wanted: Content) -> None:
+        """Journal what the folders hold where it is new, and what its offers draw from."""
         if self.journal.last_position >= 0:
             # Before the content that asks for them, so that its first offers find codes.
             self._desk.supply(wanted)
@@ -453,26 +465,6 @@ class Service:
         with self._lock:
             counts = self.pipeline.presence.occupancy
             return {fence.id: int(counts[row]) for row, fence in enumerate(self.pipeline.content.fences)}
-
-    def explain(self, user: str, at_ms: int | None = None) -> dict[str, Any]:
-        """Say why this user did or did not get something: stored decisions, then what would happen now."""
-        now_ms = self.pipeline.now_ms
-        until_ms = now_ms if at_ms is None else at_ms
-        stored = self.ledger.decisions(user=user, from_ms=until_ms - 7 * 86_400_000, until_ms=until_ms + 1)
-        answer: dict[str, Any] = {
-            "user": user,
-            "content_version": self.pipeline.content.version,
-            "decisions": [orjson.loads(body) for body in stored],
-        }
-        if at_ms is None:
-            with self._lock:
-                slot = self.pipeline.users.slot_of(user, intern=False)
-                if slot >= 0:
-                    traces = self.pipeline.decider.explain_user(slot, user, now_ms)
-                    answer["now"] = msgspec.to_builtins(traces)
-                else:
-                    answer["now"] = []
-        return answer
 
 
 def _refuse_lost_ledger(state: Path) -> None:

@@ -63,8 +63,11 @@ class ListEngine:
     def ready(self) -> dict[str, Component]:
         return self.components
 
-    async def explain(self, user: str, at_ms: int | None) -> dict[str, Any]:
-        return {"user": user, "at_ms": at_ms, "decisions": []}
+    async def explain(self, user: str, at_ms: int | None, scenario: str | None) -> dict[str, Any]:
+        return {"user": user, "at_ms": at_ms, "scenario": scenario, "decisions": []}
+
+    async def explain_decision(self, decision_id: str) -> dict[str, Any]:
+        return {"decisions": [{"decision_id": decision_id}] if decision_id == "1" * 32 else []}
 
     async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
         return {"scenario": scenario, "expression": expression}
@@ -343,6 +346,9 @@ def test_unknown_paths_and_methods_are_refused() -> None:
     assert caller.ask("GET", "/v1/events").status_code == 405
     assert caller.ask("GET", "/v1/nothing").status_code == 404
     assert caller.ask("GET", "/v1/explain").status_code == 400
+    assert caller.ask("GET", "/v1/explain?user=u&offer=1").status_code == 400
+    assert caller.ask("GET", f"/v1/explain?offer={'1' * 32}").json()["decisions"]
+    assert caller.ask("GET", f"/v1/explain?offer={'2' * 32}").status_code == 404
     for number in ("x", "%C2%B2", "9" * 400):
         assert caller.ask("GET", f"/v1/explain?user=u&at_ms={number}").status_code == 400
         assert caller.ask("GET", f"/v1/sandbox/messages?limit={number}").status_code == 400
