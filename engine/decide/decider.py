@@ -397,7 +397,7 @@ class Decider:
         trigger = Trigger(
             kind=getattr(asked, "kind", "usage"), key=f"explain|{at_ms}", at_ms=at_ms, fence=fence, time_zone=zone
         )
-        return Case(plan, slot, user_id, trigger, at_ms, at_ms)
+        return Case(plan, slot, user_id, trigger, at_ms, at_ms, plan.channels)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
