@@ -54,6 +54,7 @@ class Row:
     at_ms: int
     gateway_id: str | None = None
     code: str | None = None
+    gateway_ids: tuple[str, ...] = ()
 
 
 @pytest.fixture(scope="module")
