@@ -85,7 +85,7 @@ class SgipSettings(OperatorSettings):
     listen_password: str | None = Field(None, repr=False, description="default: password")
     listen_password_file: Path | None = None
     allow_from: tuple[str, ...] = Field((), description="networks the operator connects from; none: any")
-    idle_s: PositiveSeconds = Field(60, description="an idle connection is closed after this, as SGIP asks")
+    idle_s: PositiveSeconds = Field(50, description="we leave an idle connection after this; gateways do after 60")
     charged: Annotated[str, Field(pattern=r"^[0-9]{0,21}$")] = Field("0" * 21, description="21 zeros: we pay")
     window: Annotated[int, Field(gt=0, le=1000)] = Field(32, description="unanswered submits a connection")
 

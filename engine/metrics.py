@@ -73,6 +73,7 @@ DISPATCHES = _counter("dispatches_total", "Outcomes of submits (G1)", "gateway",
 GATEWAY_RETRIES = _counter("gateway_retries_total", "Submits repeated after a provable refusal (G2)", "gateway")
 GATEWAY_THROTTLED = _counter("gateway_throttled_total", "Submits that came too fast and go again", "gateway")
 GATEWAY_READY = _gauge("gateway_ready", "1 while a gateway can take a submit", "gateway")
+GATEWAY_LOGINS = _counter("gateway_logins_total", "Attempts to connect and log in", "gateway", "outcome")
 GATEWAY_IN_FLIGHT = _gauge("gateway_in_flight", "Submits without an answer", "gateway")
 GATEWAY_BREAKER_OPEN = _gauge("gateway_breaker_open", "1 while the circuit breaker holds a gateway back", "gateway")
 GATEWAY_QUEUE = _gauge("gateway_queue_offers", "Offers waiting for their gateway", "gateway")

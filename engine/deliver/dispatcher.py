@@ -15,6 +15,7 @@ import structlog
 
 from engine import metrics
 from engine.clock import monotonic_s
+from engine.deliver.breaker import Breaker
 from engine.deliver.contract import (
     Addresses,
     Capabilities,
@@ -174,6 +175,12 @@ class Dispatcher:
     def held_back(self) -> dict[str, str]:
         """Say of each gateway why nothing goes to it now; empty where it does."""
         return {name: lane.why_held_back for name, lane in self._lanes.items()}
+
+    def reset_breakers(self) -> None:
+        """Let every gateway be tried at once: somebody mended it."""
+        for lane in self._lanes.values():
+            lane.breaker = Breaker()
+            lane.wake()
 
     def park_if_paused(self, offer: Offer) -> bool:
         if not self._is_paused(offer):

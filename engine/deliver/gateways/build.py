@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import deque
 from collections.abc import Callable, Iterable
 
 from engine.clock import wall_ms
 from engine.definitions import Content
-from engine.deliver.contract import Capabilities, Gateway
-from engine.deliver.egress import Network
+from engine.deliver.contract import Gateway
+from engine.deliver.gateways.common import allowed_networks, capabilities_of
+from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sandbox import SandboxGateway, SandboxMessage
 from engine.deliver.gateways.webhook import WebhookGateway
 from engine.errors import SettingsError
-from engine.gateway_settings import GatewayBase, SandboxSettings, WebhookSettings, read_secret
+from engine.gateway_settings import (
+    CmppSettings,
+    GatewayBase,
+    SandboxSettings,
+    SgipSettings,
+    SmgpSettings,
+    WebhookSettings,
+    read_secret,
+)
 from engine.settings import Settings
 
 
@@ -68,6 +76,8 @@ class GatewayMaker:
                 return self.sandbox(channel, None if name == channel else name, chosen)
             case WebhookSettings():
                 return _webhook(name, channel, chosen)
+            case SgipSettings() | CmppSettings() | SmgpSettings():
+                return make_operator(name, channel, chosen)
         raise SettingsError(f"gateways.{name}: this kind of gateway cannot be made here")
 
 
@@ -84,18 +94,6 @@ def build_gateways(
     return [*maker.declared(), *(maker.sandbox(channel) for channel in sorted({*channels} - served_channels(settings)))]
 
 
-def capabilities_of(channel: str, chosen: GatewayBase, *, receipts: bool = False, window: int = 0) -> Capabilities:
-    """Return what the settings say of a gateway. `window`: where it has several connections, that of all."""
-    return Capabilities(
-        window=window or chosen.window,
-        messages_per_s=chosen.messages_per_s,
-        receipts=receipts,
-        signature_at_end=chosen.signature_at_end,
-        sms=channel == "sms",
-        daily_quota=chosen.daily_quota,
-    )
-
-
 def callback_secrets(settings: Settings) -> dict[str, str]:
     """Map channels to the secret their gateway signs callbacks with: that of its submits."""
     found: dict[str, str] = {}
@@ -105,13 +103,6 @@ def callback_secrets(settings: Settings) -> dict[str, str]:
             if secret:
                 found[chosen.channel or name] = secret
     return found
-
-
-def allowed_networks(name: str, networks: Iterable[str]) -> list[Network]:
-    try:
-        return [ipaddress.ip_network(network) for network in networks]
-    except ValueError as error:
-        raise SettingsError(f"gateways.{name}.allow_networks: {error}") from None
 
 
 def _webhook(name: str, channel: str, chosen: WebhookSettings) -> WebhookGateway:

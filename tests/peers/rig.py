@@ -1,0 +1,107 @@
+"""A dispatcher over a real ledger; the engine is played by hand: receipts that are journaled move dispatches."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from engine.clock import wall_ms
+from engine.deliver.contract import Gateway
+from engine.deliver.dispatcher import Dispatcher
+from engine.ledger.embedded import EmbeddedLedger
+from engine.model import DispatchState, Offer
+from engine.runtime.outcome import ReportedState
+
+TEXT = "您好，附近的影院今晚有您的专属观影优惠"
+
+
+class Book:
+    """Addresses by rule: user u7 has number 13800000007."""
+
+    def lookup(self, user_id: str, channel: str) -> str | None:
+        return f"138{int(user_id[1:]):08d}"
+
+    def user_of(self, channel: str, address: str) -> str | None:
+        return f"u{int(address[3:])}" if address.startswith("138") and len(address) == 11 else None
+
+
+class Rig:
+    """Offers in, states and events out."""
+
+    def __init__(self, folder: Path, gateways: Sequence[Gateway], **settings: Any) -> None:
+        self.ledger = EmbeddedLedger(folder / "ledger.db", assumed_consent=frozenset({"marketing.sms"}))
+        self.events: list[dict[str, Any]] = []
+        self.position = self.ledger.position() + 1
+        self.offers: dict[str, Offer] = {}
+        self.dispatcher = Dispatcher(
+            self.ledger,
+            Book(),
+            gateways,
+            now_ms=wall_ms,
+            emit=self._emit,
+            texts=lambda: ("联通权益", "拒收请回复R"),
+            why_not_again=lambda offer: self.ledger.why_not_again(offer.offer_id),
+            **settings,
+        )
+
+    async def _emit(self, payloads: Sequence[bytes]) -> None:
+        events = [orjson.loads(line) for payload in payloads for line in payload.split(b"\n")]
+        self.events += events
+        rows = [
+            ReportedState(one["dispatch_id"], one["offer_id"], DispatchState(one["state"]), one["at"], one["code"])
+            for one in events
+            if one["type"] == "receipt"
+        ]
+        self.position += 1
+        self.ledger.commit(self.position, wall_ms(), dispatches=rows)
+
+    def offer(self, numbers: Sequence[int], *, text: str = TEXT, deadline_s: float = 120.0, **more: Any) -> list[Offer]:
+        """Commit one offer for each user of these numbers and queue it."""
+        now_ms = wall_ms()
+        made = [
+            Offer(
+                offer_id=f"{now_ms:012x}{number:020x}",
+                scenario=f"national/s{number % 3}",
+                user_id=f"u{number}",
+                channel=more.get("channel", "sms"),
+                text=text,
+                benefit="movie",
+                offer_class="marketing",
+                deadline_ms=int(now_ms + deadline_s * 1000),
+                created_ms=now_ms,
+            )
+            for number in numbers
+        ]
+        self.position += 1
+        self.ledger.commit(self.position, now_ms, offers=made)
+        self.offers.update((one.offer_id, one) for one in made)
+        self.dispatcher.enqueue(made)
+        return made
+
+    def state_of(self, offer: Offer) -> DispatchState | None:
+        applied = [row for row in self.ledger.dispatches(offer.offer_id) if row["applied"]]
+        return DispatchState(applied[-1]["state"]) if applied else None
+
+    def states(self) -> Counter[DispatchState | None]:
+        return Counter(self.state_of(offer) for offer in self.offers.values())
+
+    async def until(self, condition: Callable[[], bool], timeout_s: float = 30.0) -> None:
+        """Wait for something; says how things stand where it does not come."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not condition():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise AssertionError(f"it did not come: {self.states()}, {self.dispatcher.held_back()}") from None
+
+    async def all_in(self, *states: DispatchState, timeout_s: float = 30.0) -> None:
+        await self.until(lambda: sum(self.states()[one] for one in states) == len(self.offers), timeout_s)
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        await self.dispatcher.stop(timeout_s)
+        self.ledger.close()
