@@ -101,6 +101,10 @@ class GatewayPermanent(GatewayError):
     """Refused for good."""
 
 
+class GatewayGone(GatewayPermanent):
+    """Refused for good because the address does not exist any more (a push token of a removed app): it is dropped."""
+
+
 class GatewayUnknown(GatewayError):
     """Sent, but no answer came: the message may have gone out, so it is never sent again.
 

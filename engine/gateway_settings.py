@@ -56,6 +56,79 @@ class WebhookSettings(GatewayBase):
     )
 
 
+class HttpSettings(GatewayBase):
+    """What gateways behind an HTTP API have in common."""
+
+    timeout_s: PositiveSeconds = 10
+    allow_http: bool = Field(False, description="plain http, for a gateway on our own network")
+    allow_networks: tuple[str, ...] = Field(
+        default=(), description="networks to connect to although they are not public"
+    )
+    callback_url: str | None = Field(
+        None,
+        description="where the gateway reaches this service, such as https://offers.example.com; none: no receipts",
+    )
+
+
+class KannelSettings(HttpSettings):
+    """Kannel's sendsms, with DLR and inbound messages by callback."""
+
+    kind: Literal["kannel"]
+    url: str = Field(description="such as http://10.0.0.7:13013/cgi-bin/sendsms")
+    login: Annotated[str, Field(min_length=1, max_length=64)]
+    password: str | None = Field(None, repr=False, description="better in password_file")
+    password_file: Path | None = None
+    sender: str = Field("", max_length=21, description="number or name messages come from")
+    smsc: str = Field("", max_length=64, description="which of Kannel's connections; none: Kannel chooses")
+    callback_secret: str | None = Field(None, repr=False, description="what callbacks must carry; better in a file")
+    callback_secret_file: Path | None = None
+    allow_from: tuple[str, ...] = Field((), description="networks Kannel calls back from; none: any with the secret")
+
+
+class TwilioSettings(HttpSettings):
+    """Twilio, or whoever offers its Messages API."""
+
+    kind: Literal["twilio"]
+    url: str = "https://api.twilio.com"
+    account: Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,64}$")] = Field(description="Account SID")
+    password: str | None = Field(None, repr=False, description="Auth Token; better in password_file")
+    password_file: Path | None = None
+    sender: str = Field("", description="E.164 number or sender name")
+    messaging_service: str = Field("", description="Messaging Service SID, instead of sender")
+    messages_per_s: Annotated[float, Field(gt=0)] = 1
+
+
+class FcmSettings(HttpSettings):
+    """Firebase Cloud Messaging, HTTP v1."""
+
+    kind: Literal["fcm"]
+    account_file: Path = Field(description="the service account's JSON key file")
+    url: str = "https://fcm.googleapis.com"
+    messages_per_s: Annotated[float, Field(gt=0)] = 200
+    title: str = Field("", max_length=60, description="of notifications whose offer has none")
+
+
+class WebPushSettings(HttpSettings):
+    """Web Push (RFC 8030, 8291, 8292), UnifiedPush included; the address is the browser's subscription as JSON."""
+
+    kind: Literal["webpush"]
+    key_file: Path = Field(description="VAPID private key, PEM")
+    subject: Annotated[str, Field(pattern=r"^(mailto:|https://)")] = Field(
+        description="whom push services may write to"
+    )
+    title: str = Field("", max_length=60, description="of notifications whose offer has none")
+
+
+class AppriseSettings(GatewayBase):
+    """Anything Apprise speaks; no receipts, no proof of refusal."""
+
+    kind: Literal["apprise"]
+    url: str | None = Field(None, repr=False, description="Apprise URL with {to} for the address")
+    url_file: Path | None = None
+    title: str = Field("", max_length=60, description="of notifications whose offer has none")
+    timeout_s: PositiveSeconds = 20
+
+
 class OperatorSettings(GatewayBase):
     """What SGIP, CMPP and SMGP have in common: one login, connections, a sending number."""
 
@@ -112,7 +185,17 @@ class SmgpSettings(OperatorSettings):
 
 
 GatewaySettings = Annotated[
-    SandboxSettings | WebhookSettings | SgipSettings | CmppSettings | SmgpSettings, Field(discriminator="kind")
+    SandboxSettings
+    | WebhookSettings
+    | SgipSettings
+    | CmppSettings
+    | SmgpSettings
+    | KannelSettings
+    | TwilioSettings
+    | FcmSettings
+    | WebPushSettings
+    | AppriseSettings,
+    Field(discriminator="kind"),
 ]
 
 

@@ -21,6 +21,7 @@ from engine.console.contract import Engine
 from engine.console.envelopes import owntracks_payload, segment_payloads
 from engine.console.intake import BODY_LIMIT, Intake, Refused, decompress, payloads_of
 from engine.console.occupancy import OccupancyStream, rows_of
+from engine.deliver.contract import Callback, CallbackRefused
 from engine.errors import OpportuneError, StoreUnavailable
 
 log = structlog.get_logger("opportune.console")
@@ -67,7 +68,9 @@ class Api:
             Route("/metrics", self._metrics, methods=["GET"]),
             # Signed by the gateway, which has no key.
             Route(
-                "/v1/callbacks/{channel}", self._guard("/v1/callbacks", self._callback, Access(None)), methods=["POST"]
+                "/v1/callbacks/{channel}",
+                self._guard("/v1/callbacks", self._callback, Access(None)),
+                methods=["GET", "POST"],
             ),
         ]
         if claims is not None:
@@ -200,6 +203,17 @@ class Api:
     async def _callback(self, request: Request) -> Response:
         body = await self._body(request)
         channel = request.path_params["channel"]
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        peer = request.client.host if request.client else ""
+        callback = Callback(request.method, request.url.query, headers, body, peer)
+        try:
+            reply = await self._engine.gateway_callback(channel, callback)
+        except CallbackRefused:
+            raise Refused(401, "bad_signature", "the callback does not prove that it comes from this gateway") from None
+        if reply is not None:
+            return Response(reply.body, reply.status, media_type=reply.media_type)
+        if request.method != "POST":
+            raise Refused(405, "method_not_allowed", "callbacks of this gateway are sent with POST")
         payload = await self._callbacks.payload(channel, request.headers, body, self._now_ms())
         if payload is not None:
             await self._intake.take([payload], 1, "/v1/callbacks")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from engine.deliver.contract import Callback, Reply
 from engine.model import RecordKind
 
 
@@ -73,6 +74,13 @@ class Engine(Protocol):
 
     async def pause(self, scenario: str, paused: bool) -> None:
         """Pause or resume one scenario, or all with "*"; returns once no new submit can start (D8)."""
+        ...
+
+    async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
+        """Hand a callback to the gateway of that name; None where none of them reports by callbacks of its own.
+
+        Raises CallbackRefused, StoreUnavailable.
+        """
         ...
 
     async def user_of_offer(self, offer_id: str) -> str | None:

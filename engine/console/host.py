@@ -21,7 +21,7 @@ from engine.console.contract import Component, FenceOccupancy
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
 from engine.definitions import Content
-from engine.deliver.contract import Addresses, Gateway
+from engine.deliver.contract import Addresses, Callback, CallsBack, Gateway, Reply
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, callback_secrets
 from engine.deliver.gateways.sandbox import SandboxMessage
@@ -197,6 +197,10 @@ class Host:
         await self.service.pause(scenario, paused)
         if not paused:
             self.dispatcher.pause(scenario, False)
+
+    async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
+        gateway = self.dispatcher.gateway(name)
+        return await gateway.on_callback(callback) if isinstance(gateway, CallsBack) else None
 
     async def user_of_offer(self, offer_id: str) -> str | None:
         return self.service.ledger.user_of_offer(offer_id)

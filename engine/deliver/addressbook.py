@@ -98,6 +98,16 @@ class AddressBook:
             raise _store_error(error) from None
         return removed
 
+    def drop(self, user_id: str, channel: str) -> bool:
+        """Remove one address, which its gateway says is gone; say whether there was one."""
+        try:
+            removed = self._connection.execute(
+                "DELETE FROM entries WHERE user_key = ? AND channel = ?", (self._hashed(b"user", user_id), channel)
+            ).rowcount
+        except sqlite3.DatabaseError as error:
+            raise _store_error(error) from None
+        return removed > 0
+
     def count(self) -> int:
         row = self._query("SELECT count(*) FROM entries", ())
         assert row is not None

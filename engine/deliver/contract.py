@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from engine.deliver.sms import count_segments
 from engine.model import DispatchState, GatewayReceipt, Match, Offer
@@ -178,6 +178,37 @@ class Inbox(Protocol):
     async def numbers(self, reports: Sequence[NumberReport]) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class Callback:
+    """An HTTP request by which a gateway tells what became of messages, or what users wrote."""
+
+    method: str
+    query: str  # as it came, percent-encoded
+    headers: Mapping[str, str]  # names in lower case
+    body: bytes = field(repr=False)
+    peer: str = ""  # address of the caller
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What the gateway wants to hear; Jasmin and others insist on the very words."""
+
+    status: int = 200
+    body: bytes = b""
+    media_type: str = "text/plain"
+
+
+class CallbackRefused(Exception):
+    """The callback does not prove that it comes from the gateway: 401, nothing changes (FAULTS A10)."""
+
+
+@runtime_checkable
+class CallsBack(Protocol):
+    """A gateway that reports by calling `/v1/callbacks/NAME`; raises CallbackRefused, StoreUnavailable."""
+
+    async def on_callback(self, callback: Callback) -> Reply: ...
+
+
 # --- ledger and address book ----------------------------------------------------------------------------------------
 
 
@@ -248,4 +279,8 @@ class Addresses(Protocol):
 
     def user_of(self, channel: str, address: str) -> str | None:
         """Return whose address this is, or None."""
+        ...
+
+    def drop(self, user_id: str, channel: str) -> bool:
+        """Remove one address, which its gateway says is gone; say whether there was one."""
         ...

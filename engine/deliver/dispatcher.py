@@ -172,6 +172,11 @@ class Dispatcher:
     def may_claim(self) -> bool:
         return self._settler.is_healthy
 
+    def gateway(self, name: str) -> Gateway | None:
+        """Return the gateway of this name, for its callbacks."""
+        lane = self._lanes.get(name)
+        return lane.gateway if lane is not None else None
+
     def held_back(self) -> dict[str, str]:
         """Say of each gateway why nothing goes to it now; empty where it does."""
         return {name: lane.why_held_back for name, lane in self._lanes.items()}
@@ -221,6 +226,13 @@ class Dispatcher:
         if self._is_paused(offer):
             return "paused"
         return self._why_not_again(offer) if self._why_not_again is not None else None
+
+    def drop_address(self, offer: Offer) -> None:
+        """Forget an address that leads nowhere any more, so that nothing is sent to it again."""
+        try:
+            self.addresses.drop(offer.user_id, offer.channel)
+        except Exception as error:
+            log.error("an address that is gone could not be dropped", error=type(error).__name__)
 
     def settle(self, settled: Settled) -> None:
         self._known.discard(settled.record.offer_id)

@@ -19,7 +19,7 @@ from engine.deliver.contract import ClaimAnswer, Dispatch, DispatchRecord, Gatew
 from engine.deliver.fair_queue import FairQueue
 from engine.deliver.settler import Settled
 from engine.deliver.sms import finish_text
-from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
+from engine.errors import GatewayGone, GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
 from engine.model import CODE_MARK, DispatchState, Offer
 
 if TYPE_CHECKING:
@@ -256,6 +256,8 @@ class Lane:
             healthy = False
             self._retry_or_reject(offer, dispatch, parts, tries, error.retry_after_s)
         except GatewayPermanent as error:
+            if isinstance(error, GatewayGone):
+                self._owner.drop_address(offer)
             self._settle(offer, DispatchState.REJECTED, code=str(error)[:64])
         except GatewayUnknown as error:
             healthy = False

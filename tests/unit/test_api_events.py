@@ -16,6 +16,7 @@ from engine.console.access import check_binding
 from engine.console.api import Api
 from engine.console.contract import Component, FenceOccupancy
 from engine.console.intake import BODY_LIMIT
+from engine.deliver.contract import Callback, Reply
 from engine.errors import SettingsError, StoreUnavailable
 from engine.model import RecordKind
 
@@ -74,6 +75,9 @@ class ListEngine:
 
     async def pause(self, scenario: str, paused: bool) -> None:
         self.paused.append((scenario, paused))
+
+    async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
+        return None
 
     async def user_of_offer(self, offer_id: str) -> str | None:
         return {"0" * 31 + "1": "u1"}.get(offer_id)

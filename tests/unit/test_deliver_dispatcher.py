@@ -96,6 +96,10 @@ class DictAddresses:
         self.asked.append(user_id)
         return None if user_id in self.missing else f"1380000{user_id[1:].zfill(4)}"
 
+    def drop(self, user_id: str, channel: str) -> bool:
+        self.missing.add(user_id)
+        return True
+
     def user_of(self, channel: str, address: str) -> str | None:
         return None
 

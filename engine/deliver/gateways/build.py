@@ -9,13 +9,16 @@ from engine.clock import wall_ms
 from engine.definitions import Content
 from engine.deliver.contract import Gateway
 from engine.deliver.gateways.common import allowed_networks, capabilities_of
+from engine.deliver.gateways.http import make_http
 from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sandbox import SandboxGateway, SandboxMessage
 from engine.deliver.gateways.webhook import WebhookGateway
 from engine.errors import SettingsError
 from engine.gateway_settings import (
+    AppriseSettings,
     CmppSettings,
     GatewayBase,
+    HttpSettings,
     SandboxSettings,
     SgipSettings,
     SmgpSettings,
@@ -78,6 +81,8 @@ class GatewayMaker:
                 return _webhook(name, channel, chosen)
             case SgipSettings() | CmppSettings() | SmgpSettings():
                 return make_operator(name, channel, chosen)
+            case HttpSettings() | AppriseSettings():
+                return make_http(name, channel, chosen)
         raise SettingsError(f"gateways.{name}: this kind of gateway cannot be made here")
 
 

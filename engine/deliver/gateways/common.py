@@ -25,8 +25,8 @@ def capabilities_of(channel: str, chosen: GatewayBase, *, receipts: bool = False
     return Capabilities(**(fields | more))
 
 
-def allowed_networks(name: str, networks: Iterable[str]) -> list[Network]:
+def allowed_networks(name: str, networks: Iterable[str], setting: str = "allow_networks") -> list[Network]:
     try:
         return [ipaddress.ip_network(network) for network in networks]
     except ValueError as error:
-        raise SettingsError(f"gateways.{name}.allow_networks: {error}") from None
+        raise SettingsError(f"gateways.{name}.{setting}: {error}") from None

@@ -60,7 +60,7 @@ def make_operator(
                 chosen.listen_port,
                 chosen.listen_login or chosen.login,
                 secret or password,
-                allowed_networks(name, chosen.allow_from),
+                allowed_networks(name, chosen.allow_from, "allow_from"),
             ),
             capabilities,
             now_ms=now_ms,
