@@ -27,7 +27,7 @@ class Behavior:
         self._hash_text = hash_text
         self._lateness_ms = feeds.array["allowed_lateness_ms"].copy()
         self._keep_ms = int(self._lateness_ms.max())
-        self._seen = _empty_table(_SMALLEST_TABLE, np.full(1024, _NEVER_MS, np.int64))
+        self._seen = _empty_table(_SMALLEST_TABLE, _blank(1024))
         self._out_row = np.empty(1 << 14, np.int32)
         self._out_trigger = np.empty(1 << 14, np.int32)
         self.activate(triggers)
@@ -40,10 +40,10 @@ class Behavior:
 
     def ensure(self, users: int) -> None:
         """Make room for user slots below `users`."""
-        if users > len(self._seen.newest_ms):
-            grown = np.full(max(users, 2 * len(self._seen.newest_ms)), _NEVER_MS, np.int64)
-            grown[: len(self._seen.newest_ms)] = self._seen.newest_ms
-            self._seen = self._seen._replace(newest_ms=grown)
+        have = len(self._seen.newest)
+        if users > have:
+            more = _blank(max(users - have, have // 4))
+            self._seen = self._seen._replace(newest=np.concatenate((self._seen.newest, more)))
 
     def match(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Admit the usage events of EVENT[N] (sets `drop`) and return (rows, triggers) that match, by row."""
@@ -78,7 +78,7 @@ class Behavior:
 
     def reset_user(self, slot: int) -> None:
         """Forget a user whose slot is given away."""
-        self._seen.newest_ms[slot] = _NEVER_MS
+        self._seen.newest[slot] = _blank(1)[0]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a checkpoint needs."""
@@ -95,13 +95,19 @@ class Behavior:
         # A sweep leaves the table at most half full, so that it pays for itself before the next.
         while (living + events) * 2 > capacity:
             capacity *= 2
-        fresh = _empty_table(capacity, self._seen.newest_ms)
+        fresh = _empty_table(capacity, self._seen.newest)
         kernel.move_living(self._seen, self._keep_ms, fresh)
         self._seen = fresh
 
 
-def _empty_table(capacity: int, newest_ms: np.ndarray) -> kernel.SeenIds:
-    return kernel.SeenIds(np.zeros(capacity, kernel.SEEN), newest_ms, np.zeros(1, np.int64))
+def _empty_table(capacity: int, newest: np.ndarray) -> kernel.SeenIds:
+    return kernel.SeenIds(np.zeros(capacity, kernel.SEEN), newest, np.zeros(1, np.int64))
+
+
+def _blank(users: int) -> np.ndarray:
+    newest = np.zeros(users, kernel.NEWEST)
+    newest["at_ms"] = _NEVER_MS
+    return newest
 
 
 def _is_hashed(test: FieldTest) -> bool:

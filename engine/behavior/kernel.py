@@ -20,20 +20,25 @@ _LATE = int(Drop.LATE)
 SEEN = np.dtype([("fingerprint", "u8"), ("at_ms", "i8"), ("user", "i4"), ("spare", "i4")])
 """One remembered id; fingerprint 0 is an empty slot."""
 
-SEEN_BYTES = SEEN.itemsize
 _AHEAD = 24  # events between asking for memory and using it: about one memory latency
 
 
-class SeenIds(NamedTuple):
-    """Ids of usage events whose instant is not yet late, as an open-addressing table.
+NEWEST = np.dtype([("at_ms", "i8"), ("fingerprint", "u8")])
+"""A user's newest usage event.  Bit 0 of the fingerprint says that the table may hold others that still matter."""
+NEWEST_BYTES = NEWEST.itemsize
+OTHERS, IDENTITY = np.uint64(1), ~np.uint64(1)
 
-    table      SEEN[C]    C a power of two; by the fingerprint of id and user
-    newest_ms  int64[U]   newest usage instant of each user, the line that `late` is measured from
-    used       int64[1]   slots that were ever filled since the last sweep
+
+class SeenIds(NamedTuple):
+    """Ids of usage events whose instant is not yet late: each user's newest, and others in an open-addressing table.
+
+    table   SEEN[C]     C a power of two; by the fingerprint of id and user
+    newest  NEWEST[U]   the instant is the line that `late` is measured from
+    used    int64[1]    slots of the table that were ever filled since the last sweep
     """
 
     table: np.ndarray
-    newest_ms: np.ndarray
+    newest: np.ndarray
     used: np.ndarray
 
 
@@ -87,43 +92,70 @@ def admit_usage(events: np.ndarray, lateness_ms: np.ndarray, keep_ms: int, seen:
     seen         has room for N more ids (the caller sweeps or grows it)
 
     An entry older than its user's newest instant minus `keep_ms` is dead: where its own id comes again it counts as
-    forgotten whether or not it was swept, or batches would matter (T4).
-    Cost: two cache lines per usage event, asked for ahead.  Oracle: tests/property/test_behavior.py.
+    forgotten whether or not it was swept, or batches would matter (T4).  Most users open one app in a minute: for them
+    the table is not asked.
+    Cost: one cache line per usage event, asked for ahead.  Oracle: tests/property/test_behavior.py.
     """
-    table = seen.table
-    mask = np.int64(table.shape[0] - 1)
-    base, line = address_of(table), address_of(seen.newest_ms)
+    line = address_of(seen.newest)
     count = events.shape[0]
     for row in range(count):
         if row + _AHEAD < count:
             coming = events[row + _AHEAD]
             if coming.type == _USAGE:
-                ahead = np.int64(_fingerprint(coming.id_hash, coming.user) >> np.uint64(1)) & mask
-                prefetch(base + ahead * SEEN_BYTES)
-                prefetch(line + np.int64(coming.user) * 8)
+                prefetch(line + np.int64(coming.user) * NEWEST_BYTES)
         event = events[row]
         if event.type != _USAGE or event.drop != 0:
             continue
-        user = event.user
-        newest = seen.newest_ms[user]
-        if event.at_ms < newest - lateness_ms[event.feed]:
+        newest = seen.newest[event.user]
+        if event.at_ms < newest.at_ms - lateness_ms[event.feed]:
             events[row].drop = _LATE
             continue
-        fingerprint = _fingerprint(event.id_hash, user)
-        slot = np.int64(fingerprint >> np.uint64(1)) & mask
-        while table[slot].fingerprint != np.uint64(0) and table[slot].fingerprint != fingerprint:
-            slot = (slot + 1) & mask
-        if table[slot].fingerprint == fingerprint:
-            if table[slot].at_ms >= newest - keep_ms:
-                events[row].drop = _DUPLICATE
-                continue
-        else:
-            seen.used[0] += 1
-        table[slot].fingerprint = fingerprint
-        table[slot].at_ms = event.at_ms
-        table[slot].user = user
-        if event.at_ms > newest:
-            seen.newest_ms[user] = event.at_ms
+        fingerprint = _fingerprint(event.id_hash, event.user)
+        if (fingerprint ^ newest.fingerprint) & IDENTITY == 0 and newest.fingerprint != 0:
+            events[row].drop = _DUPLICATE
+            continue
+        if newest.fingerprint & OTHERS and is_in_table(seen, fingerprint, newest.at_ms - keep_ms):
+            events[row].drop = _DUPLICATE
+            continue
+        if event.at_ms <= newest.at_ms:
+            remember(seen, fingerprint, event.at_ms, event.user)
+            newest.fingerprint |= OTHERS
+            continue
+        others = np.uint64(0)
+        if newest.fingerprint != 0 and newest.at_ms >= event.at_ms - keep_ms:
+            remember(seen, newest.fingerprint, newest.at_ms, event.user)
+            others = OTHERS
+        newest.at_ms = event.at_ms
+        newest.fingerprint = (fingerprint & IDENTITY) | others
+
+
+@kernel
+def is_in_table(seen: SeenIds, fingerprint: np.uint64, oldest_ms: int) -> bool:
+    """Say whether the table holds this id, made at `oldest_ms` or later."""
+    place = slot_of(seen.table, fingerprint)
+    return bool(seen.table[place].fingerprint != 0 and seen.table[place].at_ms >= oldest_ms)
+
+
+@kernel
+def remember(seen: SeenIds, fingerprint: np.uint64, at_ms: int, user: int) -> None:
+    """Put an id into the table; where it stands already, dead, its instant is renewed."""
+    entry = seen.table[slot_of(seen.table, fingerprint)]
+    if entry.fingerprint == 0:
+        seen.used[0] += 1
+    entry.fingerprint = fingerprint | OTHERS
+    entry.at_ms = at_ms
+    entry.user = user
+
+
+@kernel
+def slot_of(table: np.ndarray, fingerprint: np.uint64) -> int:
+    """Place of an id in the table, or of the gap where it would stand."""
+    mask = np.int64(table.shape[0] - 1)
+    fingerprint = np.uint64(fingerprint) | OTHERS
+    slot = np.int64(fingerprint >> np.uint64(1)) & mask
+    while table[slot].fingerprint != 0 and table[slot].fingerprint != fingerprint:
+        slot = (slot + 1) & mask
+    return int(slot)
 
 
 @kernel
@@ -132,7 +164,7 @@ def count_living(seen: SeenIds, keep_ms: int) -> int:
     living = 0
     for row in range(seen.table.shape[0]):
         entry = seen.table[row]
-        if entry.fingerprint != np.uint64(0) and entry.at_ms >= seen.newest_ms[entry.user] - keep_ms:
+        if entry.fingerprint != np.uint64(0) and entry.at_ms >= seen.newest[entry.user].at_ms - keep_ms:
             living += 1
     return living
 
@@ -140,15 +172,11 @@ def count_living(seen: SeenIds, keep_ms: int) -> int:
 @kernel
 def move_living(old: SeenIds, keep_ms: int, fresh: SeenIds) -> None:
     """Copy the entries that can still matter into an empty table."""
-    mask = np.int64(fresh.table.shape[0] - 1)
     for row in range(old.table.shape[0]):
         entry = old.table[row]
-        if entry.fingerprint == np.uint64(0) or entry.at_ms < old.newest_ms[entry.user] - keep_ms:
+        if entry.fingerprint == np.uint64(0) or entry.at_ms < old.newest[entry.user].at_ms - keep_ms:
             continue
-        slot = np.int64(entry.fingerprint >> np.uint64(1)) & mask
-        while fresh.table[slot].fingerprint != np.uint64(0):
-            slot = (slot + 1) & mask
-        fresh.table[slot] = entry
+        fresh.table[slot_of(fresh.table, entry.fingerprint)] = entry
         fresh.used[0] += 1
 
 

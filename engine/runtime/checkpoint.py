@@ -21,7 +21,7 @@ from numpy.lib.format import descr_to_dtype, dtype_to_descr
 from engine.errors import StoreUnavailable
 
 MAGIC = "opportune-checkpoint"
-FORMAT = 1
+FORMAT = 2
 _BLOCK = 4096
 _ALIGN = 64
 _CHUNK = 8 << 20
