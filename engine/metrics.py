@@ -58,6 +58,7 @@ EVENTS = _counter("events_total", "Well-formed events processed", "type")
 EVENTS_DROPPED = _counter("events_dropped_total", "Well-formed events that changed nothing", "reason")
 DEAD_LETTERS = _counter("dead_letters_total", "Events that could not be read", "reason")
 TRANSITIONS = _counter("transitions_total", "Presence transitions", "kind")
+USERS_EVICTED = _counter("users_evicted_total", "Users forgotten because they were silent for state_ttl_days")
 BATCH_SECONDS = _histogram("batch_seconds", "One batch from records to committed decisions", _SHORT_S)
 BATCH_EVENTS = _histogram("batch_events", "Events in one batch", (1, 4, 16, 64, 256, 1024, 4096, 16384))
 

@@ -54,6 +54,8 @@ from engine.settings import FeedTable, Settings
 from engine.transitions import transition_lines
 
 HOUR_MS = 3_600_000
+SWEPT_SLOTS = 1 << 18
+"""Looked at in one go: some milliseconds."""
 _HOURS_AHEAD_MS = 28 * 24 * HOUR_MS
 _HOURS_BEHIND_MS = 2 * 24 * HOUR_MS
 
@@ -120,6 +122,8 @@ class Effects:
     types: dict[int, int] = field(default_factory=dict)  # EventType -> events
     alarms: list[Any] = field(default_factory=list)
     fences: list[tuple[Fence, ...]] = field(default_factory=list)  # what `fence` of transitions[i] counts in
+    left: list[dict[int, str]] = field(default_factory=list)  # users in transitions[i] whose slot is another's by now
+    evicted: int = 0
 
     @property
     def is_stored(self) -> bool:
@@ -130,6 +134,14 @@ class Effects:
     def add_transitions(self, transitions: np.ndarray, fences: tuple[Fence, ...]) -> None:
         self.transitions.append(transitions)
         self.fences.append(fences)
+        self.left.append({})
+
+    def note_evicted(self, slots: np.ndarray, users: UserTable) -> None:
+        """Keep the ids that transitions of this batch need, before their slots are given away."""
+        self.evicted += len(slots)
+        for transitions, left in zip(self.transitions, self.left, strict=True):
+            for slot in np.intersect1d(transitions["user"], slots).tolist():
+                left.setdefault(slot, users.id_of(slot))
 
 
 class Pipeline:
@@ -143,6 +155,8 @@ class Pipeline:
         self.settings = settings
         self.ledger = ledger
         self.now_ms = 0
+        self._swept_hour = 0
+        self._state_ttl_ms = int(settings.state_ttl_days * 24 * HOUR_MS)
         self.feeds = FeedTable(settings.feeds)
         self.users = UserTable()
         self.decoder = Decoder(self.feeds, content.cells, self.users, tenant=settings.tenant)
@@ -196,7 +210,7 @@ class Pipeline:
         load_content  turns the payload of a content record into the content it names
         """
         effects = Effects(self.now_ms)
-        for piece in _between_contents(block):
+        for piece in self._between_sweeps(block, effects):
             if len(piece) == 1 and piece.kind[0] == _CONTENT:
                 self._pass_time(max(self.now_ms, int(piece.append_ms[0])), effects)
                 if load_content is not None:
@@ -206,6 +220,47 @@ class Pipeline:
             self._process_events(piece, effects)
         effects.now_ms = self.now_ms
         return effects
+
+    def _between_sweeps(self, block: Block, effects: Effects) -> Iterator[Block]:
+        """Cut a block at content records and where an hour of the log begins: there, users long silent are forgotten.
+
+        The hour is of the log, so the same records evict the same users at the same place, however they are cut (T4).
+        Records without an append time tell no hour before they are decoded: a file of such forgets nobody.
+        """
+        hour = np.maximum.accumulate(np.maximum(block.append_ms // HOUR_MS, self._swept_hour))
+        begins = np.flatnonzero(np.diff(hour, prepend=self._swept_hour)).tolist()
+        start = 0
+        for begin in begins:
+            if begin > start:
+                yield from _between_contents(_cut(block, start, begin))
+            self._evict(int(hour[begin]), effects)
+            start = begin
+        yield from _between_contents(_cut(block, start, len(block)) if start else block)
+
+    def _evict(self, hour: int, effects: Effects) -> None:
+        """Forget users of one stretch of slots who were silent for `state_ttl_days` and of whom nothing binds.
+
+        A profile, a consent, an open visit, a waiting candidate, a reservation that re-entry asks for: each keeps the
+        slot. What caps count stays in the ledger, by id. The next hour looks at the next stretch.
+        """
+        self._swept_hour = hour
+        count = self.users.count
+        first = hour % (count // SWEPT_SLOTS + 1) * SWEPT_SLOTS
+        last = min(first + SWEPT_SLOTS, count)
+        before_ms = hour * HOUR_MS - self._state_ttl_ms
+        idle = self.presence.idle(first, last, before_ms) & self.behavior.idle(first, last, before_ms)
+        if not idle.any():
+            return
+        slots = first + np.flatnonzero(idle & self.profiles.blank(first, last))
+        slots = slots[self.users.are_used(slots)]
+        if bound := self.decider.bound_slots():
+            slots = slots[~np.isin(slots, np.fromiter(bound, np.int64))]
+        if not len(slots):
+            return
+        effects.note_evicted(slots, self.users)
+        self.presence.reset_users(slots)
+        self.behavior.reset_users(slots)
+        self.users.evict(slots)
 
     def _process_events(self, block: Block, effects: Effects) -> None:
         decoded = self.decoder.decode(block, self.now_ms)
@@ -439,8 +494,11 @@ class Pipeline:
 
     def transition_lines(self, effects: Effects) -> Iterator[bytes]:
         """Yield a block's transitions as the contract's JSON, one line each."""
-        for transitions, fences in zip(effects.transitions, effects.fences, strict=True):
-            yield from transition_lines(transitions, self.settings.tenant, fences, self.users.id_of)
+        for transitions, fences, left in zip(effects.transitions, effects.fences, effects.left, strict=True):
+            yield from transition_lines(transitions, self.settings.tenant, fences, self._id_now_or_then(left))
+
+    def _id_now_or_then(self, left: dict[int, str]) -> Callable[[int], str]:
+        return lambda slot: left[slot] if slot in left else self.users.id_of(slot)
 
     # --- checkpoints ------------------------------------------------------------------------------------------------
 
@@ -456,7 +514,12 @@ class Pipeline:
             )
             for name, array in part.arrays().items()
         }
-        objects = {"now_ms": self.now_ms, "profiles": self.profiles.objects(), "decider": self.decider.state()}
+        objects = {
+            "now_ms": self.now_ms,
+            "swept_hour": self._swept_hour,
+            "profiles": self.profiles.objects(),
+            "decider": self.decider.state(),
+        }
         return arrays, objects
 
     def restore(self, arrays: dict[str, np.ndarray], objects: dict[str, Any]) -> None:
@@ -465,7 +528,7 @@ class Pipeline:
         def part(stage: str) -> dict[str, np.ndarray]:
             return {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{stage}.")}
 
-        self.now_ms = objects["now_ms"]
+        self.now_ms, self._swept_hour = objects["now_ms"], objects["swept_hour"]
         self.users = UserTable.from_arrays(part("users"))
         self.decoder.users = self.users
         self.presence.restore(part("presence"))

@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     fsync_interval_s: PositiveSeconds = 0.05
     journal_hours: Annotated[float, Field(gt=0, le=72)] = 48
     checkpoint_interval_s: PositiveSeconds = 60
+    state_ttl_days: Annotated[float, Field(ge=2)] = Field(
+        30, description="a user so long silent, without profile or consent, is forgotten and its place used again"
+    )
     queue_bytes: int = Field(64 << 20, gt=0, description="accepted and not yet processed; beyond it 429")
     feeds: dict[str, FeedSettings] = Field(default_factory=default_feeds)
     gateways: dict[str, GatewaySettings] = Field(

@@ -76,6 +76,17 @@ class Behavior:
         """Answer the tests that the kernel cannot: prefixes, and properties of any kind (B1)."""
         return all(_holds(test, event) for test in self._plain[trigger])
 
+    def idle(self, first: int, last: int, before_ms: int) -> np.ndarray:
+        """Say of users first .. last - 1 whether nothing is known of them that is newer than `before_ms`."""
+        newest_ms = self._seen.newest["at_ms"][first:last]
+        idle: np.ndarray = np.append(newest_ms < before_ms, np.ones(last - first - len(newest_ms), np.bool_))
+        return idle
+
+    def reset_users(self, slots: np.ndarray) -> None:
+        """As `reset_user`, for many."""
+        for slot in slots.tolist():
+            self.reset_user(slot)
+
     def reset_user(self, slot: int) -> None:
         """Forget a user whose slot is given away."""
         self._seen.newest[slot] = _blank(1)[0]

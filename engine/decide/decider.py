@@ -150,6 +150,10 @@ class Decider:
         self.profiles.close(slot, now_ms)
         return out
 
+    def bound_slots(self) -> set[int]:
+        """Slots that something here speaks of: a candidate that waits, a reservation that re-entry asks for."""
+        return self.recorder.held.slots() | {key >> 20 for key in self._reserved}
+
     def released(self, slot: int, offer_id: str) -> None:
         """Forget a reservation that was given back: it no longer stands in the way of re-entry (C2)."""
         if _OFFER_ID.fullmatch(offer_id) is None:

@@ -71,6 +71,10 @@ class HeldQueue:
         """Remove and return all that waits for a user."""
         return sorted(self._by_user.pop(slot, {}).values(), key=lambda one: (one.arrived_ms, one.offer_id))
 
+    def slots(self) -> set[int]:
+        """Of the users for whom something waits."""
+        return set(self._by_user)
+
     def state(self) -> list[Any]:
         every = [one for waiting in self._by_user.values() for one in waiting.values()]
         every.sort(key=lambda one: (one.release_ms, one.offer_id))

@@ -182,6 +182,18 @@ class ProfileTable:
         state = column.array[slots] & 3
         return np.asarray(state != DENIED if assumed else state == GRANTED)
 
+    def blank(self, first: int, last: int) -> np.ndarray:
+        """Say of slots first .. last - 1 whether nothing was ever said of them: no profile, consent, tag or closing."""
+        blank = np.ones(last - first, np.bool_)
+        for column in (self.flags, *self.purposes.values()):
+            said = column.array[first:last] != 0
+            blank[: len(said)] &= ~said
+        for some in (self.dynamic, self.void_ms, self.generation):
+            for slot in some:
+                if first <= slot < last:
+                    blank[slot - first] = False
+        return blank
+
     # --- changing ---------------------------------------------------------------------------------------------------
 
     def apply_profile(self, slot: int, event: Any, now_ms: int) -> None:

@@ -202,6 +202,16 @@ def remove_slot(texts: Any, slot: int) -> None:
 
 
 @kernel
+def remove_slots(texts: Any, slots: np.ndarray) -> int:
+    """Remove used slots one after another; return the arena bytes that `repack` will win back."""
+    freed = 0
+    for slot in slots:
+        freed += HEADER + texts.arena[texts.offset[slot] + 4]
+        remove_slot(texts, slot)
+    return freed
+
+
+@kernel
 def repack(old: Any, new: Any) -> None:
     """Copy every used slot of `old` into `new` (larger or as large, zeroed), without what was removed."""
     new.state[COUNT] = old.state[COUNT]

@@ -22,7 +22,7 @@ from engine.decode.table_kernel import (
     has_room,
     intern_text,
     look_up_text,
-    remove_slot,
+    remove_slots,
     repack,
     spread_entries,
 )
@@ -126,13 +126,17 @@ class UserTable(TextTable):
 
     def evict(self, slots: Iterable[int]) -> None:
         """Forget these users; their slots are handed out again, newest first, under a new generation."""
-        for slot in slots:
-            at = int(self.texts.offset[slot])
-            if not 0 <= slot < self.count or at < 0:
-                raise KeyError(f"slot {slot} is not in use")
-            self._freed_bytes += HEADER + int(self.texts.arena[at + 4])
-            remove_slot(self.texts, slot)
-            self.generation[slot] += 1
+        chosen = np.fromiter(slots, np.int64)
+        for slot in chosen[~self.are_used(chosen)].tolist():
+            raise KeyError(f"slot {slot} is not in use")
+        self._freed_bytes += int(remove_slots(self.texts, chosen))
+        self.generation[chosen] += 1
+
+    def are_used(self, slots: np.ndarray) -> np.ndarray:
+        """Say of each slot whether it holds a user now."""
+        known = (slots >= 0) & (slots < self.count)
+        known[known] = self.texts.offset[slots[known]] >= 0
+        return known
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a checkpoint holds: copies of the ids, their places, generations and the chain of free slots."""

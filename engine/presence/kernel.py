@@ -34,6 +34,7 @@ from engine.presence.layout_kernel import (
     NEWEST_MS,
     NOW_MS,
     OUT_ROWS,
+    OUTSIDE,
     RELEASED,
     STALE_TIMERS,
     WANTED,
@@ -259,6 +260,34 @@ def take_held(state: State, work: Work) -> int:
         place = 0 + kept.next
     release_held(state, user)
     return count
+
+
+@lean_kernel
+def mark_idle(state: State, first: int, before_ms: int, idle: np.ndarray) -> None:
+    """Mark the users of whom nothing is open and nothing newer than `before_ms` is known.
+
+    idle  bool[N]  of user `first + i`; written.  A pair OUTSIDE has no timer and, a day later, no witness either.
+    """
+    for i in range(len(idle)):
+        idle[i] = True
+        if first + i >= state.user.shape[0]:
+            continue
+        user = state.user[first + i]
+        idle[i] = user.last_ms < before_ms
+        row = 0 + user.visits
+        while row >= 0 and idle[i]:
+            idle[i] = state.visit[row].state == OUTSIDE and state.visit[row].seen_ms < before_ms
+            row = 0 + state.visit[row].next
+        if user.held >= 0 and state.held[user.held].at_ms >= before_ms:
+            idle[i] = False
+
+
+@lean_kernel
+def reset_all(state: State, users: np.ndarray, blank: np.ndarray) -> None:
+    """`reset` each of these users."""
+    for user in users:
+        if user < state.user.shape[0]:
+            reset(state, user, blank)
 
 
 @lean_kernel

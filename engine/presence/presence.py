@@ -107,6 +107,16 @@ class Presence:
         if user < len(self._state.user):
             kernel.reset(self._state, user, self._blank)
 
+    def idle(self, first: int, last: int, before_ms: int) -> np.ndarray:
+        """Say of users first .. last - 1 whether nothing of them is open, nor newer than `before_ms` (event time)."""
+        found = np.empty(last - first, np.bool_)
+        kernel.mark_idle(self._state, first, before_ms, found)
+        return found
+
+    def reset_users(self, users: np.ndarray) -> None:
+        """As `reset_user`, for many."""
+        kernel.reset_all(self._state, users, self._blank)
+
     # --- content ----------------------------------------------------------------------------------------------------
 
     def activate(

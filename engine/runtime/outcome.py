@@ -63,6 +63,8 @@ def count(effects: Effects) -> None:
     for transitions in effects.transitions:
         kinds = np.bincount(transitions["kind"], minlength=5)
         metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
+    if effects.evicted:
+        metrics.USERS_EVICTED.inc(effects.evicted)
     if not effects.decisions:
         return
     metrics.CANDIDATES.inc(effects.candidates)

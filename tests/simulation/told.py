@@ -13,11 +13,11 @@ _REASONS = {int(reason): reason.name.lower() for reason in TransitionReason}
 
 def tell(pipeline: Pipeline, effects: Effects) -> Told:
     told = Told(events=effects.events, drops=[int(count) for count in effects.drops])
-    for transitions, fences in zip(effects.transitions, effects.fences, strict=True):
+    for transitions, fences, left in zip(effects.transitions, effects.fences, effects.left, strict=True):
         for row in transitions:
             told.transitions.append(
                 (
-                    pipeline.users.id_of(int(row["user"])),
+                    left.get(int(row["user"])) or pipeline.users.id_of(int(row["user"])),
                     fences[row["fence"]].id,
                     _KINDS[int(row["kind"])],
                     _REASONS[int(row["reason"])],
