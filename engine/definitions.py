@@ -294,6 +294,19 @@ class Schedule:
 
 
 @dataclass(frozen=True, slots=True)
+class Lottery:
+    """One candidate in so many wins, by a salted hash of its offer id."""
+
+    one_in: int
+    salt: str = ""
+
+    @property
+    def odds(self) -> str:
+        """As texts state it."""
+        return f"1/{self.one_in}"
+
+
+@dataclass(frozen=True, slots=True)
 class Scenario:
     id: str  # owner/name
     name: str
@@ -311,6 +324,7 @@ class Scenario:
     max_event_age_ms: int = 600_000
     goal: str = ""  # acquire | raise_revenue | retain | touchpoints
     file: str = ""
+    lottery: Lottery | None = None
 
 
 @dataclass(frozen=True, slots=True)

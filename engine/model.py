@@ -156,6 +156,7 @@ class Reason(StrEnum):
     SUPPRESSED = "suppressed"
     REENTRY = "reentry"
     QUIET_HOURS = "quiet_hours"
+    NOT_DRAWN = "not_drawn"
     STALE_PRESENCE = "stale_presence"
     OUTSCORED = "outscored"
     CAP = "cap"

@@ -31,8 +31,8 @@ class PlaceholderModel(Model):
         str,
         Field(
             alias="from",
-            pattern=r"^(attribute\.[A-Za-z_][A-Za-z0-9_]*|fence\.name|benefit\.name|constant|code|claim_url)$",
-            description="attribute.<name>, fence.name, benefit.name, constant (its default), code or claim_url",
+            pattern=r"^(attribute\.[A-Za-z_][A-Za-z0-9_]*|fence\.name|benefit\.name|lottery\.odds|constant|code|claim_url)$",
+            description="attribute.<name>, fence.name, benefit.name, lottery.odds, constant, code or claim_url",
         ),
     ]
     type: Literal["text", "number", "money_fen", "date"] = "text"
@@ -167,6 +167,13 @@ class HoldoutModel(Model):
     substitute: bool = Field(False, description="let the next best scenario use the slot of a withheld one")
 
 
+class LotteryModel(Model):
+    """A draw: who does not win gets nothing. The same candidate draws the same in every replay."""
+
+    one_in: int = Field(ge=1, le=1_000_000_000, description="odds: one candidate in so many wins; {odds} in texts")
+    salt: Word = Field("lottery", description="change it to draw anew")
+
+
 class ScenarioModel(Model):
     """One scenario: when this happens to a user like that, offer this, so often, at such times."""
 
@@ -200,6 +207,7 @@ class ScenarioModel(Model):
     schedule: ScheduleModel = Field(default_factory=lambda: ScheduleModel.model_validate({}))
     priority: float = Field(1.0, gt=0, le=100, description="weight in arbitration; the greater wins (rule D2)")
     holdout: HoldoutModel | None = None
+    lottery: LotteryModel | None = None
     max_event_age: Span = Field(600_000, description="older events make no offer; default 10 min")
 
 

@@ -34,6 +34,7 @@ from engine.definitions import (
     Cap,
     Fence,
     Limits,
+    Lottery,
     OfferDefinition,
     Policy,
     PresenceTrigger,
@@ -171,6 +172,7 @@ def _file(
         max_event_age_ms=given.max_event_age,
         goal=given.goal,
         file=file,
+        lottery=Lottery(given.lottery.one_in, given.lottery.salt) if given.lottery else None,
     )
 
 
@@ -192,6 +194,7 @@ def _offer(
         has_fence=isinstance(trigger, PresenceTrigger),
         has_claim_domain=bool(policy.claim_domains),
         benefit_name=benefit.name,
+        odds=Lottery(given.lottery.one_in).odds if given.lottery else None,
         has_codes=any(one.stock is not None and one.stock.pool for one in terms) or not terms,
     )
     return OfferDefinition(

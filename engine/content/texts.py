@@ -13,8 +13,10 @@ _BRACED = re.compile(r"\{([^{}]*)\}")
 _LINK = re.compile(r"https?://|www\.|[a-z0-9-]+\.(com|cn|net|org|top|xyz|cc)(?![a-z0-9])", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u2028\u2029\ue000]")
 
-BUILT_IN = ("fence_name", "benefit_name", "claim_url", "code")
+BUILT_IN = ("fence_name", "benefit_name", "claim_url", "code", "odds")
 """Placeholders that need no declaration."""
+
+_SOURCES = {"fence_name": "fence.name", "benefit_name": "benefit.name", "odds": "lottery.odds"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,7 @@ class TextPlaces:
     has_claim_domain: bool
     benefit_name: str
     has_codes: bool
+    odds: str | None = None
 
 
 def placeholders_of(offer: OfferModel, places: TextPlaces, file: str, faults: Faults) -> tuple[Placeholder, ...]:
@@ -55,9 +58,7 @@ def placeholders_of(offer: OfferModel, places: TextPlaces, file: str, faults: Fa
 
 def _placeholder(name: str, offer: OfferModel, places: TextPlaces, file: str, faults: Faults) -> Placeholder:
     declared = offer.placeholders.get(name)
-    source = (
-        declared.source if declared else {"fence_name": "fence.name", "benefit_name": "benefit.name"}.get(name, name)
-    )
+    source = declared.source if declared else _SOURCES.get(name, name)
     default = declared.default if declared else None
     where = f"$.offer.placeholders.{name}"
     if source == "fence.name" and not places.has_fence and default is None:
@@ -72,6 +73,10 @@ def _placeholder(name: str, offer: OfferModel, places: TextPlaces, file: str, fa
         faults.add(file, f"{where}.default", Shown("a default for a code"), "none: without a code there is no offer")
     if source == "constant" and default is None:
         faults.add(file, where, Shown("a constant without default"), "its value under `default`")
+    if source == "lottery.odds":
+        if places.odds is None:
+            faults.add(file, where, Shown(f"{{{name}}}"), "a scenario with a `lottery`")
+        source, default = "constant", places.odds
     if source == "benefit.name":
         source, default = "constant", places.benefit_name
     return Placeholder(

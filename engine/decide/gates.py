@@ -7,6 +7,8 @@ compiled for it.
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 from engine.claim_token import token_maker
 from engine.decide.audience import compile_expression, compile_findings, expression_text
 from engine.decide.case import Case, Gate, Values
@@ -25,6 +27,7 @@ GATES = (
     "suppression",
     "reentry",
     "quiet_hours",
+    "lottery",
     "compose",
     "arbitration",
     "arm",
@@ -36,7 +39,7 @@ SUPPRESSED_TAG = "suppressed"
 _NOT_LIVE, _TOO_OLD, _NO_PROFILE = Reason.NOT_LIVE.value, Reason.TOO_OLD.value, Reason.NO_PROFILE.value
 _AUDIENCE, _NO_CONSENT, _OPTED_OUT = Reason.AUDIENCE.value, Reason.NO_CONSENT.value, Reason.OPTED_OUT.value
 _DND, _SUPPRESSED, _REENTRY = Reason.DND.value, Reason.SUPPRESSED.value, Reason.REENTRY.value
-_PAUSED = Reason.PAUSED.value
+_PAUSED, _NOT_DRAWN = Reason.PAUSED.value, Reason.NOT_DRAWN.value
 
 
 def mode_gate(scenario: Scenario, pauses: frozenset[str]) -> Gate | None:
@@ -213,6 +216,26 @@ def reentry_gate(scenario: Scenario, row: int, reserved: dict[int, int]) -> Gate
         if last_ms is None or (policy == "cooldown" and case.now_ms - last_ms >= cooldown_ms):
             return None
         return _REENTRY
+
+    return gate
+
+
+def lottery_gate(scenario: Scenario) -> Gate | None:
+    """Draw by a salted hash of the offer id: the same in every replay, another for every trigger."""
+    lottery = scenario.lottery
+    if lottery is None:
+        return None
+    one_in = lottery.one_in
+    start = blake2b(f"lottery\0{lottery.salt}\0{scenario.id}\0".encode(), digest_size=8)
+
+    def gate(case: Case, values: Values | None) -> str | None:
+        digest = start.copy()
+        digest.update(case.id().encode())
+        # Multiplied, not divided: every ticket of `one_in` is as likely to within one in 2^64.
+        ticket = int.from_bytes(digest.digest(), "big") * one_in >> 64
+        if values is not None:
+            values |= {"one_in": one_in, "ticket": ticket, "wins": 0}
+        return None if ticket == 0 else _NOT_DRAWN
 
     return gate
 

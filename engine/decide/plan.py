@@ -117,6 +117,7 @@ def compile_plan(
         ("suppression", gates.suppression_gate(scenario, policy, profiles)),
         ("reentry", gates.reentry_gate(scenario, row, reserved)),
         ("quiet_hours", timing_gates.quiet_gate(scenario, policy, profiles, clock)),
+        ("lottery", gates.lottery_gate(scenario)),
         ("compose", gates.compose_gate(scenario, policy, profiles, fence_names, fixed, id_key)),
     )
     plan.named_gates = tuple((name, gate) for name, gate in named if gate is not None)
