@@ -174,6 +174,24 @@ class CmppSettings(OperatorSettings):
     keep_alive_s: PositiveSeconds = 180
 
 
+class SmppSettings(OperatorSettings):
+    """SMPP 3.4 as a transceiver."""
+
+    kind: Literal["smpp"]
+    port: Port = 2775
+    login: Annotated[str, Field(min_length=1, max_length=15)] = Field(description="system_id")
+    sender: Annotated[str, Field(min_length=1, max_length=20)] = Field(description="number, or name of letters")
+    service: Annotated[str, Field(max_length=5)] = Field("", description="service_type")
+    system_type: Annotated[str, Field(max_length=12)] = ""
+    sender_ton: Annotated[int, Field(ge=0, le=6)] = 0
+    sender_npi: Annotated[int, Field(ge=0, le=18)] = 0
+    number_ton: Annotated[int, Field(ge=0, le=6)] = 1
+    number_npi: Annotated[int, Field(ge=0, le=18)] = 1
+    ids: Literal["same", "hex_answer", "hex_receipt"] = Field(
+        "same", description="where message ids are hexadecimal in the answer or the receipt only"
+    )
+
+
 class SmgpSettings(OperatorSettings):
     """China Telecom, SMGP 3.0.3."""
 
@@ -190,6 +208,7 @@ GatewaySettings = Annotated[
     | SgipSettings
     | CmppSettings
     | SmgpSettings
+    | SmppSettings
     | KannelSettings
     | TwilioSettings
     | FcmSettings

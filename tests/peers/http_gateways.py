@@ -23,19 +23,23 @@ FAKESMSC = "/usr/lib/kannel/test/fakesmsc"
 
 
 def npm_program(package: str, program: str) -> str:
-    """Return the path of a program of an npm package, installing that version into the cache where it is missing."""
+    """Return the path of a program of an npm package."""
+    return str(npm_folder(package) / "node_modules" / ".bin" / program)
+
+
+def npm_folder(package: str) -> Path:
+    """Return where a version of an npm package is installed, installing it into the cache where it is missing."""
     cache = Path(os.environ.get("OPPORTUNE_TEST_CACHE", Path.home() / ".cache" / "opportune-tests"))
     folder = cache / "npm" / package.replace("/", "-").replace("@", "_")
-    path = folder / "node_modules" / ".bin" / program
-    if not path.exists():
+    if not (folder / "package-lock.json").exists():
         if shutil.which("npm") is None:
             absent(f"npm is missing, so {package} cannot be installed: install Node.js 20 or later")
         folder.mkdir(parents=True, exist_ok=True)
         command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--silent", package]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode or not path.exists():
+        if done.returncode:
             absent(f"{package} could not be installed: {done.stderr.strip()[-300:]}")
-    return str(path)
+    return folder
 
 
 @contextlib.contextmanager

@@ -22,6 +22,7 @@ from engine.gateway_settings import (
     SandboxSettings,
     SgipSettings,
     SmgpSettings,
+    SmppSettings,
     WebhookSettings,
     read_secret,
 )
@@ -79,7 +80,7 @@ class GatewayMaker:
                 return self.sandbox(channel, None if name == channel else name, chosen)
             case WebhookSettings():
                 return _webhook(name, channel, chosen)
-            case SgipSettings() | CmppSettings() | SmgpSettings():
+            case SgipSettings() | CmppSettings() | SmgpSettings() | SmppSettings():
                 return make_operator(name, channel, chosen)
             case HttpSettings() | AppriseSettings():
                 return make_http(name, channel, chosen)

@@ -1,4 +1,4 @@
-"""From settings to the operators' gateways: SGIP, CMPP, SMGP."""
+"""From settings to the operators' gateways: SGIP, CMPP, SMGP, SMPP."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from functools import partial
 
 from engine.clock import wall_ms
 from engine.deliver.contract import Gateway
-from engine.deliver.gateways import cmpp, sgip, smgp
+from engine.deliver.gateways import cmpp, sgip, smgp, smpp
 from engine.deliver.gateways.common import allowed_networks, capabilities_of
 from engine.deliver.operators import cmpp as cmpp_codec
 from engine.deliver.operators.link import Timing
 from engine.deliver.operators.parts import count
 from engine.deliver.operators.session import LONGEST_SUBMIT_S, OperatorGateway, Peer
 from engine.errors import SettingsError
-from engine.gateway_settings import CmppSettings, OperatorSettings, SgipSettings, SmgpSettings, read_secret
+from engine.gateway_settings import (
+    CmppSettings,
+    OperatorSettings,
+    SgipSettings,
+    SmgpSettings,
+    SmppSettings,
+    read_secret,
+)
 
 
 def make_operator(
     name: str,
     channel: str,
-    chosen: SgipSettings | CmppSettings | SmgpSettings,
+    chosen: SgipSettings | CmppSettings | SmgpSettings | SmppSettings,
     now_ms: Callable[[], int] = wall_ms,
 ) -> Gateway:
     """Make one gateway; raise SettingsError for what cannot work."""
@@ -72,6 +79,22 @@ def make_operator(
         mobile = cmpp.Account(chosen.login, password, chosen.sender, chosen.service, version)
         return OperatorGateway(
             name, channel, peer, partial(cmpp.CmppDialect, mobile, first), capabilities, now_ms=now_ms
+        )
+    if isinstance(chosen, SmppSettings):
+        account = smpp.Account(
+            chosen.login,
+            password,
+            chosen.sender,
+            chosen.service,
+            chosen.system_type,
+            chosen.sender_ton,
+            chosen.sender_npi,
+            chosen.number_ton,
+            chosen.number_npi,
+            chosen.ids,
+        )
+        return OperatorGateway(
+            name, channel, peer, partial(smpp.SmppDialect, account, first), capabilities, now_ms=now_ms
         )
     telecom = smgp.Account(chosen.login, password, chosen.sender, chosen.service)
     return OperatorGateway(name, channel, peer, partial(smgp.SmgpDialect, telecom, first), capabilities, now_ms=now_ms)
