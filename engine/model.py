@@ -358,6 +358,7 @@ class Offer:
     created_ms: int
     priority: float = 0.0
     code: str | None = None
+    province: str | None = None  # of the user when it was granted, for settlement
 
 
 @dataclass(frozen=True, slots=True)

@@ -150,6 +150,14 @@ class ProfileTable:
         text = self.texts.get(name)
         return None if text is None else text.get(slot)
 
+    def province_of(self, slot: int) -> str | None:
+        """Return where a user belongs for settlement: the province said, else the first step of the organisation."""
+        said = self.province.get(slot) if self.province is not None else None
+        if said is not None or self.organisation is None:
+            return said
+        path = self.organisation.get(slot)
+        return None if path is None else path.partition("/")[0]
+
     def subject(self, slot: int, user_id: str) -> str:
         """Return whom caps and consent count for (rule A4): the person where one is given, else the user.
 

@@ -96,7 +96,7 @@ def settle_alone(decider: Decider, case: Case, request: ReserveRequest, answer: 
             values["shadow"] = True
             decider.recorder.emit(case, _OFFER, _GRANTED, values)
             return
-        decider.recorder.emit(case, _OFFER, _GRANTED, values).grant(make_offer(case))
+        decider.recorder.emit(case, _OFFER, _GRANTED, values).grant(make_offer(case, decider.profiles))
         if plan.has_reentry:
             decider.remember_reservation(case)
         return
@@ -264,12 +264,12 @@ def _emit(decider: Decider, case: Case) -> None:
         return
     decision = recorder.emit(case, outcome, reason, values)
     if outcome is _OFFER:
-        decision.grant(make_offer(case))
+        decision.grant(make_offer(case, decider.profiles))
     if plan.has_reentry and (outcome is _OFFER or outcome is _WITHHELD):
         decider.remember_reservation(case)
 
 
-def make_offer(case: Case) -> Offer:
+def make_offer(case: Case, profiles: ProfileTable) -> Offer:
     """Return the offer of a granted case, ready to be handed over until its deadline (D6)."""
     plan = case.plan
     offer = plan.scenario.offer
@@ -285,4 +285,5 @@ def make_offer(case: Case) -> Offer:
         case.now_ms,
         case.score,
         case.code,
+        profiles.province_of(case.slot) if case.slot < profiles.count else None,
     )

@@ -23,7 +23,7 @@ from engine.settings import Settings
 log = structlog.get_logger("opportune.service")
 
 DAY_MS = 86_400_000
-DECISION_DAYS = 30
+DECISION_DAYS = 62  # all of this month the one before can be settled
 RESERVATION_DAYS = 62  # the longest calendar window, a month, and one more
 _EXPIRE_EVERY_S = 3600.0
 
