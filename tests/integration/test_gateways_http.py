@@ -29,6 +29,7 @@ from engine.deliver.gateways.fcm import FcmGateway
 from engine.deliver.gateways.kannel import KannelGateway
 from engine.deliver.gateways.twilio import TwilioGateway
 from engine.deliver.gateways.webpush import WebPushGateway
+from engine.deliver.outbound import Outbound
 from engine.deliver.sms import count_segments
 from engine.errors import GatewayGone, GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
 from engine.model import DispatchState, GatewayReceipt
@@ -45,6 +46,10 @@ LONG_CHINESE = (
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def outbound() -> Outbound:
+    return Outbound("test", allow_http=True, exceptions=LOOPBACK)
 
 
 def dispatch(text: str = "Hello", address: str = "12000000001", *, number: int = 1, minutes: float = 10) -> Dispatch:
@@ -129,6 +134,7 @@ def kannel_gateway(kannel: Kannel, callback_port: int, password: str = Kannel.PA
     return KannelGateway(
         "kannel",
         "sms",
+        outbound(),
         kannel.url,
         Kannel.LOGIN,
         password,
@@ -136,8 +142,6 @@ def kannel_gateway(kannel: Kannel, callback_port: int, password: str = Kannel.PA
         sender="10655",
         callback_url=f"http://127.0.0.1:{callback_port}",
         callback_secret=SECRET,
-        allow_http=True,
-        exceptions=LOOPBACK,
     )
 
 
@@ -240,14 +244,13 @@ def twilio_gateway(url: str, token: str = TOKEN) -> TwilioGateway:
     return TwilioGateway(
         "twilio",
         "sms",
+        outbound(),
         ACCOUNT,
         token,
         now_ms=now_ms,
         url=url,
         sender="+15005550006",
         callback_url="https://offers.example.com",
-        allow_http=True,
-        exceptions=LOOPBACK,
     )
 
 
@@ -309,7 +312,12 @@ def test_web_push_reaches_the_browser_decrypted_and_a_gone_subscription_is_told(
 
     async def main() -> list[str]:
         gateway = WebPushGateway(
-            "webpush", "app", pem, "mailto:ops@example.com", now_ms=now_ms, allow_http=True, exceptions=LOOPBACK
+            "webpush",
+            "app",
+            outbound(),
+            pem,
+            "mailto:ops@example.com",
+            now_ms=now_ms,
         )
         async with httpx.AsyncClient(base_url=push_url, trust_env=False) as client:
             options = {"userVisibleOnly": "true", "applicationServerKey": public}
@@ -353,7 +361,9 @@ def test_a1_a_subscription_that_points_into_our_own_network_is_never_called(tmp_
     async def main() -> None:
         server = await asyncio.start_server(connected, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        gateway = WebPushGateway("webpush", "app", pem, "mailto:ops@example.com", now_ms=now_ms, allow_http=True)
+        gateway = WebPushGateway(
+            "webpush", "app", Outbound("webpush", allow_http=True), pem, "mailto:ops@example.com", now_ms=now_ms
+        )
         for host in ("127.0.0.1", "2130706433", "localhost", "[::ffff:127.0.0.1]"):
             subscription = {"endpoint": f"http://{host}:{port}/push", "keys": keys}
             with pytest.raises((GatewayRetryable, GatewayPermanent)):
@@ -436,11 +446,10 @@ def test_fcm_is_authorised_once_an_hour_and_its_answers_mean_what_google_says(tm
         gateway = FcmGateway(
             "fcm",
             "app",
+            outbound(),
             account,
             now_ms=lambda: clock[0],
             url=firebase.address,
-            allow_http=True,
-            exceptions=LOOPBACK,
         )
         await asyncio.gather(*(gateway.submit(dispatch("您好", f"t{n}", number=n)) for n in range(5)))
         assert firebase.tokens == 1

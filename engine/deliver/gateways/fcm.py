@@ -11,17 +11,15 @@ other 4xx                                      refused                      Gate
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpcore
 import httpx
 import jwt
 import orjson
 
 from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
-from engine.deliver.egress import Network
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import (
     GatewayGone,
@@ -51,16 +49,13 @@ class FcmGateway(Sessionless):
         self,
         name: str,
         channel: str,
+        out: Outbound,
         account: Path,
         *,
         now_ms: Callable[[], int],
         url: str = "https://fcm.googleapis.com",
         title: str = "",
         capabilities: Capabilities | None = None,
-        timeout_s: float = 10.0,
-        allow_http: bool = False,
-        exceptions: Sequence[Network] = (),
-        backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         self.name = name
         self.channel = channel
@@ -68,14 +63,7 @@ class FcmGateway(Sessionless):
         self._title = title
         self._now_ms = now_ms
         self._account = _read_account(name, account)
-        self._out = Outbound(
-            name,
-            window=self.capabilities.window,
-            timeout_s=timeout_s,
-            allow_http=allow_http,
-            exceptions=exceptions,
-            backend=backend,
-        )
+        self._out = out
         self._url = self._out.target(f"{url.rstrip('/')}/v1/projects/{self._account['project_id']}/messages:send")
         self._token_url = self._out.target(self._account["token_uri"])
         self._token, self._token_until_ms = "", 0

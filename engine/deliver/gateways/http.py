@@ -12,6 +12,7 @@ from engine.deliver.gateways.fcm import FcmGateway
 from engine.deliver.gateways.kannel import KannelGateway
 from engine.deliver.gateways.twilio import TwilioGateway
 from engine.deliver.gateways.webpush import WebPushGateway
+from engine.deliver.outbound import Outbound
 from engine.errors import SettingsError
 from engine.gateway_settings import (
     AppriseSettings,
@@ -32,25 +33,31 @@ def make_http(name: str, channel: str, chosen: HttpSettings | AppriseSettings) -
         case TwilioSettings():
             return _twilio(name, channel, chosen)
         case FcmSettings():
-            common = _http(name, channel, chosen)
-            return FcmGateway(name, channel, chosen.account_file, url=chosen.url, title=chosen.title, **common)
+            common = _common(channel, chosen)
+            out = _outbound(name, chosen)
+            return FcmGateway(name, channel, out, chosen.account_file, url=chosen.url, title=chosen.title, **common)
         case WebPushSettings():
-            common = _http(name, channel, chosen)
-            return WebPushGateway(name, channel, chosen.key_file, chosen.subject, title=chosen.title, **common)
+            common = _common(channel, chosen)
+            out = _outbound(name, chosen)
+            return WebPushGateway(name, channel, out, chosen.key_file, chosen.subject, title=chosen.title, **common)
         case AppriseSettings():
             return _apprise(name, channel, chosen)
     raise SettingsError(f"gateways.{name}: this kind of gateway cannot be made here")
 
 
-def _http(name: str, channel: str, chosen: HttpSettings) -> dict[str, Any]:
+def _outbound(name: str, chosen: HttpSettings) -> Outbound:
+    return Outbound(
+        name,
+        window=chosen.window,
+        timeout_s=chosen.timeout_s,
+        allow_http=chosen.allow_http,
+        exceptions=allowed_networks(name, chosen.allow_networks),
+    )
+
+
+def _common(channel: str, chosen: HttpSettings) -> dict[str, Any]:
     """Return what all gateways behind an HTTP API are made with."""
-    return {
-        "now_ms": wall_ms,
-        "timeout_s": chosen.timeout_s,
-        "allow_http": chosen.allow_http,
-        "exceptions": allowed_networks(name, chosen.allow_networks),
-        "capabilities": capabilities_of(channel, chosen, receipts=bool(chosen.callback_url)),
-    }
+    return {"now_ms": wall_ms, "capabilities": capabilities_of(channel, chosen, receipts=bool(chosen.callback_url))}
 
 
 def _needed(value: str | None, file: Path | None, where: str) -> str:
@@ -64,6 +71,7 @@ def _kannel(name: str, channel: str, chosen: KannelSettings) -> KannelGateway:
     return KannelGateway(
         name,
         channel,
+        _outbound(name, chosen),
         chosen.url,
         chosen.login,
         _needed(chosen.password, chosen.password_file, f"gateways.{name}.password_file"),
@@ -74,7 +82,7 @@ def _kannel(name: str, channel: str, chosen: KannelSettings) -> KannelGateway:
             chosen.callback_secret, chosen.callback_secret_file, f"gateways.{name}.callback_secret_file"
         ),
         allow_from=allowed_networks(name, chosen.allow_from, "allow_from"),
-        **_http(name, channel, chosen),
+        **_common(channel, chosen),
     )
 
 
@@ -82,13 +90,14 @@ def _twilio(name: str, channel: str, chosen: TwilioSettings) -> TwilioGateway:
     return TwilioGateway(
         name,
         channel,
+        _outbound(name, chosen),
         chosen.account,
         _needed(chosen.password, chosen.password_file, f"gateways.{name}.password_file"),
         url=chosen.url,
         sender=chosen.sender,
         messaging_service=chosen.messaging_service,
         callback_url=chosen.callback_url,
-        **_http(name, channel, chosen),
+        **_common(channel, chosen),
     )
 
 

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from urllib.parse import parse_qs, quote, urlencode
 
-import httpcore
 import httpx
 
 from engine.deliver.contract import (
@@ -65,6 +64,7 @@ class KannelGateway:
         self,
         name: str,
         channel: str,
+        out: Outbound,
         url: str,
         login: str,
         password: str,
@@ -76,10 +76,6 @@ class KannelGateway:
         callback_secret: str | None = None,
         allow_from: Sequence[Network] = (),
         capabilities: Capabilities | None = None,
-        timeout_s: float = 10.0,
-        allow_http: bool = False,
-        exceptions: Sequence[Network] = (),
-        backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         if callback_url and not callback_secret:
             raise SettingsError(f"gateways.{name}: callback_url needs callback_secret_file: Kannel signs nothing")
@@ -96,14 +92,7 @@ class KannelGateway:
         self._allow_from = tuple(allow_from)
         self._now_ms = now_ms
         self._inbox: Inbox | None = None
-        self._out = Outbound(
-            name,
-            window=self.capabilities.window,
-            timeout_s=timeout_s,
-            allow_http=allow_http,
-            exceptions=exceptions,
-            backend=backend,
-        )
+        self._out = out
         self._url = self._out.target(url)
 
     async def start(self, inbox: Inbox) -> None:

@@ -15,7 +15,6 @@ import hmac
 from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl
 
-import httpcore
 import httpx
 import orjson
 
@@ -30,7 +29,6 @@ from engine.deliver.contract import (
     Standing,
     Submitted,
 )
-from engine.deliver.egress import Network
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
 from engine.model import DispatchState, GatewayReceipt
@@ -65,6 +63,7 @@ class TwilioGateway:
         self,
         name: str,
         channel: str,
+        out: Outbound,
         account: str,
         token: str,
         *,
@@ -74,10 +73,6 @@ class TwilioGateway:
         messaging_service: str = "",
         callback_url: str | None = None,
         capabilities: Capabilities | None = None,
-        timeout_s: float = 10.0,
-        allow_http: bool = False,
-        exceptions: Sequence[Network] = (),
-        backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         if bool(sender) == bool(messaging_service):
             raise SettingsError(f"gateways.{name}: give either sender or messaging_service")
@@ -90,14 +85,7 @@ class TwilioGateway:
         self._callback_url = f"{callback_url.rstrip('/')}/v1/callbacks/{name}" if callback_url else None
         self._now_ms = now_ms
         self._inbox: Inbox | None = None
-        self._out = Outbound(
-            name,
-            window=self.capabilities.window,
-            timeout_s=timeout_s,
-            allow_http=allow_http,
-            exceptions=exceptions,
-            backend=backend,
-        )
+        self._out = out
         self._url = self._out.target(f"{url.rstrip('/')}/2010-04-01/Accounts/{account}/Messages.json")
 
     async def start(self, inbox: Inbox) -> None:

@@ -13,19 +13,17 @@ Encryption by RFC 8291 and the VAPID token by RFC 8292 are pywebpush's and py_va
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpcore
 import httpx
 import orjson
 from py_vapid import Vapid02, VapidException
 from pywebpush import WebPusher, WebPushException
 
 from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
-from engine.deliver.egress import Network
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import (
     GatewayGone,
@@ -54,16 +52,13 @@ class WebPushGateway(Sessionless):
         self,
         name: str,
         channel: str,
+        out: Outbound,
         key: Path,
         subject: str,
         *,
         now_ms: Callable[[], int],
         title: str = "",
         capabilities: Capabilities | None = None,
-        timeout_s: float = 10.0,
-        allow_http: bool = False,
-        exceptions: Sequence[Network] = (),
-        backend: httpcore.AsyncNetworkBackend | None = None,
     ) -> None:
         self.name = name
         self.channel = channel
@@ -77,14 +72,7 @@ class WebPushGateway(Sessionless):
             raise SettingsError(f"gateways.{name}.key_file {key} cannot be read: {error.strerror}") from None
         except Exception:
             raise SettingsError(f"gateways.{name}.key_file {key} is no VAPID private key in PEM form") from None
-        self._out = Outbound(
-            name,
-            window=self.capabilities.window,
-            timeout_s=timeout_s,
-            allow_http=allow_http,
-            exceptions=exceptions,
-            backend=backend,
-        )
+        self._out = out
         self._tokens: dict[str, tuple[dict[str, str], int]] = {}  # by origin: headers, valid until
 
     async def submit(self, dispatch: Dispatch) -> Submitted:
