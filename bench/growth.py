@@ -1,7 +1,8 @@
 """What one event costs with many fences or scenarios, against few: same hits, same candidates, interleaved runs.
 
 Fences: the area grows with their number, so that a ping meets as many as before; users, events and all shares are the
-same. Scenarios: the same fences and apps are shared out among more, so that as many events become candidates. Small and
+same. Scenarios: the same fences and apps are shared out among more, so that as many events become candidates; once of
+single events alone, and once (10,000 of them) with a third of them patterns. Small and
 large take turns a few blocks at a time, on the thread's own processor time; the ratio is that of the medians.
 """
 
@@ -40,7 +41,10 @@ def run(smoke: bool = False) -> list[dict[str, Any]]:
     rows = compare("growth.fences", sizes, [in_wider_city(size, users, events) for size in sizes], smoke)
     sizes = (32, 64) if smoke else (255, 1_000)
     fences = 500 if smoke else 10_000
-    return rows + compare("growth.scenarios", sizes, [with_scenarios(fences, n, users, events) for n in sizes], smoke)
+    rows += compare("growth.scenarios", sizes, [with_scenarios(fences, n, users, events) for n in sizes], smoke)
+    sizes = (32, 128) if smoke else (255, 10_000)
+    cases = [with_scenarios(fences, n, users, events, patterns=True) for n in sizes]
+    return rows + compare("growth.scenarios", sizes, cases, smoke, small_name="growth.scenarios.patterns")
 
 
 Case = tuple[Content, workload.Workload]
@@ -52,13 +56,19 @@ def in_wider_city(fences: int, users: int, events: int) -> Case:
     return content, workload.realistic(users, events, content, spread_deg=spread_deg)
 
 
-def with_scenarios(fences: int, scenarios: int, users: int, events: int) -> Case:
+def with_scenarios(fences: int, scenarios: int, users: int, events: int, *, patterns: bool = False) -> Case:
     content = workload.make_content(fences, scenarios)
     hot_apps = scenarios - scenarios * 2 // 3
-    return content, workload.realistic(users, events, content, hot_apps=hot_apps)
+    if not patterns:
+        return content, workload.realistic(users, events, content, hot_apps=hot_apps)
+    content = workload.with_patterns(content)
+    step_apps = len(range(2, scenarios, 3))
+    return content, workload.realistic(users, events, content, hot_apps=hot_apps, step_apps=step_apps)
 
 
-def compare(name: str, sizes: tuple[int, ...], cases: list[Case], smoke: bool) -> list[dict[str, Any]]:
+def compare(
+    name: str, sizes: tuple[int, ...], cases: list[Case], smoke: bool, *, small_name: str = ""
+) -> list[dict[str, Any]]:
     """Run both cases in turns and give the cost per event of each, and the ratio."""
     with running(*cases[0]) as small, running(*cases[1]) as large:
         collector.settle()
@@ -67,7 +77,8 @@ def compare(name: str, sizes: tuple[int, ...], cases: list[Case], smoke: bool) -
         for both in zip(*turns, strict=True):
             for side, blocks in zip((small, large), both, strict=True):
                 side.run(blocks)
-        rows = [side.row(f"{name}.{size}") for side, size in zip((small, large), sizes, strict=True)]
+        names = (small_name or name, name)
+        rows = [side.row(f"{name}.{size}") for side, name, size in zip((small, large), names, sizes, strict=True)]
     ratio = rows[1]["value"] / rows[0]["value"]
     rows.append({"name": f"{name}.{sizes[1]}.ratio", "value": ratio, "unit": "ratio", "against": sizes[0]})
     return rows

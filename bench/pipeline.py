@@ -54,6 +54,17 @@ def run(smoke: bool) -> list[dict]:
     for users in sizes:
         made = workload.realistic(users, events, content)
         rows += measure(f"pipeline.realistic.{users}", content, made, warm_share=0.5)
+    patterned_users, patterned_events = (20_000, 40_000) if smoke else (200_000, 1_000_000)
+    for scenarios in (255,) if smoke else (255, 10_000):
+        content = workload.with_patterns(workload.make_content(1_000 if smoke else 10_000, scenarios))
+        made = workload.realistic(
+            patterned_users,
+            patterned_events,
+            content,
+            hot_apps=scenarios - scenarios * 2 // 3,
+            step_apps=len(range(2, scenarios, 3)),
+        )
+        rows += measure(f"pipeline.patterns.{scenarios}", content, made, warm_share=0.5)
     count_worst = 8_192 if smoke else 200_000
     open_to_all = workload.make_content(1_000 if smoke else 10_000, 254, audience=None, every_edge=True)
     made = workload.worst(2_000 if smoke else 20_000, count_worst, open_to_all)
@@ -96,6 +107,7 @@ def measure(name: str, content: Content, made: workload.Workload, *, warm_share:
     assert dead == 0
     first, last = sum(len(block) for block in blocks[:warm]), len(made.start)
     peer = decode_rate(made.data[int(made.start[first]) : int(made.end[last - 1]) + 1], last - first)
+    patterns = pipeline.behavior.counts()
     shares = {Drop(drop).name.lower(): number for drop, number in enumerate(drops) if drop and number}
     return [
         {
@@ -108,6 +120,7 @@ def measure(name: str, content: Content, made: workload.Workload, *, warm_share:
             "offers": offers,
             "transitions": transitions,
             "drops": shares,
+            **({"patterns": patterns} if any(patterns.values()) else {}),
             "hash": digest.hexdigest(),
         }
     ]

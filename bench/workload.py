@@ -8,7 +8,7 @@ Everything comes from one seed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from engine.definitions import (
     HasTag,
     Limits,
     OfferDefinition,
+    PatternTrigger,
     Policy,
     PresenceTrigger,
     QuietHours,
@@ -28,6 +29,7 @@ from engine.definitions import (
     Scenario,
     Shape,
     UsageTrigger,
+    While,
 )
 from engine.model import Block, Mode, Scope
 
@@ -163,6 +165,55 @@ def make_content(
     )
 
 
+def with_patterns(content: Content) -> Content:
+    """The same content with a third of its scenarios made patterns of all kinds, joined with presence and without.
+
+    Pattern p is about the app `step<p>`; who opens it is said by `realistic(step_apps=...)`.
+    """
+    scenarios = list(content.scenarios)
+    names = tuple(fence.id for fence in content.fences)
+    rows = range(2, len(scenarios), 3)
+    for number, row in enumerate(rows):
+        opened, paid = (
+            UsageTrigger((FieldTest("app", "==", f"step{number}"), FieldTest("action", "==", action)))
+            for action in ("open", "pay")
+        )
+        either = UsageTrigger((FieldTest("app", "==", f"step{number}"),))
+        mine = names[number :: len(rows)] or names[:1]
+
+        def pattern(
+            kind: str,
+            *steps: UsageTrigger | PresenceTrigger,
+            span_s: int,
+            at_least: float = 1,
+            field: str = "",
+            number: int = number,
+        ) -> PatternTrigger:
+            name = f"{kind}{number}"
+            return PatternTrigger(kind, steps, span_s * 1000, at_least, field, state_hash=name)
+
+        trigger: UsageTrigger | PresenceTrigger | PatternTrigger
+        besides = None
+        match number % 7:
+            case 0:
+                trigger = pattern("count", opened, span_s=600, at_least=3)
+            case 1:
+                trigger = pattern("sum", either, span_s=600, at_least=4000, field="props.fen")
+            case 2:
+                trigger = pattern("distinct", either, span_s=600, at_least=2, field="action")
+            case 3:
+                trigger = pattern("sequence", opened, paid, span_s=300)
+            case 4:
+                trigger = pattern("absence", opened, paid, span_s=30)
+            case 5:
+                trigger, besides = either, While(inside=names)
+            case _:
+                trigger = PresenceTrigger("enter", mine)
+                besides = While(pattern=pattern("count", either, span_s=1800))
+        scenarios[row] = replace(scenarios[row], trigger=trigger, while_=besides)
+    return replace(content, version=f"{content.version}-patterns", scenarios=tuple(scenarios))
+
+
 @dataclass(slots=True)
 class Workload:
     """Newline-joined JSON and where each event stands."""
@@ -217,9 +268,20 @@ def profiles(users: int, *, tagged_share: float = 0.34, start_ms: int = START_MS
 
 
 def realistic(
-    users: int, count: int, content: Content, *, seed: int = 3, hot_apps: int = 85, spread_deg: float = CITY_DEG
+    users: int,
+    count: int,
+    content: Content,
+    *,
+    seed: int = 3,
+    hot_apps: int = 85,
+    spread_deg: float = CITY_DEG,
+    step_apps: int = 0,
 ) -> Workload:
-    """The realistic mix; see the head of this module. The city is `spread_deg` wide to each side of its middle."""
+    """The realistic mix; see the head of this module. The city is `spread_deg` wide to each side of its middle.
+
+    step_apps  with patterns: one usage event in ten is a step, of the app `step<user % step_apps>`; half of them open
+               it, half pay, with an amount
+    """
     random = np.random.default_rng(seed)
     fences, cells = content.fences, content.cells
     user = zipf_users(random, users, count)
@@ -250,17 +312,21 @@ def realistic(
     at = START_MS + (np.arange(count) * 1000) // EVENTS_PER_S
     hot = random.random(count) < 0.010
     app = random.integers(0, 5000, count)
+    step = random.random(count) < (0.1 if step_apps else 0.0)
     return _join(
         users,
         [
-            _usage_line(n, u, t, f"hot{a % hot_apps}" if h else f"app{a}", "open")
+            _step_line(n, u, t, step_apps, a)
+            if usage and one
+            else _usage_line(n, u, t, f"hot{a % hot_apps}" if h else f"app{a}", "open")
             if usage
             else _ping_line(n, u, t, x, y, m, cells.ids[c])
-            for n, u, t, usage, h, a, x, y, m, c in zip(
+            for n, u, t, usage, one, h, a, x, y, m, c in zip(
                 range(count),
                 user.tolist(),
                 at.tolist(),
                 is_usage.tolist(),
+                step.tolist(),
                 hot.tolist(),
                 app.tolist(),
                 lon.tolist(),
@@ -328,6 +394,14 @@ def _usage_line(number: int, user: int, at_ms: int, app: str, action: str) -> st
     return (
         f'{{"type":"usage","feed":"dpi","id":"e{number}","user":"u{user:08d}","app":"{app}","category":"ecommerce",'
         f'"action":"{action}","at":{at_ms}}}'
+    )
+
+
+def _step_line(number: int, user: int, at_ms: int, step_apps: int, draw: int) -> str:
+    action = "open" if draw % 2 else "pay"
+    return (
+        f'{{"type":"usage","feed":"dpi","id":"e{number}","user":"u{user:08d}","app":"step{user % step_apps}",'
+        f'"category":"ecommerce","action":"{action}","props":{{"fen":{draw}}},"at":{at_ms}}}'
     )
 
 

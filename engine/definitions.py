@@ -5,7 +5,7 @@ Instants are epoch milliseconds, lengths metres, coordinates degrees x 1e7 in WG
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -68,6 +68,18 @@ class CellTable:
     indoor: np.ndarray  # bool[N]
     azimuth_deg: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64[N], nan where omnidirectional
     beam_deg: np.ndarray = field(default_factory=lambda: np.empty(0))  # float64[N]
+
+
+@dataclass(frozen=True, slots=True)
+class AppTable:
+    """The category of each app that a usage event may leave out (rule B1); sorted by app."""
+
+    apps: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    def category_of(self, app: str) -> str | None:
+        place = bisect_left(self.apps, app)
+        return self.categories[place] if place < len(self.apps) and self.apps[place] == app else None
 
 
 # --- audience -------------------------------------------------------------------------------------------------------
@@ -143,10 +155,28 @@ class PresenceTrigger:
 
 @dataclass(frozen=True, slots=True)
 class PatternTrigger:
-    """A behavior pattern (rules B2-B5): count, sum, distinct, sequence or absence, joined with presence."""
+    """A behavior pattern over usage events and transitions (rules B2, B3, B5).
 
-    kind: str
-    definition: Mapping[str, Any]
+    steps   count, sum, distinct: the one thing counted; sequence: in order; absence: what opens it, what answers it
+    field   sum, distinct: app, category, action, props.<name> or fence
+    same    a field that must be equal in all steps, or nothing
+    """
+
+    kind: str  # count | sum | distinct | sequence | absence
+    steps: tuple[UsageTrigger | PresenceTrigger, ...]
+    within_ms: int
+    at_least: float = 1.0
+    field: str = ""
+    same: str = ""
+    state_hash: str = ""  # of the definition as written (L10)
+
+
+@dataclass(frozen=True, slots=True)
+class While:
+    """What must hold besides, at the instant of the trigger (rule B4): inside one of `fences`, a pattern, or both."""
+
+    inside: tuple[str, ...] = ()
+    pattern: PatternTrigger | None = None  # a count
 
 
 TriggerDefinition = UsageTrigger | PresenceTrigger | PatternTrigger
@@ -325,6 +355,7 @@ class Scenario:
     goal: str = ""  # acquire | raise_revenue | retain | touchpoints
     file: str = ""
     lottery: Lottery | None = None
+    while_: While | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,3 +385,4 @@ class Content:
     scenarios: tuple[Scenario, ...]
     policy: Policy
     benefits: tuple[BenefitDefinition, ...] = ()  # of the catalogue and inline, by id
+    apps: AppTable = field(default_factory=AppTable)

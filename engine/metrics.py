@@ -59,6 +59,7 @@ EVENTS_DROPPED = _counter("events_dropped_total", "Well-formed events that chang
 DEAD_LETTERS = _counter("dead_letters_total", "Events that could not be read", "reason")
 TRANSITIONS = _counter("transitions_total", "Presence transitions", "kind")
 USERS_EVICTED = _counter("users_evicted_total", "Users forgotten because they were silent for state_ttl_days")
+PATTERNS = _counter("patterns_total", "Patterns completed, and what their bounds cost (B2, B3)", "what")
 BATCH_SECONDS = _histogram("batch_seconds", "One batch from records to committed decisions", _SHORT_S)
 BATCH_EVENTS = _histogram("batch_events", "Events in one batch", (1, 4, 16, 64, 256, 1024, 4096, 16384))
 

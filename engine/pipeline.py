@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import orjson
 
-from engine.behavior import Behavior
+from engine.behavior import Behavior, compile_plan
 from engine.candidates import CandidateMaker, usage_trigger
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
@@ -35,6 +35,7 @@ from engine.decode.events import (
 )
 from engine.decode.users import UserTable
 from engine.definitions import Content, Fence
+from engine.fired import FiredMaker, Scene
 from engine.hashing_kernel import hash_text
 from engine.locate.index import FenceIndex
 from engine.model import (
@@ -48,6 +49,7 @@ from engine.model import (
     RecordKind,
     ReserveAnswer,
     ReserveRequest,
+    Trigger,
 )
 from engine.presence import Presence
 from engine.settings import FeedTable, Settings
@@ -119,6 +121,7 @@ class Effects:
     pauses: list[tuple[str, bool]] = field(default_factory=list)
     code_records: int = 0  # leases of codes that were given, recalled or returned
     candidates: int = 0
+    patterns: dict[str, int] = field(default_factory=dict)  # completed, sums_merged, keys_evicted, ...
     types: dict[int, int] = field(default_factory=dict)  # EventType -> events
     alarms: list[Any] = field(default_factory=list)
     fences: list[tuple[Fence, ...]] = field(default_factory=list)  # what `fence` of transitions[i] counts in
@@ -190,8 +193,12 @@ class Pipeline:
     def _set_content(self, content: Content) -> None:
         self.content = content
         self.index = FenceIndex.build(content.fences, content.cells)
-        self._maker = CandidateMaker(content, self.index.arrays.row["characteristic_m"])
-        self.behavior.activate(self._maker.usage_triggers())
+        size_m = self.index.arrays.row["characteristic_m"]
+        self._maker = CandidateMaker(content, size_m)
+        plan = compile_plan(content, self.feeds, hash_text)
+        self._fired = FiredMaker(content, plan, size_m)
+        self.behavior.activate(self._maker.usage_triggers(), plan)
+        self.behavior.set_apps(content.apps)
 
     def _hours(self, now_ms: int) -> dict[int, np.ndarray]:
         from_ms = now_ms - now_ms % HOUR_MS - _HOURS_BEHIND_MS
@@ -218,6 +225,7 @@ class Pipeline:
                     self.activate(load_content(bytes(piece.data[start:end])), effects)
                 continue
             self._process_events(piece, effects)
+        effects.patterns = self.behavior.take_counts()
         effects.now_ms = self.now_ms
         return effects
 
@@ -296,8 +304,9 @@ class Pipeline:
         self.now_ms = now_ms
         self._renew_hours(now_ms)
         transitions = self.presence.advance(_NO_EVENTS, _NO_HIT_START, _NO_HITS, now_ms)
-        if len(transitions):
-            self._decide(None, _NO_EVENTS, transitions, _NO_ROWS, _NO_ROWS, effects)
+        fired = self.behavior.advance(_NO_EVENTS, _NO_MATCHES, transitions, now_ms, _read_nothing)
+        if len(transitions) or len(fired):
+            self._decide(None, _NO_EVENTS, transitions, _NO_MATCHES, fired, {}, effects)
         self._release_held(now_ms, effects)
 
     def _renew_hours(self, now_ms: int) -> None:
@@ -320,10 +329,15 @@ class Pipeline:
         now_ms = int(events["now_ms"][-1])
         drop_without_consent(events, *self._consent_columns())
         hit_start, hits = self.index.locate(events)
-        transitions = self.presence.advance(events, hit_start, hits, now_ms)
-        rows, triggers = self.behavior.match(events)
-        if len(transitions) or len(rows):
-            self._decide(block, events, transitions, rows, triggers, effects)
+        matches = self.behavior.match(events)
+        ask = self.behavior.rows_to_look(*matches)
+        transitions = self.presence.advance(events, hit_start, hits, now_ms, ask)
+        inside = self.presence.inside_at() if ask is not None else {}
+        fired = self.behavior.advance(
+            events, matches, transitions, now_ms, lambda event: self.decoder.read_usage(block, event)
+        )
+        if len(transitions) or len(matches[0]) or len(fired):
+            self._decide(block, events, transitions, matches, fired, inside, effects)
         self.now_ms = now_ms
         self._release_held(now_ms, effects)
 
@@ -339,8 +353,9 @@ class Pipeline:
         block: Block | None,
         events: np.ndarray,
         transitions: np.ndarray,
-        usage_rows: np.ndarray,
-        usage_triggers: np.ndarray,
+        matches: tuple[np.ndarray, np.ndarray],
+        fired: np.ndarray,
+        inside: dict[int, list[int]],
         effects: Effects,
     ) -> None:
         if len(transitions):
@@ -354,13 +369,28 @@ class Pipeline:
             position, item = block.position[events["record"][rows]], events["item"][rows]
             return np.where(known, position, -1), np.where(known, item, -1)
 
-        made_rows, candidates = self._maker.from_transitions(transitions, self.users.ids_of, places)
-        if len(usage_rows):
+        rows, candidates = self._maker.from_transitions(transitions, self.users.ids_of, places)
+        if len(matches[0]):
             assert block is not None  # usage matches come from events, and events from a block
-            candidates = self._merge(block, events, made_rows, candidates, usage_rows, usage_triggers)
+            rows, candidates = self._merge(block, events, rows, candidates, matches, inside)
+        if len(fired) or self._fired.has_conditions:
+            scene = self._scene(block, events, transitions)
+            candidates = list(self._fired.merge(zip(rows, candidates, strict=True), fired, inside, scene))
         if candidates:
             effects.candidates += len(candidates)
             self._note(self.decider.decide(candidates), effects)
+
+    def _scene(self, block: Block | None, events: np.ndarray, transitions: np.ndarray) -> Scene:
+        def place(row: int) -> tuple[int, int]:
+            assert block is not None
+            event = events[row]
+            return int(block.position[event["record"]]), int(event["item"])
+
+        def usage(row: int) -> Trigger:
+            assert block is not None
+            return self._usage_trigger(events[row], self.decoder.read_names(block, events[row]))
+
+        return Scene(transitions, self.users.id_of, place, usage)
 
     def _merge(
         self,
@@ -368,34 +398,51 @@ class Pipeline:
         events: np.ndarray,
         made_rows: list[int],
         made: list[Candidate],
-        usage_rows: np.ndarray,
-        usage_triggers: np.ndarray,
-    ) -> list[Candidate]:
-        """List candidates in log order: by event row, what timers fired before it first."""
+        matches: tuple[np.ndarray, np.ndarray],
+        inside: dict[int, list[int]],
+    ) -> tuple[list[int], list[Candidate]]:
+        """List (rows, candidates) in log order: by event row, what timers fired before it first."""
+        usage_rows, numbers = matches
+        if numbers.max() >= len(self._maker.usage_scenarios):  # the rest are steps of patterns
+            own = numbers < len(self._maker.usage_scenarios)
+            usage_rows, numbers = usage_rows[own], numbers[own]
+        rows: list[int] = []
         merged: list[Candidate] = []
         at, end = 0, len(made)
-        for match in zip(usage_rows.tolist(), usage_triggers.tolist(), strict=True):
-            while at < end and made_rows[at] <= match[0]:
+        for row, number in zip(usage_rows.tolist(), numbers.tolist(), strict=True):
+            while at < end and made_rows[at] <= row:
+                rows.append(made_rows[at])
                 merged.append(made[at])
                 at += 1
-            merged.extend(self._from_usage(block, events, match))
-        merged += made[at:]
-        return merged
+            candidate = self._from_usage(block, events, row, number, inside)
+            if candidate is not None:
+                rows.append(row)
+                merged.append(candidate)
+        return rows + made_rows[at:], merged + made[at:]
 
-    def _from_usage(self, block: Block, events: np.ndarray, match: tuple[int, int]) -> Iterator[Candidate]:
-        row, number = match
+    def _from_usage(
+        self, block: Block, events: np.ndarray, row: int, number: int, inside: dict[int, list[int]]
+    ) -> Candidate | None:
+        scenario = self._maker.usage_scenarios[number]
+        if not self._fired.may_hold(scenario, row, inside):
+            return None
         event = events[row]
         read: Any
         if self.behavior.needs_event(number):
-            read = self.decoder.read(block, event)
+            read = self.decoder.read_usage(block, event)
             if not self.behavior.passes(number, read):
-                return
+                return None
         else:
             read = self.decoder.read_names(block, event)
         user, position = int(event["user"]), int(block.position[event["record"]])
-        trigger = usage_trigger(self.feeds.names[event["feed"]], read, int(event["at_ms"]), int(event["id_hash"]))
-        scenario, now_ms = self._maker.usage_scenarios[number], int(event["now_ms"])
-        yield Candidate(scenario, user, self.users.id_of(user), trigger, now_ms, position, int(event["item"]))
+        trigger, now_ms = self._usage_trigger(event, read), int(event["now_ms"])
+        return Candidate(scenario, user, self.users.id_of(user), trigger, now_ms, position, int(event["item"]))
+
+    def _usage_trigger(self, event: Any, read: Any) -> Trigger:
+        made = usage_trigger(self.feeds.names[event["feed"]], read, int(event["at_ms"]), int(event["id_hash"]))
+        if not read.category and event["category_hash"]:
+            made.values["category"] = self.content.apps.category_of(read.app)
+        return made
 
     def _note(self, decisions: Sequence[Decision], effects: Effects) -> None:
         effects.decisions.extend(decisions)
@@ -546,7 +593,11 @@ _EVENTS, _CONTENT, _CONTROL = int(RecordKind.EVENTS), int(RecordKind.CONTENT), i
 _NO_EVENTS = np.zeros(0, EVENT)
 _NO_HIT_START = np.zeros(1, np.int64)
 _NO_HITS = np.zeros(0, HIT)
-_NO_ROWS = np.zeros(0, np.int32)
+_NO_MATCHES = np.zeros(0, np.int32), np.zeros(0, np.int32)
+
+
+def _read_nothing(_event: Any) -> Any:
+    raise AssertionError("without events there is nothing to read")
 
 
 def _new_rows(old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray | None:

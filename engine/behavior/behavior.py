@@ -1,4 +1,4 @@
-"""`Behavior`: usage events in, matches (event row, trigger) out. Cold twin of the kernels beside it."""
+"""`Behavior`: usage events in, matches (event row, filter) and completed patterns out. Cold twin of the kernels."""
 
 from __future__ import annotations
 
@@ -8,16 +8,33 @@ from typing import Any
 import numpy as np
 
 from engine.behavior import kernel
-from engine.definitions import FieldTest, UsageTrigger
+from engine.behavior.catalogue import compile_apps
+from engine.behavior.catalogue_kernel import fill_categories
+from engine.behavior.filters import compile_filters, field_of, holds, is_hashed, summand_of, value_hash
+from engine.behavior.layout_kernel import FIRED, Steps
+from engine.behavior.patterns import PatternStore
+from engine.behavior.plan import Plan
+from engine.definitions import AppTable, UsageTrigger
+from engine.model import TransitionReason
 from engine.settings import FeedTable
 
-_FIELDS = {"app": kernel.FIELD_APP, "category": kernel.FIELD_CATEGORY, "action": kernel.FIELD_ACTION}
 _SMALLEST_TABLE = 1 << 12
 _NEVER_MS = -(1 << 62)
+_NO_FIRED = np.zeros(0, FIRED)
+_QUIET = (
+    TransitionReason.CLOSED,
+    TransitionReason.OPENED,
+    TransitionReason.GAP,
+    TransitionReason.EXPIRED,
+    TransitionReason.REMOVED,
+    TransitionReason.RETURNED,
+)
+_IS_LOUD = ~np.isin(np.arange(len(TransitionReason)), _QUIET)
+Read = Callable[[Any], Any]
 
 
 class Behavior:
-    """Match usage events against triggers; count each event once.
+    """Match usage events against filters, each event counted once, and follow the patterns they are steps of.
 
     triggers  the usage triggers of the content, in scenario order; a match names its index
     hash_text the hash that decode fills app, category and action with
@@ -30,13 +47,34 @@ class Behavior:
         self._seen = _empty_table(_SMALLEST_TABLE, _blank(1024))
         self._out_row = np.empty(1 << 14, np.int32)
         self._out_trigger = np.empty(1 << 14, np.int32)
+        self._store: PatternStore | None = None
+        self._apps: np.ndarray | None = None
+        self._feeds = len(feeds.names)
+        self._users = 0
         self.activate(triggers)
 
-    def activate(self, triggers: Sequence[UsageTrigger]) -> None:
-        """Take the triggers of new content; what was seen stays."""
-        self._triggers = tuple(triggers)
-        self._table = compile_triggers(self._triggers, self._hash_text)
-        self._plain = [tuple(test for test in one.tests if not _is_hashed(test)) for one in self._triggers]
+    def activate(self, triggers: Sequence[UsageTrigger], plan: Plan | None = None) -> None:
+        """Take the triggers and patterns of new content; what was seen, and unchanged patterns, stay (L10)."""
+        self.plan = plan
+        self._usage = len(triggers)
+        filters = plan.filters if plan else []
+        self._triggers = (*triggers, *(one.trigger for one in filters))
+        self._needs_event = np.array([False] * self._usage + [one.needs_event for one in filters], np.bool_)
+        self._looks = np.array(sorted(plan.looks) if plan else [], np.int32)
+        self._awaited = np.diff(plan.arrays.route_start) > 0 if plan else np.zeros(0, np.bool_)
+        self._table = compile_filters(self._triggers, self._hash_text)
+        self._plain = [tuple(test for test in one.tests if not is_hashed(test)) for one in self._triggers]
+        if plan is None or not plan.patterns:
+            self._store = None
+        elif self._store is None:
+            self._store = PatternStore(plan, self._feeds, self._keep_ms)
+            self._store.ensure(self._users)
+        else:
+            self._store.activate(plan)
+
+    def set_apps(self, apps: AppTable) -> None:
+        """Take the catalogue that says the category of events which do not."""
+        self._apps = compile_apps(apps)
 
     def ensure(self, users: int) -> None:
         """Make room for user slots below `users`."""
@@ -44,9 +82,14 @@ class Behavior:
         if users > have:
             more = _blank(max(users - have, have // 4))
             self._seen = self._seen._replace(newest=np.concatenate((self._seen.newest, more)))
+        self._users = max(self._users, users)
+        if self._store is not None:
+            self._store.ensure(users)
 
     def match(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Admit the usage events of EVENT[N] (sets `drop`) and return (rows, triggers) that match, by row."""
+        if self._apps is not None:
+            fill_categories(events, self._apps)
         self._make_room(len(events))
         kernel.admit_usage(events, self._lateness_ms, self._keep_ms, self._seen)
         if not self._triggers:
@@ -68,13 +111,83 @@ class Behavior:
             return rows[0], triggers[0]
         return (np.concatenate(rows), np.concatenate(triggers)) if rows else (self._out_row[:0], self._out_trigger[:0])
 
+    def rows_to_look(self, rows: np.ndarray, filters: np.ndarray) -> np.ndarray | None:
+        """Return the event rows at which somebody will ask where the user is inside (B4), rising; None: nobody."""
+        if not len(self._looks) or not len(rows):
+            return None
+        return np.unique(rows[np.isin(filters, self._looks)])
+
+    def advance(
+        self,
+        events: np.ndarray,
+        matches: tuple[np.ndarray, np.ndarray],
+        transitions: np.ndarray,
+        now_ms: int,
+        read: Read,
+    ) -> np.ndarray:
+        """Let the patterns take what happened in a batch, then let time pass; return FIRED[K] in log order.
+
+        matches  of `match`; those of plain usage triggers are passed over
+        read     turns an EVENT row into the whole event, for what hashes cannot answer
+        """
+        if self._store is None or self.plan is None:
+            return _NO_FIRED
+        chosen = np.flatnonzero(matches[1] >= self._usage)
+        rows, filters = matches[0][chosen], matches[1][chosen]
+        if len(rows) > 1:
+            # Within one event first what others ask about (plan.ASKED); fields are looked up in another order.
+            order = np.lexsort((filters, rows))
+            rows, filters = rows[order], filters[order]
+        value, same = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
+        asking = np.flatnonzero(self._needs_event[filters])
+        if len(asking):
+            keep = np.ones(len(rows), np.bool_)
+            for place in asking.tolist():
+                keep[place] = self._read_match(events[rows[place]], int(filters[place]), place, value, same, read)
+            rows, filters, value, same = rows[keep], filters[keep], value[keep], same[keep]
+        index = self._steps_among(transitions)
+        return self._store.advance(
+            Steps(events, transitions[index], index, rows, filters, value, same),
+            now_ms,
+        )
+
+    def _read_match(self, event: Any, number: int, place: int, value: np.ndarray, same: np.ndarray, read: Read) -> bool:
+        """Answer what the whole event must answer; False where it is no step."""
+        assert self.plan is not None
+        whole, wanted = read(event), self.plan.filters[number - self._usage]
+        if not all(holds(test, whole) for test in self._plain[number]):
+            return False
+        if wanted.is_sum:
+            real = summand_of(whole, wanted.field)
+            if real is None:
+                return False
+            value.view(np.float64)[place] = real
+        elif wanted.field:
+            value[place] = value_hash(field_of(whole, wanted.field), self._hash_text)
+        if wanted.same:
+            same[place] = value_hash(field_of(whole, wanted.same), self._hash_text)
+        return True
+
+    def _steps_among(self, transitions: np.ndarray) -> np.ndarray:
+        """Return the places of the transitions that some pattern waits for.
+
+        A step needs an instant: what closing, a gap or an activation gave has none, nor has an ENTER of unknown begin.
+        """
+        if not len(transitions) or not self._awaited.any():
+            return np.zeros(0, np.int32)
+        assert self.plan is not None
+        route = transitions["kind"].astype(np.int64) * len(self.plan.arrays.fence_hash) + transitions["fence"]
+        wanted = self._awaited[route] & _IS_LOUD[transitions["reason"]]
+        wanted &= (transitions["initial"] == 0) & (transitions["wide_gap"] == 0)
+        return np.flatnonzero(wanted).astype(np.int32)
+
     def needs_event(self, trigger: int) -> bool:
         """Say whether this trigger has tests that only the whole event can answer."""
         return bool(self._plain[trigger])
 
     def passes(self, trigger: int, event: Any) -> bool:
         """Answer the tests that the kernel cannot: prefixes, and properties of any kind (B1)."""
-        return all(_holds(test, event) for test in self._plain[trigger])
+        return all(holds(test, event) for test in self._plain[trigger])
 
     def idle(self, first: int, last: int, before_ms: int) -> np.ndarray:
         """Say of users first .. last - 1 whether nothing is known of them that is newer than `before_ms`."""
@@ -84,19 +197,33 @@ class Behavior:
 
     def reset_users(self, slots: np.ndarray) -> None:
         """As `reset_user`, for many."""
-        for slot in slots.tolist():
-            self.reset_user(slot)
+        self._seen.newest[slots] = _blank(1)[0]
+        if self._store is not None and len(slots):
+            self._store.reset_users(slots)
 
     def reset_user(self, slot: int) -> None:
         """Forget a user whose slot is given away."""
-        self._seen.newest[slot] = _blank(1)[0]
+        self.reset_users(np.array([slot]))
+
+    def counts(self) -> dict[str, int]:
+        """Totals of patterns since the first start; empty without patterns."""
+        return self._store.counts() if self._store is not None else {}
+
+    def take_counts(self) -> dict[str, int]:
+        """Return what happened to patterns since this was asked last."""
+        return self._store.take_counts() if self._store is not None else {}
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return what a checkpoint needs."""
-        return self._seen._asdict()
+        patterns = self._store.arrays() if self._store is not None else {}
+        return self._seen._asdict() | {f"pattern_{name}": array for name, array in patterns.items()}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
         self._seen = kernel.SeenIds(**{name: arrays[name].copy() for name in kernel.SeenIds._fields})
+        if self._store is not None and "pattern_state" in arrays:
+            found = {name[8:]: array for name, array in arrays.items() if name.startswith("pattern_")}
+            self._store.restore(found)
+            self._users = len(found["flags"])
 
     def _make_room(self, events: int) -> None:
         capacity = len(self._seen.table)
@@ -119,70 +246,3 @@ def _blank(users: int) -> np.ndarray:
     newest = np.zeros(users, kernel.NEWEST)
     newest["at_ms"] = _NEVER_MS
     return newest
-
-
-def _is_hashed(test: FieldTest) -> bool:
-    return test.field in _FIELDS and test.op in ("==", "in")
-
-
-def compile_triggers(triggers: Sequence[UsageTrigger], hash_text: Callable[[str], int]) -> kernel.TriggerTable:
-    """Build the lookup of `kernel.TriggerTable`; each trigger is filed under its most telling field."""
-    filed: dict[int, list[int]] = {}
-    test_start, test_field, value_start, values = [0], [], [0], []
-    for index, trigger in enumerate(triggers):
-        hashed = {}
-        for test in trigger.tests:
-            if _is_hashed(test):
-                wanted = [test.value] if test.op == "==" else list(test.value)
-                hashed[_FIELDS[test.field]] = [hash_text(str(value)) for value in wanted]
-        if not hashed:
-            raise AssertionError("content refuses a usage trigger without an app, category or action")
-        filing = min(hashed)
-        for value in hashed[filing]:
-            filed.setdefault(int(kernel.mix(np.uint64((value + filing) & (2**64 - 1)))), []).append(index)
-        for field, wanted_hashes in hashed.items():
-            test_field.append(field)
-            values.extend(wanted_hashes)
-            value_start.append(len(values))
-        test_start.append(len(test_field))
-    capacity = 8
-    while capacity < 2 * len(filed):
-        capacity *= 2
-    slot_key, slot_list = np.zeros(capacity, np.uint64), np.zeros(capacity, np.int32)
-    list_start: list[int] = [0]
-    list_trigger: list[int] = []
-    for row, (key, members) in enumerate(filed.items()):
-        slot = key & (capacity - 1)
-        while slot_key[slot]:
-            slot = (slot + 1) & (capacity - 1)
-        slot_key[slot], slot_list[slot] = key, row
-        list_trigger.extend(dict.fromkeys(members))
-        list_start.append(len(list_trigger))
-    return kernel.TriggerTable(
-        slot_key,
-        slot_list,
-        np.array(list_start, np.int32),
-        np.array(list_trigger, np.int32),
-        np.array(test_start, np.int32),
-        np.array(test_field, np.int32),
-        np.array(value_start, np.int32),
-        np.array(values, np.uint64),
-    )
-
-
-def _holds(test: FieldTest, event: Any) -> bool:
-    if test.field.startswith("props."):
-        actual = (event.props or {}).get(test.field[6:])
-    else:
-        actual = getattr(event, test.field, None)
-    if actual is None:
-        return False
-    if test.op == "==":
-        return bool(actual == test.value)
-    if test.op == "in":
-        return actual in test.value
-    if test.op == "prefix":
-        return isinstance(actual, str) and actual.startswith(test.value)
-    low, high = test.value
-    is_number = isinstance(actual, (int, float)) and not isinstance(actual, bool)
-    return is_number and (low is None or actual >= low) and (high is None or actual < high)

@@ -57,10 +57,8 @@ def _usage_triggers(trigger: Any) -> Iterator[UsageTrigger]:
     if isinstance(trigger, UsageTrigger):
         yield trigger
     elif isinstance(trigger, PatternTrigger):
-        yield from _usage_triggers(tuple(trigger.definition.values()))
-    elif isinstance(trigger, tuple | list):
-        for part in trigger:
-            yield from _usage_triggers(part)
+        for step in trigger.steps:
+            yield from _usage_triggers(step)
 
 
 def _passing(trigger: UsageTrigger, scenario: str) -> UsageSort:
@@ -72,7 +70,10 @@ def _passing(trigger: UsageTrigger, scenario: str) -> UsageSort:
         else:
             named[test.field] = _value(test)
     app, category = named.get("app"), named.get("category")
-    if app is None:
+    if app is None and category is None:
+        alike = next((one for one in BACKGROUND if one.action == named.get("action")), BACKGROUND[0])
+        app, category = alike.app, alike.category
+    elif app is None:
         app = next((one.app for one in BACKGROUND if one.category == category), None)
     elif category is None:
         category = next((one.category for one in BACKGROUND if one.app == app), None)

@@ -113,6 +113,8 @@ def _print_summary(content: Content) -> None:
     print(f"  {len(content.fences)} fences: {_counts(kinds)}")
     print(f"  {len(content.cells.ids)} cells")
     print(f"  {len(content.benefits)} benefits: {_counts(Counter(one.benefit_class for one in content.benefits))}")
+    if content.apps.apps:
+        print(f"  {len(content.apps.apps)} apps in {len(set(content.apps.categories))} categories")
     print(f"  {len(content.scenarios)} scenarios: {_counts(modes)}")
     table = Table(Column("scenario", no_wrap=True), "name", "mode", "trigger", "fences", "channels")
     for scenario in content.scenarios:

@@ -31,7 +31,7 @@ from engine.clock import monotonic_s
 from engine.console import live_view
 from engine.console.readings import Reader, Readings
 from engine.content import load_content
-from engine.definitions import Content, PresenceTrigger
+from engine.definitions import Content, PatternTrigger, PresenceTrigger
 from engine.deliver.addressbook import open_address_book
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
@@ -128,7 +128,8 @@ def prompt_in(content: Content) -> Callable[[str, int], bool]:
 
     def is_prompt(scenario_id: str, trigger_ms: int) -> bool:
         scenario = scenarios[scenario_id]
-        if isinstance(scenario.trigger, PresenceTrigger) and scenario.trigger.kind == "dwell":
+        trigger = scenario.trigger
+        if isinstance(trigger, PresenceTrigger | PatternTrigger) and trigger.kind in ("dwell", "absence"):
             return False
         local = datetime.fromtimestamp(trigger_ms / 1000, zone)
         minute = local.hour * 60 + local.minute

@@ -7,12 +7,6 @@ from __future__ import annotations
 
 NOT_SUPPORTED_YET = frozenset(
     {
-        "trigger.count",
-        "trigger.sum",
-        "trigger.distinct",
-        "trigger.sequence",
-        "trigger.absence",
-        "while",
         "offer.on_grant",
         "offer.fallback",
         "quiet_hours.switch",

@@ -33,6 +33,7 @@ class ReadLimits:
     depth: int = 24
     fences: int = 200_000
     cells: int = 2_000_000
+    apps: int = 2_000_000
 
 
 def read_bytes(path: Path, shown_as: str, most: int, faults: Faults) -> bytes | None:

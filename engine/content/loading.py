@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.content.apps import APPS_FOLDER, load_apps
 from engine.content.benefits import load_benefits
 from engine.content.cells import load_cells
 from engine.content.faults import Faults, Shown
@@ -49,12 +50,13 @@ def inspect_content(geofences: Path, scenarios: Path, limits: ReadLimits | None 
     cells = load_cells(geofences, limits, faults)
     fences = load_fences(geofences, policy.time_zone, cells, limits, faults)
     catalogue = load_benefits(scenarios, policy, limits, faults)
+    apps = load_apps(scenarios, limits, faults)
     loaded = load_scenarios(scenarios, fences, policy, catalogue, limits, faults)
     benefits = catalogue.all_of(loaded, faults)
     if faults.error_count:
         return Inspection(None, tuple(faults.all()))
-    version = content_version(fence_summary(fences), cells, loaded, policy, benefits)
-    content = Content(version, tuple(fences), cells, tuple(loaded), policy, benefits)
+    version = content_version(fence_summary(fences), cells, loaded, policy, benefits, apps)
+    content = Content(version, tuple(fences), cells, tuple(loaded), policy, benefits, apps)
     return Inspection(content, tuple(faults.all()))
 
 
@@ -89,9 +91,10 @@ def _check_folder(folder: Path, suffixes: tuple[str, ...], faults: Faults) -> No
         is_leftover = any(part.startswith(".") for part in inside.parts) or path.name.endswith(("~", ".tmp"))
         if path.is_dir() or is_leftover or path.suffix in _BESIDE:
             continue
-        is_cells = inside.parts[0] == "cells" and len(inside.parts) == 2 and ".geojson" in suffixes
-        if path.suffix in (".csv",) if is_cells else path.suffix in suffixes:
+        tables = "cells" if ".geojson" in suffixes else APPS_FOLDER
+        is_table = inside.parts[0] == tables and len(inside.parts) == 2
+        if path.suffix in (".csv",) if is_table else path.suffix in suffixes:
             continue
         hint = "`opportune fences import` reads other formats" if ".geojson" in suffixes else ""
-        expected = f"files ending in {' or '.join(suffixes)}" + (" and cells/*.csv" if ".geojson" in suffixes else "")
+        expected = f"files ending in {' or '.join(suffixes)} and {tables}/*.csv"
         faults.add(f"{folder.name}/{inside.as_posix()}", "$", Shown("a file that would be ignored"), expected, hint)

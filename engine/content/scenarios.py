@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from engine.content import benefit_model, conditions, scenario_model, trigger_model
+from engine.content import benefit_model, scenario_model, trigger_model
+from engine.content import conditions as condition_model
 from engine.content.benefits import BENEFITS_FOLDER, NOTHING, Catalogue
 from engine.content.built import NOT_SUPPORTED_YET
 from engine.content.faults import Faults, Shown
@@ -26,6 +27,7 @@ from engine.content.texts import TextPlaces, placeholders_of
 from engine.content.triggers import (
     FenceBook,
     audience_expression,
+    conditions,
     contradiction,
     thresholds_by_fence,
     trigger_definition,
@@ -51,7 +53,7 @@ MOST_DWELL_THRESHOLDS = 8
 
 KNOWN_FIELDS = frozenset(
     field.alias or name
-    for module in (scenario_model, benefit_model, trigger_model, conditions)
+    for module in (scenario_model, benefit_model, trigger_model, condition_model)
     for model in vars(module).values()
     if isinstance(model, type) and issubclass(model, BaseModel)
     for name, field in model.model_fields.items()
@@ -135,6 +137,7 @@ def _file(
     before = faults.error_count
     _check_all_built(given, file, faults)
     trigger = trigger_definition(given.trigger, book, file, faults)
+    while_ = conditions(given.while_, trigger, book, file, faults)
     audience = audience_expression(given.audience) if given.audience else None
     tag = contradiction(audience)
     if tag is not None:
@@ -144,7 +147,8 @@ def _file(
     schedule = _schedule(given.schedule, policy.time_zone, file, faults)
     quiet = _quiet_hours(given.quiet_hours)
     _check_reachable(trigger, schedule, quiet or policy.quiet_hours, given, book, file, faults)
-    offer = _offer(given, trigger, policy, catalogue, file, faults)
+    has_fence = isinstance(trigger, PresenceTrigger) or bool(while_ and while_.inside)
+    offer = _offer(given, has_fence, policy, catalogue, file, faults)
     if faults.error_count > before:
         return None
     return Scenario(
@@ -152,6 +156,7 @@ def _file(
         name=given.name,
         mode=Mode(given.mode),
         trigger=trigger,
+        while_=while_,
         offer=offer,
         audience=audience,
         limits=Limits(
@@ -178,7 +183,7 @@ def _file(
 
 def _offer(
     given: ScenarioModel,
-    trigger: TriggerDefinition,
+    has_fence: bool,
     policy: Policy,
     catalogue: Catalogue,
     file: str,
@@ -191,7 +196,7 @@ def _offer(
     terms = catalogue.terms_of(offer.benefit, given.mode, file, faults)
     benefit = terms[0] if terms else NOTHING
     writer = TextPlaces(
-        has_fence=isinstance(trigger, PresenceTrigger),
+        has_fence=has_fence,
         has_claim_domain=bool(policy.claim_domains),
         benefit_name=benefit.name,
         odds=Lottery(given.lottery.one_in).odds if given.lottery else None,
@@ -278,11 +283,8 @@ def _is_quiet(minute: int, quiet: QuietHours) -> bool:
 
 
 def _check_all_built(given: ScenarioModel, file: str, faults: Faults) -> None:
-    for name in ("count", "sum", "distinct", "sequence", "absence"):
-        _check_built((f"trigger.{name}", getattr(given.trigger, name), f"trigger.{name}"), file, faults)
     offer = given.offer
     for path, value, feature in (
-        ("while", given.while_, "while"),
         ("offer.on_grant", offer.on_grant, "offer.on_grant"),
         ("offer.fallback", offer.fallback, "offer.fallback"),
     ):

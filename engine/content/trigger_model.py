@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from engine.content.conditions import FenceChoice, Model, UsageFilter, exactly_one
+from engine.content.faults import refuse
 from engine.content.fence_model import Word
 from engine.content.spans import Span
 
@@ -49,7 +50,7 @@ class Count(Model):
 class Distinct(Count):
     """At least n different values of a field within a span."""
 
-    field: Word = Field(description="app, category, action or props.<name>")
+    field: Word = Field(description="app, category, action or props.<name>; of enter and exit: fence")
 
 
 class Sum(Model):
@@ -75,7 +76,7 @@ class Absence(Model):
     after: Step
     without: Step
     within: Span
-    same: Word | None = None
+    same: Word | None = Field(None, description="a field that must be equal in both")
 
 
 TRIGGERS = ("enter", "dwell", "exit", "usage", "count", "sum", "distinct", "sequence", "absence")
@@ -103,5 +104,11 @@ class Trigger(Model):
 class While(Model):
     """What must hold besides, at the instant of the trigger (rule B4)."""
 
-    inside: FenceChoice | None = None
-    pattern: Count | None = None
+    inside: FenceChoice | None = Field(None, description="the user is inside one of these fences")
+    pattern: Count | None = Field(None, description="so many such things within a span, up to the trigger")
+
+    @model_validator(mode="after")
+    def _some(self) -> While:
+        if self.inside is None and self.pattern is None:
+            raise refuse("`inside`, `pattern` or both")
+        return self

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import collections.abc
+from collections.abc import Mapping
 
 from engine.content.conditions import COMPARISONS, ConditionModel, FenceChoice, Matcher, UsageFilter
 from engine.content.faults import Faults, Shown, did_you_mean
-from engine.content.trigger_model import TRIGGERS, Dwell, Presence, Step, Trigger
+from engine.content.trigger_model import (
+    TRIGGERS,
+    Absence,
+    Count,
+    Dwell,
+    Presence,
+    Sequence,
+    Step,
+    Sum,
+    Trigger,
+    While,
+)
+from engine.content.versions import definition_hash
 from engine.definitions import (
     Compare,
     Every,
@@ -23,13 +35,17 @@ from engine.definitions import (
     TriggerDefinition,
     UsageTrigger,
 )
+from engine.definitions import While as WhileDefinition
 from engine.model import Confidence
+
+SHORTEST_SPAN_MS, LONGEST_SPAN_MS = 1_000, 31 * 86_400_000
+FIELDS = ("app", "category", "action", "fence", "props.")
 
 
 class FenceBook:
     """The fences by id, kind, tag and owner, for choices."""
 
-    def __init__(self, fences: Sequence[Fence]) -> None:
+    def __init__(self, fences: collections.abc.Sequence[Fence]) -> None:
         self.by_id = {fence.id: fence for fence in fences}
         self.by_kind: dict[str, set[str]] = {}
         self.by_tag: dict[str, set[str]] = {}
@@ -73,6 +89,7 @@ def trigger_definition(trigger: Trigger, book: FenceBook, file: str, faults: Fau
     model = getattr(trigger, kind)
     where = f"$.trigger.{kind}"
     if isinstance(model, UsageFilter):
+        check_named(model, file, where, faults)
         return UsageTrigger(usage_tests(model))
     if isinstance(model, Presence):
         fences = book.choose(model, file, where, faults)
@@ -84,24 +101,98 @@ def trigger_definition(trigger: Trigger, book: FenceBook, file: str, faults: Fau
                 faults.add(file, f"{where}.for", shown_span, "whole seconds, from 1 s to 1 day")
         confidence = Confidence[model.min_confidence] if model.min_confidence else None
         return PresenceTrigger(kind, fences, threshold_s, confidence)
-    definition = {
-        name: _pattern_part(getattr(model, name), book, file, f"{where}.{name}", faults)
-        for name in model.model_fields_set
-    }
-    return PatternTrigger(kind, definition)
+    return pattern_definition(kind, model, book, file, where, faults)
 
 
-def _pattern_part(value: Any, book: FenceBook, file: str, where: str, faults: Faults) -> Any:
-    """Turn a part of a pattern into plain values: spans in milliseconds, steps as trigger definitions."""
-    if isinstance(value, list):
-        return tuple(_pattern_part(one, book, file, f"{where}[{at}]", faults) for at, one in enumerate(value))
-    if not isinstance(value, Step):
-        return value
-    if value.usage is not None:
-        return UsageTrigger(usage_tests(value.usage))
-    kind = "enter" if value.enter is not None else "exit"
-    choice: Presence = getattr(value, kind)
-    return PresenceTrigger(kind, book.choose(choice, file, f"{where}.{kind}", faults))
+def pattern_definition(
+    kind: str, model: Count | Sum | Sequence | Absence, book: FenceBook, file: str, where: str, faults: Faults
+) -> PatternTrigger:
+    """Turn a checked pattern into its definition: steps as trigger definitions, spans in milliseconds."""
+    if isinstance(model, Sequence):
+        given = [(f"{where}.steps[{at}]", step) for at, step in enumerate(model.steps)]
+    elif isinstance(model, Absence):
+        given = [(f"{where}.after", model.after), (f"{where}.without", model.without)]
+    else:
+        given = [(f"{where}.of", model.of)]
+    steps = tuple(_step(step, book, file, path, faults) for path, step in given)
+    if not SHORTEST_SPAN_MS <= model.within <= LONGEST_SPAN_MS:
+        shown = Shown(f"{model.within / 1000:g} s")
+        faults.add(file, f"{where}.within", shown, "a span from 1 s to 31 days")
+    for name in ("field", "same"):
+        field = getattr(model, name, None)
+        if field is not None:
+            _check_field(field, name, kind, steps, file, f"{where}.{name}", faults)
+    return PatternTrigger(
+        kind,
+        steps,
+        model.within,
+        getattr(model, "at_least", 1),
+        getattr(model, "field", ""),
+        getattr(model, "same", None) or "",
+        definition_hash(kind, model.model_dump(mode="json", exclude_defaults=True)),
+    )
+
+
+def _check_field(
+    field: str,
+    name: str,
+    kind: str,
+    steps: tuple[UsageTrigger | PresenceTrigger, ...],
+    file: str,
+    where: str,
+    faults: Faults,
+) -> None:
+    """See that every step has the field: props.<name> and names are of usage events, `fence` of transitions."""
+    is_prop = field.startswith("props.") and len(field) > 6
+    if kind == "sum" and not is_prop:
+        faults.add(file, where, field, "props.<name>, a number")
+        return
+    usage = is_prop or field in ("app", "category", "action")
+    if not usage and field != "fence":
+        faults.add(file, where, field, "app, category, action, props.<name> or fence", did_you_mean(field, FIELDS))
+    elif any(isinstance(step, UsageTrigger) != usage for step in steps):
+        of = "a transition" if usage else "a usage event"
+        hint = "usage events have app, category, action and props; enter and exit have fence"
+        faults.add(file, where, Shown(f"{field}, which {of} does not have"), "a field that every step has", hint)
+
+
+def _step(step: Step, book: FenceBook, file: str, where: str, faults: Faults) -> UsageTrigger | PresenceTrigger:
+    if step.usage is not None:
+        check_named(step.usage, file, f"{where}.usage", faults)
+        return UsageTrigger(usage_tests(step.usage))
+    kind = "enter" if step.enter is not None else "exit"
+    choice: Presence = getattr(step, kind)
+    confidence = Confidence[choice.min_confidence] if choice.min_confidence else None
+    return PresenceTrigger(kind, book.choose(choice, file, f"{where}.{kind}", faults), 0, confidence)
+
+
+def check_named(usage: UsageFilter, file: str, where: str, faults: Faults) -> None:
+    """See that the filter names an app, category or action: by these events are found without reading all of them."""
+    names = (usage.app, usage.category, usage.action)
+    if not any(match is not None and (match.is_ is not None or match.in_) for match in names):
+        hint = "a beginning (starts_with) or a property alone would mean to read every event"
+        faults.add(file, where, Shown("no name"), "an app, category or action, as a value or a list", hint)
+
+
+def conditions(
+    given: While | None, trigger: TriggerDefinition, book: FenceBook, file: str, faults: Faults
+) -> WhileDefinition | None:
+    """Turn `while` into its definition (rule B4)."""
+    if given is None:
+        return None
+    inside: tuple[str, ...] = ()
+    if given.inside is not None:
+        inside = book.choose(given.inside, file, "$.while.inside", faults)
+        steps = trigger.steps if isinstance(trigger, PatternTrigger) else (trigger,)
+        is_absence = isinstance(trigger, PatternTrigger) and trigger.kind == "absence"
+        if is_absence or not all(isinstance(step, UsageTrigger) for step in steps):
+            hint = "a presence trigger says its fences itself; an absence may begin with exit or enter"
+            expected = "a trigger that a usage event completes"
+            faults.add(file, "$.while.inside", Shown("a trigger that is no usage event"), expected, hint)
+    pattern = None
+    if given.pattern is not None:
+        pattern = pattern_definition("count", given.pattern, book, file, "$.while.pattern", faults)
+    return WhileDefinition(inside, pattern)
 
 
 def usage_tests(usage: UsageFilter) -> tuple[FieldTest, ...]:

@@ -33,6 +33,11 @@ def content_version(*parts: Any) -> str:
     return _digest(parts, 8)
 
 
+def definition_hash(kind: str, definition: Any) -> str:
+    """Hash a pattern as it is written: what users did so far belongs to it (rule L10)."""
+    return _digest((kind, definition), 12)
+
+
 def fence_summary(fences: Sequence[Fence]) -> list[tuple[str, ...]]:
     """Say in a few words each what a decision may depend on; the state hash stands for geometry and settings."""
     return [

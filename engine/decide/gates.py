@@ -15,7 +15,7 @@ from engine.decide.case import Case, Gate, Values
 from engine.decide.compose import Refusal, Sources, compile_text
 from engine.decide.profiles import DENIED, DO_NOT_DISTURB, GRANTED, KNOWN, ProfileTable
 from engine.decide.timing_gates import reachable_channels
-from engine.definitions import Expression, HasTag, Policy, Scenario, Stage
+from engine.definitions import Expression, HasTag, PatternTrigger, Policy, Scenario, Stage
 from engine.model import CODE_MARK, Mode, Reason
 
 GATES = (
@@ -40,6 +40,7 @@ _NOT_LIVE, _TOO_OLD, _NO_PROFILE = Reason.NOT_LIVE.value, Reason.TOO_OLD.value, 
 _AUDIENCE, _NO_CONSENT, _OPTED_OUT = Reason.AUDIENCE.value, Reason.NO_CONSENT.value, Reason.OPTED_OUT.value
 _DND, _SUPPRESSED, _REENTRY = Reason.DND.value, Reason.SUPPRESSED.value, Reason.REENTRY.value
 _PAUSED, _NOT_DRAWN = Reason.PAUSED.value, Reason.NOT_DRAWN.value
+_FEED_SILENT = Reason.FEED_SILENT.value
 
 
 def mode_gate(scenario: Scenario, pauses: frozenset[str]) -> Gate | None:
@@ -64,6 +65,21 @@ def mode_gate(scenario: Scenario, pauses: frozenset[str]) -> Gate | None:
             if idle is not None:
                 values |= {"benefit": idle.id, "stage": idle.stage.value}
         return answer
+
+    return gate
+
+
+def match_gate(scenario: Scenario) -> Gate | None:
+    """T8: missing data is not behavior. An absence that a silent feed could not have answered is refused."""
+    if not (isinstance(scenario.trigger, PatternTrigger) and scenario.trigger.kind == "absence"):
+        return None
+
+    def gate(case: Case, values: Values | None) -> str | None:
+        silent_s = case.trigger.values.get("silent_s")
+        if values is not None:
+            values |= {key: case.trigger.values.get(key) for key in ("opened_at", "due_at")}
+            values["silent_s"] = silent_s
+        return _FEED_SILENT if silent_s is not None else None
 
     return gate
 

@@ -111,6 +111,7 @@ def compile_plan(
     fixed = plan.fixed_text is not None
     named = (
         ("mode", gates.mode_gate(scenario, pauses)),
+        ("match", gates.match_gate(scenario)),
         ("validity", timing_gates.validity_gate(scenario, policy, clock)),
         ("audience", gates.audience_gate(scenario, profiles)),
         ("consent", gates.consent_gate(scenario, policy, profiles)),

@@ -14,7 +14,7 @@ import numpy as np
 
 from engine.datum_kernel import to_wgs84
 from engine.decode.envelopes import Ignored
-from engine.decode.events import EVENT_TYPES, Event, Ping, RareEvent, UsageEvent, UsageNames
+from engine.decode.events import EVENT_TYPES, Event, Ping, RareEvent, UsageEvent, UsageFacts, UsageNames
 from engine.decode.items_kernel import CURSOR
 from engine.decode.kernel import (
     CELL_PLACE,
@@ -60,6 +60,7 @@ _USUAL_EVENT = 100
 """Bytes of a short event: rows for a block are made for as many; where there are more, they grow."""
 
 _USAGE_NAMES = msgspec.json.Decoder(UsageNames)
+_USAGE_FACTS = msgspec.json.Decoder(UsageFacts)
 MAX_AHEAD_MS = 300_000
 """An event further ahead of the log's now than this is a dead letter (T6)."""
 
@@ -207,6 +208,13 @@ class Decoder:
         """Return what names a usage event, at a tenth of the cost of `read`, which it falls back to for envelopes."""
         try:
             return _USAGE_NAMES.decode(block.data[int(event["span_start"]) : int(event["span_end"])])
+        except msgspec.DecodeError:
+            return self.read(block, event)
+
+    def read_usage(self, block: Block, event: np.void) -> UsageFacts | Event:
+        """Return names and properties of a usage event, at a fifth of the cost of `read`, which it falls back to."""
+        try:
+            return _USAGE_FACTS.decode(block.data[int(event["span_start"]) : int(event["span_end"])])
         except msgspec.DecodeError:
             return self.read(block, event)
 

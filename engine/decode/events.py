@@ -54,6 +54,12 @@ class UsageNames(msgspec.Struct, frozen=True, gc=False):
     action: str | None = None
 
 
+class UsageFacts(UsageNames, frozen=True, gc=False):
+    """The same with its properties; those that are null are absent."""
+
+    props: dict[str, Scalar | None] | None = None
+
+
 class Home(msgspec.Struct, frozen=True):
     lon: Longitude
     lat: Latitude

@@ -25,6 +25,8 @@ from engine.presence.admission_kernel import (
 from engine.presence.crossing_kernel import is_way_empty, write_crossings
 from engine.presence.fix_kernel import LAG_MS, count_user, process
 from engine.presence.layout_kernel import (
+    EXITING,
+    INSIDE,
     LAGS,
     LIVE_HELD,
     LIVE_HELD_HITS,
@@ -47,7 +49,9 @@ from engine.presence.timer_kernel import arm_visit, fire
 from engine.presence.zone_kernel import describe_fix, note_fix
 from engine.wheel_kernel import free_timers, is_reached, pop
 
-DONE, MORE_OUT, MORE_VISITS, MORE_TIMERS, MORE_HELD, MORE_HELD_HITS, MORE_SAME, MORE_USERS, MORE_WORK = range(9)
+DONE, MORE_OUT, MORE_VISITS, MORE_TIMERS, MORE_HELD, MORE_HELD_HITS, MORE_SAME, MORE_USERS, MORE_WORK, MORE_ANSWERS = (
+    range(10)
+)
 """Why `advance` came back before the end: which pool must grow, by control[WANTED] rows at least."""
 
 TOUCH_ROWS = 256
@@ -90,6 +94,8 @@ def advance(
         control[NOW_MS] = event.now_ms
         if is_reached(state.wheel, event.now_ms) and not fire_timers(state, rules, work.out, event.now_ms, row):
             return row, MORE_OUT
+        if work.ask[work.answered[0]] == row and not answer(state, rules, work, event):
+            return row, MORE_ANSWERS
         if event.type != _PING or event.drop != 0:
             continue
         if event.user >= state.user.shape[0]:
@@ -117,6 +123,31 @@ def advance(
         return events.shape[0], MORE_OUT
     control[NOW_MS] = max(now_ms, control[NOW_MS])
     return events.shape[0], DONE
+
+
+@lean_kernel
+def answer(state: State, rules: Rules, work: Work, event: Any) -> bool:
+    """Write of which fences the user is inside at the instant of this event; False if `answer` is too small.
+
+    INSIDE or EXITING, and heard of within the ttl: a visit that is, or is due to be, SUSPENDED does not count (P7).
+    """
+    number = work.answered[0]
+    place = work.answered[1 + number]
+    row = -1
+    if event.user < state.user.shape[0]:
+        row = 0 + state.user[event.user].visits
+    while row >= 0:
+        visit = state.visit[row]
+        is_open = visit.state == INSIDE or visit.state == EXITING
+        if is_open and event.at_ms - visit.seen_ms < rules.feed[visit.feed].ttl_ms:
+            if place == work.answer.shape[0]:
+                return False
+            work.answer[place] = visit.fence
+            place += 1
+        row = 0 + visit.next
+    work.answered[0] = number + 1
+    work.answered[2 + number] = place
+    return True
 
 
 @lean_kernel

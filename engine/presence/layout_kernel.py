@@ -210,9 +210,15 @@ class Work(NamedTuple):
     fix      FIX[2]          the fix at hand, and the held one that it proves right
     hits     HIT[...]        the held one's hits
     touched  int64[1]        where `touch_rows` leaves its sum, so that it is not compiled away
+    ask      int64[A + 1]    rising event rows, not of pings, where it is asked what the user is inside of; a last
+    answer   int32[...]      fences that those users are inside of (P7), question by question
+    answered int64[A + 2]    questions answered; then where the answers of each begin, and the end
     """
 
     out: np.ndarray
     fix: np.ndarray
     hits: np.ndarray
     touched: np.ndarray
+    ask: np.ndarray
+    answer: np.ndarray
+    answered: np.ndarray

@@ -21,6 +21,9 @@ from engine.wheel_kernel import new_wheel
 
 _OUT_ROWS = 16_384
 _HELD_HITS = 64
+_QUESTIONS = 256
+_NO_ROW = 1 << 62
+_NOTHING_ASKED = np.zeros(0, np.int64)
 _POOL_OF = {
     kernel.MORE_VISITS: "visit",
     kernel.MORE_TIMERS: "timer",
@@ -63,18 +66,27 @@ class Presence:
         """Make room for user slots below `users`."""
         self._state = with_users(self._state, users)
 
-    def advance(self, events: np.ndarray, hit_start: np.ndarray, hits: np.ndarray, now_ms: int) -> np.ndarray:
+    def advance(
+        self,
+        events: np.ndarray,
+        hit_start: np.ndarray,
+        hits: np.ndarray,
+        now_ms: int,
+        ask: np.ndarray | None = None,
+    ) -> np.ndarray:
         """Process a batch and let time pass to `now_ms`; return TRANSITION[K] in the order they happened.
 
         events     EVENT[N]      in log order; `drop` is set where a ping does not count (T5, T7, L8)
         hit_start  int64[N + 1]  hits of event i are hits[hit_start[i]:hit_start[i + 1]], by rising fence row
         now_ms     not below the last event's; without events this is a tick
+        ask        rising rows, not of pings, at which `inside_at` will be asked
 
         A transition's `event` is the row that gave it, or before which its timer fired (N: after the last).
         Any cut of the same records into batches gives the same transitions (T4).
         """
         chunks: list[np.ndarray] = []
         row = 0
+        self._take_questions(ask)
         while True:
             row, answer = kernel.advance(
                 self._state, self._rules, self._arrays, events, hit_start, hits, self._work, row, now_ms
@@ -90,6 +102,25 @@ class Presence:
             return np.zeros(0, TRANSITION)
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
 
+    def _take_questions(self, ask: np.ndarray | None) -> None:
+        if ask is None:
+            ask = _NOTHING_ASKED
+        if len(ask) + 2 > len(self._work.answered):
+            answered = np.zeros(2 * len(ask) + 2, np.int64)
+            self._work = self._work._replace(ask=np.zeros(len(answered), np.int64), answered=answered)
+        self._work.ask[: len(ask)] = ask
+        self._work.ask[len(ask)] = _NO_ROW
+        self._work.answered[:2] = 0
+
+    def inside_at(self) -> dict[int, list[int]]:
+        """Return, for each row asked about in the last `advance`, the fence rows its user was inside of then (P7)."""
+        work = self._work
+        ends = work.answered[1 : int(work.answered[0]) + 2].tolist()
+        return {
+            row: work.answer[first:end].tolist()
+            for row, first, end in zip(work.ask.tolist(), ends, ends[1:], strict=False)
+        }
+
     def _make_room(self, lacking: int, written: int) -> None:
         wanted = int(self._state.control[layout.WANTED])
         if lacking == kernel.MORE_USERS:
@@ -97,6 +128,8 @@ class Presence:
         elif lacking == kernel.MORE_OUT:
             if not written:  # even empty it is too small for one event
                 self._work = _with_rows(self._work, wanted + 2)
+        elif lacking == kernel.MORE_ANSWERS:
+            self._work = self._work._replace(answer=np.concatenate((self._work.answer, self._work.answer)))
         elif lacking == kernel.MORE_WORK:
             self._work = self._work._replace(hits=np.zeros(2 * wanted, HIT))
         else:
@@ -251,6 +284,9 @@ def _new_work(fences: int) -> layout.Work:
         np.zeros(2, layout.FIX),
         np.zeros(_HELD_HITS, HIT),
         np.zeros(1, np.int64),
+        np.full(_QUESTIONS, _NO_ROW, np.int64),
+        np.zeros(_QUESTIONS, np.int32),
+        np.zeros(_QUESTIONS, np.int64),
     )
 
 

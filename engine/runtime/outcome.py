@@ -65,6 +65,8 @@ def count(effects: Effects) -> None:
         metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
     if effects.evicted:
         metrics.USERS_EVICTED.inc(effects.evicted)
+    if effects.patterns:
+        metrics.add_counts(metrics.PATTERNS, effects.patterns)
     if not effects.decisions:
         return
     metrics.CANDIDATES.inc(effects.candidates)

@@ -13,16 +13,19 @@ import orjson
 
 from engine.clock import monotonic_s
 from engine.definitions import (
+    AppTable,
     CellTable,
     Content,
     Fence,
     FieldTest,
     OfferDefinition,
+    PatternTrigger,
     Policy,
     PresenceTrigger,
     Scenario,
     Shape,
     UsageTrigger,
+    While,
 )
 from engine.kernels import CACHE, compile_lock, is_warm, warm_mark
 from engine.ledger.embedded import EmbeddedLedger
@@ -85,9 +88,11 @@ def _run_a_day() -> None:
         pipeline.restore({name: array.copy() for name, array in arrays.items()}, objects)
         pipeline.activate(content, Effects(0))
         # Enough users that every table grows, and one that leaves.
-        crowd = (
-            b'{"type":"ping","user":"crowd%d","lon":116.4,"lat":39.9,"at":%d}' % (n, _LATER_MS) for n in range(3000)
-        )
+        crowd = [
+            b'{"type":"ping","user":"crowd%d","lon":116.4,"lat":39.9,"at":%d}\n'
+            b'{"type":"usage","feed":"dpi","user":"crowd%d","app":"x","at":%d}' % (n, _LATER_MS, n, _LATER_MS)
+            for n in range(3000)
+        ]
         pipeline.process(_block([b"\n".join(crowd)], len(lines) + 2))
         pipeline.forget("crowd7")
         ledger.close()
@@ -105,11 +110,23 @@ def _content() -> Content:
     )
     offer = OfferDefinition("warm/offer", "video", "partner", "marketing", ("sms",), "warm")
     names = tuple(fence.id for fence in fences)
+    opened = UsageTrigger((FieldTest("app", "==", "x"),))
     scenarios = (
         Scenario("warm/enter", "", Mode.LIVE, PresenceTrigger("enter", names), offer),
         Scenario("warm/dwell", "", Mode.LIVE, PresenceTrigger("dwell", names, 120), offer),
         Scenario("warm/exit", "", Mode.LIVE, PresenceTrigger("exit", names), offer),
-        Scenario("warm/usage", "", Mode.LIVE, UsageTrigger((FieldTest("app", "==", "x"),)), offer),
+        Scenario("warm/usage", "", Mode.LIVE, opened, offer),
+        Scenario("warm/inside", "", Mode.LIVE, opened, offer, while_=While(names, _pattern("count", opened))),
+        *(
+            Scenario(f"warm/{kind}", "", Mode.LIVE, _pattern(kind, *steps, field=field), offer)
+            for kind, steps, field in (
+                ("count", (PresenceTrigger("enter", names),), ""),
+                ("sum", (opened,), "props.price"),
+                ("distinct", (opened,), "app"),
+                ("sequence", (PresenceTrigger("enter", names), opened), ""),
+                ("absence", (opened, PresenceTrigger("exit", names)), ""),
+            )
+        ),
     )
     cells = CellTable(
         ("460-01-1-1",),
@@ -119,7 +136,12 @@ def _content() -> Content:
         np.zeros(1, bool),
     )
     assumed = frozenset({"location", "usage", "marketing.sms"})
-    return Content("warm", fences, cells, scenarios, Policy(assumed_consent=assumed))
+    apps = AppTable(("x",), ("warm",))
+    return Content("warm", fences, cells, scenarios, Policy(assumed_consent=assumed), apps=apps)
+
+
+def _pattern(kind: str, *steps: UsageTrigger | PresenceTrigger, field: str = "") -> PatternTrigger:
+    return PatternTrigger(kind, steps, 300_000, 2, field, state_hash=f"{kind}{steps}")
 
 
 def _lines() -> list[bytes]:

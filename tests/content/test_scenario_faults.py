@@ -178,25 +178,87 @@ def test_a_bad_scenario_is_refused_with_its_place_and_a_reason(name: str, tmp_pa
     assert words in str(found[0])
 
 
+PATTERN_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "a count of more than 128": (
+        {"trigger": {"count": {"of": STEP, "at_least": 129, "within": "10 min"}}},
+        "$.trigger.count.at_least",
+        "less than or equal to 128",
+    ),
+    "a count without end": (
+        {"trigger": {"count": {"of": STEP, "at_least": 3, "within": "32 days"}}},
+        "$.trigger.count.within",
+        "a span from 1 s to 31 days",
+    ),
+    "a step of nothing": (
+        {"trigger": {"count": {"of": {}, "at_least": 3, "within": "1 h"}}},
+        "$.trigger.count.of",
+        "exactly one of usage, enter, exit",
+    ),
+    "a sum of a name": (
+        {"trigger": {"sum": {"of": STEP, "field": "app", "at_least": 5, "within": "1 h"}}},
+        "$.trigger.sum.field",
+        "props.<name>, a number",
+    ),
+    "a field nobody knows": (
+        {"trigger": {"distinct": {"of": STEP, "field": "ap", "at_least": 5, "within": "1 h"}}},
+        "$.trigger.distinct.field",
+        "did you mean 'app'?",
+    ),
+    "the fence of a usage event": (
+        {"trigger": {"distinct": {"of": STEP, "field": "fence", "at_least": 5, "within": "1 h"}}},
+        "$.trigger.distinct.field",
+        "a field that every step has",
+    ),
+    "the app of a transition": (
+        {"trigger": {"sequence": {"steps": [STEP, {"exit": {"kind": "mall"}}], "within": "1 h", "same": "app"}}},
+        "$.trigger.sequence.same",
+        "a field that every step has",
+    ),
+    "a sequence of one": (
+        {"trigger": {"sequence": {"steps": [STEP], "within": "1 h"}}},
+        "$.trigger.sequence.steps",
+        "at least 2 items",
+    ),
+    "an absence from an unknown place": (
+        {"trigger": {"absence": {"after": {"exit": {"kind": "moll"}}, "without": STEP, "within": "5 min"}}},
+        "$.trigger.absence.after.exit.kind",
+        "did you mean 'mall'?",
+    ),
+    "a filter by beginning alone": (
+        {"trigger": {"usage": {"app": {"starts_with": "com."}}}},
+        "$.trigger.usage",
+        "an app, category or action, as a value or a list",
+    ),
+    "a step by property alone": (
+        {"trigger": {"count": {"of": {"usage": {"props": {"x": 1}}}, "at_least": 2, "within": "1 h"}}},
+        "$.trigger.count.of.usage",
+        "an app, category or action, as a value or a list",
+    ),
+    "a condition of nothing": ({"while": {}}, "$.while", "`inside`, `pattern` or both"),
+    "inside and entering": (
+        {"while": {"inside": {"kind": "mall"}}},
+        "$.while.inside",
+        "a trigger that a usage event completes",
+    ),
+    "inside of nowhere": (
+        {"trigger": USAGE, "while": {"inside": {"kind": "molls"}}},
+        "$.while.inside.kind",
+        "did you mean 'mall'?",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PATTERN_FAULTS)
+def test_a_bad_pattern_is_refused_with_its_place_and_a_reason(name: str, tmp_path: Path) -> None:  # B1-B4
+    changes, path, words = PATTERN_FAULTS[name]
+    given = scenario(**changes)
+    given["offer"]["text"] = "您好"
+    found = inspect_content(*write_set(tmp_path, scenarios=[given])).errors
+    assert [fault.path for fault in found] == [path], [str(fault) for fault in found]
+    assert words in str(found[0])
+
+
 UNBUILT = {
-    "trigger.count": ({"trigger": {"count": {"of": STEP, "at_least": 3, "within": "10 min"}}}, "$.trigger.count"),
-    "trigger.distinct": (
-        {"trigger": {"distinct": {"of": STEP, "field": "app", "at_least": 3, "within": "10 min"}}},
-        "$.trigger.distinct",
-    ),
-    "trigger.sum": (
-        {"trigger": {"sum": {"of": STEP, "field": "props.fen", "at_least": 5, "within": "1 h"}}},
-        "$.trigger.sum",
-    ),
-    "trigger.sequence": (
-        {"trigger": {"sequence": {"steps": [STEP, {"enter": {"kind": "mall"}}], "within": "1 h"}}},
-        "$.trigger.sequence",
-    ),
-    "trigger.absence": (
-        {"trigger": {"absence": {"after": STEP, "without": STEP, "within": "1 h"}}},
-        "$.trigger.absence",
-    ),
-    "while": ({"while": {"inside": {"kind": "mall"}}}, "$.while"),
     "offer.on_grant": ({"offer__on_grant": {"tag": "x", "for": "1 h"}}, "$.offer.on_grant"),
     "offer.fallback": ({"offer__fallback": {"channel": "app", "after": "1 h"}}, "$.offer.fallback"),
     "quiet_hours.switch": (

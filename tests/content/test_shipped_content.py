@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from engine.content import inspect_content
-from engine.definitions import Content, PresenceTrigger, Shape, UsageTrigger
+from engine.definitions import Content, PatternTrigger, PresenceTrigger, Shape, UsageTrigger
 from engine.model import Mode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,6 +49,15 @@ def test_there_is_a_scenario_for_each_row_of_the_mission(shipped: Content) -> No
     }
     assert {"cinema", "mall", "supermarket"} <= places
     assert {scenario.id.partition("/")[0] for scenario in live.values()} == {"national", "beijing"}
+
+
+def test_every_kind_of_pattern_and_condition_is_shipped(shipped: Content) -> None:  # B2-B4
+    patterns = {one.trigger.kind for one in shipped.scenarios if isinstance(one.trigger, PatternTrigger)}
+    assert patterns == {"count", "sum", "distinct", "sequence", "absence"}
+    conditions = [one.while_ for one in shipped.scenarios if one.while_]
+    assert any(one.inside for one in conditions)
+    assert any(one.pattern for one in conditions)
+    assert shipped.apps.category_of("com.sdu.didi.psnger") == "ride-hailing"
 
 
 def test_every_scenario_is_limited_and_measured(shipped: Content) -> None:  # C1, D3

@@ -21,13 +21,18 @@ LONGEST_S = 600
 """Kernels may have to be compiled first; on a warm cache all together take a minute."""
 
 PROMISED = {
-    "pipeline": ("pipeline.realistic.1000000.events_per_s", "pipeline.worst.events_per_s"),
+    "pipeline": (
+        "pipeline.realistic.1000000.events_per_s",
+        "pipeline.worst.events_per_s",
+        "pipeline.patterns.10000.events_per_s",
+    ),
     "locate": ("locate.city.10000.points_per_s",),
     "service": ("service.2000.p99_ms",),
     "memory": ("memory.bytes_per_user", "memory.arrays.bytes_per_user", "memory.per_fence.bytes"),
     "codes": ("codes.import.per_s", "codes.draw.per_s"),
     "audience": ("audience.1000000.count_ms",),
-    "growth": ("growth.fences.100000.ratio", "growth.scenarios.1000.ratio"),
+    "growth": ("growth.fences.100000.ratio", "growth.scenarios.1000.ratio", "growth.scenarios.10000.ratio"),
+    "timers": ("timers.fires_per_s",),
 }
 """Figures that bars are set on, as a full run names them; a smoke run has the same names with smaller numbers."""
 
@@ -38,6 +43,8 @@ WITH_PEER = (
     "locate.country.N.points_per_s",
     "pipeline.realistic.N.events_per_s",
     "pipeline.worst.events_per_s",
+    "pipeline.patterns.N.events_per_s",
+    "timers.fires_per_s",
     "reserve.embedded.per_s",
 )
 """Figures that mean something only beside a peer measured in the same run."""

@@ -1,0 +1,303 @@
+"""Patterns through the whole pipeline: decisions, their keys and evidence (D4, D5), conditions (B4), T3 and T4."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from engine.definitions import Content, FieldTest, PatternTrigger, PresenceTrigger, Scenario, UsageTrigger, While
+from engine.model import Block, RecordKind
+from engine.settings import FeedSettings, Settings
+from tests.world import NOON_MS, block_of, consent, make_pipeline, ping, profile, scenario, small_content, told, usage
+
+S = 1000
+OPEN = UsageTrigger((FieldTest("category", "==", "ecommerce"),))
+TAXI = UsageTrigger((FieldTest("category", "==", "taxi"),))
+BUY = UsageTrigger((FieldTest("category", "==", "ecommerce"), FieldTest("props.fen", "range", (1, None))))
+MALL = ("national/mall",)
+
+
+def pattern(kind: str, steps: Any, within_s: int, **more: Any) -> PatternTrigger:
+    steps = steps if isinstance(steps, tuple) else (steps,)
+    return PatternTrigger(kind, steps, within_s * S, state_hash=f"{kind}{steps}{within_s}{more}", **more)
+
+
+def patterned(*scenarios: Scenario) -> Content:
+    return small_content(scenarios=tuple(sorted(scenarios, key=lambda one: one.id)))
+
+
+EVERY = patterned(
+    scenario("count", pattern("count", OPEN, 60, at_least=3)),
+    scenario("sum", pattern("sum", BUY, 300, at_least=1500, field="props.fen")),
+    scenario("distinct", pattern("distinct", OPEN, 300, at_least=2, field="app")),
+    scenario("sequence", pattern("sequence", (PresenceTrigger("enter", MALL), OPEN), 600)),
+    scenario("taxi", pattern("absence", (PresenceTrigger("exit", MALL), TAXI), 300)),
+    scenario("cart", pattern("absence", (OPEN, BUY), 120, same="app")),
+    scenario("shop-inside", OPEN, while_=While(inside=MALL)),
+    scenario("often-inside", pattern("count", OPEN, 120, at_least=2), while_=While(inside=("national/cinema", *MALL))),
+    scenario(
+        "arrive-shopper", PresenceTrigger("enter", MALL), while_=While(pattern=pattern("count", OPEN, 900, at_least=2))
+    ),
+    scenario("taxi-after-shopping", TAXI, while_=While(pattern=pattern("count", OPEN, 900, at_least=1))),
+    scenario("arrive", PresenceTrigger("enter", (*MALL, "national/cinema"))),
+    scenario("shop", OPEN),
+)
+
+
+def make_day(seed: int, records: int = 160) -> list[tuple[Any, int, int]]:
+    """Records (value, append_ms, kind) of an eventful hour of four users."""
+    dice = random.Random(seed)
+    now_ms, made = NOON_MS, []
+    for number in range(records):
+        now_ms += dice.choice((0, 200, 1000, 5000, 20_000, 60_000))
+        user = f"u{dice.randrange(4)}"
+        at_ms = now_ms - dice.choice((0, 0, 0, 500, 3000, 30_000, 700_000))
+        what = dice.random()
+        if what < 0.4:
+            lon = 116.4 + dice.choice((0, 0, 0.0004, 0.0011, 0.003, 0.01))
+            value: Any = {**ping(user, at_ms, lon, 39.9), "id": f"p{number}"}
+        elif what < 0.85:
+            value = usage(
+                user,
+                at_ms,
+                category=dice.choice(("ecommerce", "ecommerce", "taxi")),
+                app=dice.choice(("taobao", "jd")),
+                props={"fen": dice.choice((0, 500, 900))} if dice.random() < 0.7 else None,
+            )
+            if dice.random() < 0.9:
+                value["id"] = f"e{dice.randrange(number + 1)}" if dice.random() < 0.1 else f"e{number}"
+        elif what < 0.93:
+            value = consent(user, at_ms)
+        elif what < 0.95:
+            value = profile(user, at_ms, tags=["member"])
+        elif what < 0.96:
+            value = {"type": "user-closed", "user": user, "at": at_ms}
+        else:
+            made.append((b"", now_ms, RecordKind.TICK))
+            continue
+        made.append((value, now_ms, RecordKind.EVENTS))
+    middle = len(made) // 2
+    made.insert(middle, (b'{"version":"v2"}', made[middle][1], RecordKind.CONTENT))
+    made.append((b"", now_ms + 900_000, RecordKind.TICK))
+    return made
+
+
+def load(payload: bytes) -> Content:
+    version = orjson.loads(payload)["version"]
+    return small_content(version, scenarios=EVERY.scenarios[2:])
+
+
+def block(records: list[tuple[Any, int, int]], first: int, last: int) -> Block:
+    part = records[first:last]
+    return block_of(
+        [value for value, _, _ in part],
+        position=first,
+        append_ms=[append_ms for _, append_ms, _ in part],
+        kinds=[kind for _, _, kind in part],
+    )
+
+
+def run(records: list[tuple[Any, int, int]], cuts: list[int], *, restart_at: int | None = None) -> list[bytes]:
+    pipeline, lines = make_pipeline(EVERY), []
+    for first, last in itertools.pairwise([0, *cuts, len(records)]):
+        effects = pipeline.process(block(records, first, last), load)
+        lines += [line for line in told(pipeline, effects) if b"decision_id" in line]
+        if restart_at is not None and first <= restart_at < last:
+            arrays, objects = pipeline.snapshot()
+            arrays = {name: array.copy() for name, array in arrays.items()}
+            fresh = make_pipeline(pipeline.content)
+            caps = pipeline.ledger.caps
+            fresh.ledger.caps.restore({name: array.copy() for name, array in caps.arrays().items()}, caps.objects())
+            fresh.restore(arrays, orjson.loads(orjson.dumps(objects)))
+            pipeline = fresh
+    return lines
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10_000), data=st.data())
+def test_t4_any_split_of_the_same_records_gives_the_same_decisions(seed: int, data: Any):
+    records = make_day(seed)
+    whole = run(records, [])
+    cuts = sorted(set(data.draw(st.lists(st.integers(1, len(records) - 1), max_size=40))))
+    assert run(records, cuts) == whole
+    assert run(records, list(range(1, len(records)))) == whole
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000), restart_at=st.integers(0, 150))
+def test_t3_a_restart_from_a_snapshot_changes_nothing(seed: int, restart_at: int):
+    records = make_day(seed)
+    every = list(range(1, len(records)))
+    assert run(records, every, restart_at=restart_at) == run(records, every)
+
+
+def test_the_made_up_days_reach_every_scenario():
+    """Guards the tests above: they prove nothing about what never happens."""
+    text = b"\n".join(line for seed in range(12) for line in run(make_day(seed), []))
+    for one in EVERY.scenarios:
+        assert f'"{one.id}"'.encode() in text, one.id
+
+
+# --- one by one -----------------------------------------------------------------------------------------------------
+
+
+class World:
+    """A pipeline to which records are told one by one; what was decided, by scenario."""
+
+    def __init__(self, *scenarios: Scenario, feeds: dict[str, FeedSettings] | None = None) -> None:
+        settings = Settings(feeds=feeds) if feeds else Settings()
+        self.pipeline = make_pipeline(patterned(*scenarios), settings)
+        self.position = 0
+        self.decisions: list[Any] = []
+        self.tell(consent("u1", NOON_MS), 0)
+
+    def tell(self, value: Any, at_s: float, kind: RecordKind = RecordKind.EVENTS) -> list[Any]:
+        one = block_of([value], position=self.position, append_ms=NOON_MS + int(at_s * S), kinds=kind)
+        self.position += 1
+        found = [
+            orjson.loads(line) for line in told(self.pipeline, self.pipeline.process(one)) if b"decision_id" in line
+        ]
+        self.decisions += found
+        return found
+
+    def shop(self, at_s: float, *, late_s: float = 0, **more: Any) -> list[Any]:
+        more = {"category": "ecommerce", "app": "taobao", "id": f"e{self.position}", **more}
+        return self.tell(usage("u1", NOON_MS + int((at_s - late_s) * S), **more), at_s)
+
+    def be(self, at_s: float, lon: float) -> list[Any]:
+        return self.tell({**ping("u1", NOON_MS + int(at_s * S), lon, 39.9), "id": f"p{self.position}"}, at_s)
+
+    def tick(self, at_s: float) -> list[Any]:
+        return self.tell(b"", at_s, RecordKind.TICK)
+
+
+AWAY, THERE = 116.42, 116.4
+
+
+def test_b2_d4_the_third_opening_in_a_minute_completes_a_count_and_names_itself():
+    world = World(scenario("count", pattern("count", OPEN, 60, at_least=3)))
+    assert world.shop(1) == world.shop(61) == world.shop(62) == []
+    (decision,) = world.shop(119, id="third")
+    assert decision["outcome"] == "offer"
+    trigger = decision["trigger"]
+    assert (trigger["kind"], trigger["key"]) == ("pattern", "national/count|dpi|third")
+    assert trigger["values"] | {"first_at": 0, "last_at": 0} == {
+        "pattern": "count",
+        "within_s": 60.0,
+        "count": 3,
+        "at_least": 3,
+        "first_at": 0,
+        "last_at": 0,
+        "app": "taobao",
+        "category": "ecommerce",
+        "action": "open",
+    }
+    assert world.shop(120) == []  # B5: it holds still
+
+
+def test_t5_a_late_event_completes_a_pattern_at_its_own_instant_and_never_twice():
+    world = World(scenario("count", pattern("count", OPEN, 20, at_least=3)))
+    assert world.shop(10) == world.shop(28) == world.shop(60) == []
+    (decision,) = world.shop(61, late_s=40)  # at 21: 10, 21 and 28 lie within 20 s
+    assert decision["trigger"]["values"]["last_at"] == NOON_MS + 28 * S
+    assert world.shop(62, late_s=40) == []
+
+
+def test_b3_t8_leaving_without_a_taxi_is_an_absence_told_when_it_is_due():
+    world = World(scenario("taxi", pattern("absence", (PresenceTrigger("exit", MALL), TAXI), 300)))
+    world.tell(usage("u2", NOON_MS, category="other"), 0)
+    for at_s in (0, 60):
+        world.be(at_s, THERE)
+    for at_s in (120, 180):
+        world.be(at_s, AWAY)
+    world.tell(usage("u2", NOON_MS + 400 * S, category="other"), 400)
+    assert world.tick(424.9) == []  # due at 120 + 300, and dpi may be 5 s late
+    (decision,) = world.tick(425)
+    assert (decision["outcome"], decision["trigger"]["kind"]) == ("offer", "absence")
+    assert decision["trigger"]["values"]["opened_at"] == NOON_MS + 120 * S
+    assert len(decision["trigger"]["key"]) == 16
+
+
+def test_b3_a_taxi_between_the_crossing_and_its_confirmation_answers():
+    world = World(scenario("taxi", pattern("absence", (PresenceTrigger("exit", MALL), TAXI), 300)))
+    for at_s in (0, 60):
+        world.be(at_s, THERE)
+    world.be(120, AWAY)
+    world.tell(usage("u1", NOON_MS + 130 * S, category="taxi"), 130)
+    world.be(180, AWAY)
+    world.tell(usage("u2", NOON_MS + 400 * S, category="other"), 400)
+    assert world.tick(500) == []
+
+
+def test_t8_an_absence_that_a_silent_feed_could_not_have_answered_is_refused():
+    world = World(scenario("cart", pattern("absence", (OPEN, BUY), 300)))
+    world.shop(0)
+    (decision,) = world.tick(310)
+    assert (decision["outcome"], decision["reason"]) == ("refused", "feed_silent")
+    assert decision["values"]["silent_s"] == 305.0
+
+
+def test_t8_a_feed_that_is_silent_for_a_day_is_given_up():
+    world = World(scenario("cart", pattern("absence", (OPEN, BUY), 300)))
+    day_s = 86_400
+    for at_s, feed in ((0, "segment"), (day_s - 100, "dpi"), (day_s, "dpi")):
+        world.tell({**usage("u2", NOON_MS + at_s * S, category="other"), "feed": feed}, at_s)
+    world.shop(day_s)
+    world.tell(usage("u2", NOON_MS + (day_s + 250) * S, category="other"), day_s + 250)
+    (decision,) = world.tick(day_s + 305)
+    assert decision["reason"] != "feed_silent"
+
+
+def test_b4_p7_inside_a_mall_and_opened_a_shopping_app():
+    world = World(scenario("inside", OPEN, while_=While(inside=(*MALL, "national/cinema"))))
+    assert world.shop(0) == []
+    world.be(10, AWAY)
+    world.be(60, THERE)
+    (decision,) = world.shop(70)
+    assert decision["trigger"]["fence"] == "national/cinema"  # the smaller of the two
+    assert decision["trigger"]["values"]["inside"] == "national/cinema"
+    assert world.shop(60 + 1800) == []  # SUSPENDED is not inside
+
+
+def test_b4_arriving_counts_only_for_who_opened_a_shopping_app_before():
+    join = While(pattern=pattern("count", OPEN, 600, at_least=2))
+    world = World(scenario("arrive", PresenceTrigger("enter", MALL), while_=join))
+    world.be(0, AWAY)
+    assert world.be(60, THERE) == []
+    for at_s in (120, 180):
+        world.be(at_s, AWAY)
+    world.shop(190)
+    world.shop(200)
+    (decision,) = world.be(240, THERE)
+    assert decision["trigger"]["values"]["while_count"] == 2
+
+
+def test_l10_new_content_keeps_the_state_of_unchanged_patterns():
+    kept = scenario("count", pattern("count", OPEN, 600, at_least=3))
+    world = World(kept)
+    world.shop(1)
+    world.shop(2)
+    more = patterned(scenario("a", pattern("count", TAXI, 60, at_least=3)), kept)
+    world.tell(b"{}", 3, RecordKind.TICK)
+    world.pipeline.activate(more, world.pipeline.process(block_of([])))
+    assert len(world.shop(4)) == 1
+
+
+@pytest.mark.parametrize("act", ["closed", "forgotten"])
+def test_i2_a_user_who_leaves_takes_the_state_along(act: str):
+    world = World(scenario("count", pattern("count", OPEN, 600, at_least=3)))
+    world.shop(1)
+    world.shop(2)
+    if act == "closed":
+        world.tell({"type": "user-closed", "user": "u1", "at": NOON_MS + 3 * S}, 3)
+    else:
+        assert world.pipeline.forget("u1")
+    world.tell(consent("u1", NOON_MS + 4 * S), 4)
+    assert world.pipeline.behavior.counts()["states"] == 0
+    assert world.shop(5) == []
