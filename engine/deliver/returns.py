@@ -179,7 +179,8 @@ class Returns:
                     **({} if match.is_definite else {"definite": False}),
                 },
             )
-            for match in matches
+            # Several parts, or a receipt that came twice, say the same of one dispatch.
+            for match in {(one.dispatch_id, one.state): one for one in matches}.values()
             if match.state is not DispatchState.ACCEPTED
         ]
         if events:

@@ -106,6 +106,21 @@ def test_what_is_encoded_is_read_back_the_same(protocol: str, data: st.DataObjec
     assert encode(decode(frame)) == frame
 
 
+@given(SEQUENCE, text(21), text(21), text(5), text(10), CONTENT, BYTE, st.booleans(), text(21))
+@settings(max_examples=200, deadline=None)
+def test_a_form_gives_the_same_bytes_as_the_whole_submit(
+    sequence: sgip.Sequence, sender: str, number: str, corporation: str, service: str, content: bytes, coding: int,
+    has_header: bool, charged: str,
+) -> None:  # fmt: skip
+    expires = "261122013000032+"
+    filled = sgip.Submit((0, 0, 0), sender, ("",), corporation, service, b"", 0, charged)
+    whole = sgip.Submit(
+        sequence, sender, (number,), corporation, service, content, coding, charged, has_header, expires=expires
+    )
+    form = sgip.SubmitForm(filled)
+    assert form.encode(sequence, number, content, coding, has_header, expires.encode()) == whole.encode()
+
+
 @every_protocol
 @given(data=st.data())
 @settings(max_examples=100, deadline=None)

@@ -126,9 +126,9 @@ class CmppDialect:
         if answer.status != cmpp.OK:
             fault = _LOGIN_FAULTS.get(answer.status, f"status {answer.status}")
             return LoggedIn(False, fault, answer.status in _PERMANENT)
-        size = 1 if self._account.version == cmpp.V2 else 4
-        expected = cmpp.answer_authenticator(answer.status.to_bytes(size, "big"), self._proof, self._account.password)
-        if any(answer.authenticator) and not hmac.compare_digest(answer.authenticator, expected):
+        # Gateways of version 2.0 hash the status as one byte or as four.
+        proofs = [cmpp.answer_authenticator(bytes(size), self._proof, self._account.password) for size in (1, 4)]
+        if any(answer.authenticator) and not any(hmac.compare_digest(answer.authenticator, one) for one in proofs):
             return LoggedIn(False, "the gateway does not know our password", True)
         return LoggedIn(True)
 

@@ -66,10 +66,14 @@ class Counter:
     def __init__(self, node: int, now_ms: Callable[[], int]) -> None:
         self._node = node
         self._count = now_ms() & 0xFFFFFFFF
+        self._stamp = (-1, 0)  # second, MMDDHHMMSS
 
     def next(self, now_ms: int) -> sgip.Sequence:
         self._count = (self._count + 1) & 0xFFFFFFFF
-        return self._node, month_stamp(now_ms), self._count
+        second = now_ms // 1000
+        if self._stamp[0] != second:
+            self._stamp = (second, month_stamp(now_ms))
+        return self._node, self._stamp[1], self._count
 
 
 class SgipDialect:
@@ -81,7 +85,19 @@ class SgipDialect:
         self._account = account
         self._counter = counter
         self._now_ms = 0
-        self._expiry: tuple[int, str] = (-1, "")
+        self._expiry: tuple[int, bytes] = (-1, b"")
+        self._form = sgip.SubmitForm(
+            sgip.Submit(
+                sequence=(0, 0, 0),
+                sender=account.sender,
+                numbers=("",),
+                corporation=account.corporation,
+                service=account.service,
+                content=b"",
+                coding=0,
+                charged=account.charged,
+            )
+        )
 
     def login(self, now_ms: int) -> bytes:
         self._now_ms = now_ms
@@ -98,20 +114,8 @@ class SgipDialect:
         sequence = self._counter.next(now_ms)
         second = expires_ms // 1000
         if self._expiry[0] != second:
-            self._expiry = (second, validity(expires_ms))
-        account = self._account
-        frame = sgip.Submit(
-            sequence=sequence,
-            sender=account.sender,
-            numbers=(number,),
-            corporation=account.corporation,
-            service=account.service,
-            content=part.content,
-            coding=part.coding,
-            charged=account.charged,
-            has_header=part.has_header,
-            expires=self._expiry[1],
-        ).encode()
+            self._expiry = (second, validity(expires_ms).encode("ascii"))
+        frame = self._form.encode(sequence, number, part.content, part.coding, part.has_header, self._expiry[1])
         return sequence, frame, sgip.name_of(sequence)
 
     def read(self, frame: bytes, now_ms: int) -> Meaning:

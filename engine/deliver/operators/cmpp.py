@@ -246,6 +246,10 @@ class _Cursor:
         self._at += size
         return self._frame[self._at - size : self._at]
 
+    @property
+    def left(self) -> int:
+        return len(self._frame) - self._at
+
     def text(self, size: int) -> str:
         return unfixed(self.take(size))
 
@@ -262,7 +266,8 @@ def _connect(cursor: _Cursor, sequence: int, version: int) -> Connect:
 
 
 def _connect_answer(cursor: _Cursor, sequence: int, version: int) -> ConnectAnswer:
-    status = cursor.number(1 if version == V2 else 4)
+    # A gateway answers a login of the wrong version in its own: the length says in which.
+    status = cursor.number(1 if cursor.left == 18 else 4)
     return ConnectAnswer(sequence, status, cursor.take(16), cursor.number(1))
 
 
