@@ -33,6 +33,30 @@ class FeedSettings(BaseModel):
     signalling: bool = Field(False, description="a feed of cell fixes: longer gaps and silences are normal")
 
 
+class ClusterSettings(BaseModel):
+    """Where a nation outgrows one machine (docs/cluster.md); used by `opportune worker` and `opportune dispatch`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    kafka: str = Field("127.0.0.1:9092", description="host:port of one broker, or several separated by commas")
+    redis: str = Field("redis://127.0.0.1:6379/0", repr=False, description="redis:// or rediss:// (TLS)")
+    partitions: Annotated[int, Field(gt=0, le=4096)] = Field(default=64, description="fixed once topics exist")
+    replication: Annotated[int, Field(gt=0, le=9)] = Field(default=1, description="of topics created here")
+    prefix: str = Field("opportune.", description="before the name of every topic")
+    topics: dict[str, str] = Field(default_factory=dict, description="other names, by role: events, offers, ...")
+    source: Literal["faust", "aiokafka"] = Field("faust", description="what the worker reads Kafka with")
+    fetch_max_wait_ms: Annotated[int, Field(ge=0, le=5000)] = 50
+    session_timeout_s: PositiveSeconds = 10
+    reservation_days: Annotated[int, Field(ge=1)] = Field(62, description="how long grants and decisions are kept")
+    checkpoints: Path = Field(
+        Path("var/cluster/checkpoints"), description="a folder that all workers share, or one each"
+    )
+    health_port: int = Field(0, ge=0, le=65535, description="/healthz, /readyz and /metrics; 0: any free port")
+
+    def topic(self, role: str) -> str:
+        return self.topics.get(role, f"{self.prefix}{role}")
+
+
 def default_feeds() -> dict[str, FeedSettings]:
     return {
         "default": FeedSettings(),
@@ -67,6 +91,7 @@ class Settings(BaseSettings):
     )
     queue_bytes: int = Field(64 << 20, gt=0, description="accepted and not yet processed; beyond it 429")
     feeds: dict[str, FeedSettings] = Field(default_factory=default_feeds)
+    cluster: ClusterSettings = Field(default_factory=ClusterSettings)
     gateways: dict[str, GatewaySettings] = Field(
         default_factory=dict, description="by name; a channel without one gets the sandbox"
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.servers import RedisServer
+from tests.servers import KafkaServer, RedisServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -57,3 +57,16 @@ def redis_url(redis_server: str) -> str:
     client.flushdb()
     client.close()
     return redis_server
+
+
+@pytest.fixture(scope="session")
+def kafka_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real Apache Kafka: OPPORTUNE_KAFKA where set, else a broker of our own."""
+    given = os.environ.get("OPPORTUNE_KAFKA")
+    if given:
+        yield given
+        return
+    server = KafkaServer(tmp_path_factory.mktemp("kafka"))
+    server.start()
+    yield server.address
+    server.kill()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from engine.runtime.fake_source import FakeRecord, FakeSource
 from engine.runtime.file_source import FileSource
 from engine.runtime.journal import Journal
 from engine.runtime.source import JournalSource, RecordSource
+from tests.kafka_topics import KafkaTopic, Patient
 
 COUNT = 40
 
@@ -32,16 +33,36 @@ def event(k: int) -> bytes:
     return b'{"user":"u%d","at":%d}' % (k % 7, 1_700_000_000_000 + 1000 * k)
 
 
-@pytest.fixture(params=["journal", "journal in many segments", "file", "gzipped file", "file in order", "fake"])
-def home(request, tmp_path: Path) -> Home:
+HOMES = ["journal", "journal in many segments", "file", "gzipped file", "file in order", "fake", "aiokafka", "faust"]
+
+
+@pytest.fixture(params=HOMES)
+def home(request, tmp_path: Path) -> Iterator[Home]:
     events = [event(k) for k in range(COUNT)]
-    if request.param.startswith("journal"):
-        journal = Journal(tmp_path, segment_bytes=100 if "many" in request.param else 1 << 20)
+    if request.param in ("aiokafka", "faust"):
+        topic = KafkaTopic(request.getfixturevalue("kafka_address"), 1)
+        topic.send(0, events)
+        opened: list[RecordSource] = []
+
+        def open_kafka(after: int) -> RecordSource:
+            opened.append(Patient(topic.open(request.param, after), COUNT - 1))
+            return opened[-1]
+
+        yield Home(open_kafka)
+        for source in opened:
+            source.close()
+        return
+    yield local_home(request.param, tmp_path, events)
+
+
+def local_home(kind: str, tmp_path: Path, events: list[bytes]) -> Home:
+    if kind.startswith("journal"):
+        journal = Journal(tmp_path, segment_bytes=100 if "many" in kind else 1 << 20)
         for k, payload in enumerate(events):
             journal.append(payload, wall_ms=k)
         journal.close()
         return Home(lambda after: JournalSource(tmp_path, after=after))
-    if request.param == "fake":
+    if kind == "fake":
         records = [FakeRecord(payload, k) for k, payload in enumerate(events)]
 
         def open_fake(after: int) -> RecordSource:
@@ -52,8 +73,8 @@ def home(request, tmp_path: Path) -> Home:
         return Home(open_fake)
     path = tmp_path / "events.ndjson"
     text = b"\n".join(events) + b"\n"
-    path.write_bytes(gzip.compress(text) if "gzipped" in request.param else text)
-    sort_bytes = 0 if "in order" in request.param else 1 << 20
+    path.write_bytes(gzip.compress(text) if "gzipped" in kind else text)
+    sort_bytes = 0 if "in order" in kind else 1 << 20
     return Home(lambda after: FileSource([path], after=after, sort_bytes=sort_bytes))
 
 

@@ -1,0 +1,82 @@
+"""Between the engine's thread and the loop that talks to Kafka: rebalances wait for the engine, calls for the loop."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from engine.errors import StoreUnavailable
+
+T = TypeVar("T")
+
+
+class Loop:
+    """An event loop in a thread of its own."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout_s: float = 30.0) -> T:
+        """Run a coroutine there and return what it returns; StoreUnavailable where it takes too long."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            return future.result(timeout_s)
+        except TimeoutError:
+            future.cancel()
+            raise StoreUnavailable("kafka does not answer in time") from None
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Begin a coroutine there."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
+
+    def stop(self) -> None:
+        async def cancel() -> None:
+            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+        try:
+            self.run(cancel(), 5.0)
+        finally:
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(5.0)
+            if not self._thread.is_alive():
+                self.loop.close()
+
+
+class Rebalances:
+    """Hand rebalances over to the engine, which handles them within its next `poll`."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[str, Sequence[int], Future[None]]] = deque()
+        self.is_closed = False
+
+    def announce(self, what: str, partitions: Sequence[int]) -> Awaitable[None]:
+        """In the loop: return once the engine has handled it."""
+        done: Future[None] = Future()
+        if self.is_closed or not partitions:
+            done.set_result(None)
+        else:
+            self._waiting.append((what, sorted(partitions), done))
+        return asyncio.wrap_future(done)
+
+    def handle(self, assigned: Callable[[Sequence[int]], None], revoked: Callable[[Sequence[int]], None]) -> None:
+        """In the engine's thread."""
+        while self._waiting:
+            what, partitions, done = self._waiting.popleft()
+            try:
+                (assigned if what == "assign" else revoked)(partitions)
+            finally:
+                done.set_result(None)
+
+    def close(self) -> None:
+        self.is_closed = True
+        while self._waiting:
+            self._waiting.popleft()[2].set_result(None)

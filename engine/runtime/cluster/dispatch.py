@@ -1,0 +1,180 @@
+"""The dispatcher of a cluster: offers from the topic, claims in Redis, gateways, receipts back into the events topic.
+
+The topic wakes it; the truth is the outbox of each shard. Reading runs in a thread, handing over in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import orjson
+import structlog
+
+from engine import metrics
+from engine.clock import wall_ms
+from engine.deliver.contract import Addresses
+from engine.deliver.dispatcher import Dispatcher
+from engine.deliver.gateways.build import GatewayMaker
+from engine.deliver.gateways.sandbox import SandboxMessage
+from engine.errors import SettingsError, StoreError, StoreUnavailable
+from engine.ledger.redis_ledger import RedisLedger
+from engine.model import Block, Offer
+from engine.runtime.archive import ContentArchive
+from engine.runtime.cluster.claims import ClaimStore
+from engine.runtime.cluster.control import ControlTopic
+from engine.runtime.cluster.kafka_source import KafkaSource
+from engine.runtime.cluster.outputs import Outputs
+from engine.runtime.cluster.topics import ensure_topics
+from engine.settings import Settings
+
+log = structlog.get_logger("opportune.dispatch")
+
+_SERVED = ("sandbox", "webhook")
+_REFRESH_S = 5.0
+
+
+class DispatchHost:
+    """Start and stop the parts; lives in one event loop.
+
+    Raises StoreUnavailable where Kafka or Redis cannot be reached, SettingsError for gateways that need receipts by
+    their own ids, which the ledger in Redis does not match yet.
+    """
+
+    def __init__(self, settings: Settings, addresses: Addresses) -> None:
+        refused = sorted(name for name, one in settings.gateways.items() if one.kind not in _SERVED)
+        if refused:
+            raise SettingsError(f"gateways {', '.join(refused)}: the cluster serves sandbox and webhook only, so far")
+        cluster = settings.cluster
+        self.settings = settings
+        self.failure: str | None = None
+        self.messages: deque[SandboxMessage] = deque(maxlen=1000)
+        ensure_topics(cluster)
+        self.outputs = Outputs(cluster)
+        self.control = ControlTopic(cluster, ContentArchive(settings.state / "content"))
+        self.policy = self.control.load_live().policy
+        RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
+        self.store = ClaimStore()
+        maker = GatewayMaker(settings, now_ms=wall_ms, messages=self.messages)
+        self._calls = ThreadPoolExecutor(1, "opportune-claims")
+        self.dispatcher = Dispatcher(
+            self.store,
+            addresses,
+            maker.declared(),
+            now_ms=wall_ms,
+            emit=self._emit,
+            tenant=settings.tenant,
+            texts=lambda: (self.policy.signature, self.policy.opt_out_text),
+            make_missing=maker.sandbox,
+            executor=self._calls,
+            why_not_again=self.store.why_not_again,
+        )
+        self._stopping = threading.Event()
+        self._reader: threading.Thread | None = None
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        await self.dispatcher.start()
+        self._reader = threading.Thread(target=self._read, name="opportune-offers", daemon=True)
+        self._reader.start()
+
+    async def stop(self) -> None:
+        """Claim nothing more, wait for answers within 20 s, write outcomes; what is unclaimed stays queued."""
+        self._stopping.set()
+        await self.dispatcher.stop()
+        if self._reader is not None:
+            await asyncio.to_thread(self._reader.join, 20.0)
+        self.store.close()
+        self._calls.shutdown()
+        await asyncio.to_thread(self.outputs.close)
+        self.control.close()
+
+    # --- offers in ------------------------------------------------------------------------------------------------
+
+    def _read(self) -> None:
+        cluster = self.settings.cluster
+        try:
+            source = KafkaSource(
+                cluster.kafka,
+                cluster.topic("offers"),
+                f"{cluster.prefix}dispatch",
+                fetch_max_wait_ms=cluster.fetch_max_wait_ms,
+                session_timeout_ms=int(cluster.session_timeout_s * 1000),
+                wait_ms=20,
+            )
+            source.on_assign, source.on_revoke = self._assign, self._revoke
+            refresh = 0
+            while not self._stopping.is_set():
+                for block in source.poll(4096):
+                    self._enqueue(block)
+                    source.commit({block.partition: int(block.position[-1])})
+                refresh += 1
+                if refresh % int(_REFRESH_S / 0.02) == 0:
+                    self._refresh()
+                    metrics.PARTITIONS.set(len(self.store.shards))
+            source.close()
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            log.error("offers are no longer read", error=self.failure, exc_info=not isinstance(error, StoreError))
+
+    def _enqueue(self, block: Block) -> None:
+        offers = [
+            Offer(**orjson.loads(block.data[start:end]))
+            for start, end in zip(block.start.tolist(), block.end.tolist(), strict=True)
+        ]
+        self._hand_over(offers, block.partition)
+
+    def _hand_over(self, offers: Sequence[Offer], shard: int) -> None:
+        self.store.note(offers, shard)
+        self._loop.call_soon_threadsafe(self.dispatcher.enqueue, list(offers))
+
+    def _assign(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            ledger = RedisLedger(
+                self.settings.cluster.redis,
+                shard,
+                tenant=self.settings.tenant,
+                assumed_consent=self.policy.assumed_consent,
+                engine=False,
+                patience_s=2.0,
+            )
+            self.store.add(shard, ledger)
+            if ledger.unsettled:
+                log.warning("claims cut off by a crash are unknown", shard=shard, claims=ledger.unsettled)
+            # What an earlier dispatcher left behind; the topic will not tell it again.
+            self._hand_over(ledger.outbox(20_000), shard)
+
+    def _revoke(self, shards: Sequence[int]) -> None:
+        for shard in shards:
+            self.store.give_up(shard)
+
+    def _refresh(self) -> None:
+        """Texts and assumed consent follow the live content."""
+        try:
+            self.control.refresh()
+            self.policy = self.control.load_live().policy
+            self.store.set_assumed(self.policy.assumed_consent)
+        except StoreUnavailable as error:
+            log.warning("content cannot be read; the old one stays", error=str(error))
+
+    # --- receipts out ---------------------------------------------------------------------------------------------
+
+    async def _emit(self, payloads: Sequence[bytes]) -> None:
+        keys: list[bytes | None] = [str(orjson.loads(payload)["user"]).encode() for payload in payloads]
+
+        def write() -> None:
+            self.outputs.send("events", payloads, keys=keys)
+            self.outputs.flush()
+
+        await asyncio.to_thread(write)
+
+    def why_not_ready(self) -> str:
+        """Say why nothing is handed over now; '' where it is."""
+        if self.failure is not None:
+            return self.failure
+        if self._stopping.is_set():
+            return "shutting down"
+        return "" if self.dispatcher.may_claim else "ledger unavailable"

@@ -1,0 +1,131 @@
+"""What a worker writes to Kafka: offers, decisions, dead letters, ticks, and the reservations log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from engine.errors import StoreUnavailable
+from engine.model import RecordKind
+from engine.runtime.cluster.blocks import kind_headers
+from engine.runtime.cluster.bridge import Loop
+from engine.runtime.cluster.kafka_source import probe, unreachable
+from engine.settings import ClusterSettings
+
+MOST_IN_FLIGHT = 20_000
+
+
+class Outputs:
+    """One producer in a loop of its own; what was sent is acknowledged by all replicas in sync once `flush` returns."""
+
+    def __init__(self, cluster: ClusterSettings) -> None:
+        self._cluster = cluster
+        self._loop = Loop("opportune-outputs")
+        self._waiting: list[asyncio.Future[Any]] = []
+        try:
+            self._loop.run(self._start())
+        except (KafkaError, OSError) as error:
+            self._loop.stop()
+            raise unreachable(cluster.kafka, error) from None
+
+    async def _start(self) -> None:
+        await probe(self._cluster.kafka)
+        self._producer = AIOKafkaProducer(
+            bootstrap_servers=self._cluster.kafka,
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=1,
+            max_request_size=8 << 20,
+        )
+        await self._producer.start()
+
+    def send(
+        self,
+        role: str,
+        values: Sequence[bytes],
+        *,
+        partition: int | None = None,
+        keys: Sequence[bytes | None] | None = None,
+        kind: RecordKind = RecordKind.EVENTS,
+    ) -> None:
+        """Hand records to the producer; without a partition the key decides (murmur2)."""
+        if len(self._waiting) > MOST_IN_FLIGHT:
+            self.flush()
+        topic = self._cluster.topic(role)
+        self._waiting += self._run(self._send(topic, values, partition, keys, kind))
+
+    async def _send(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        partition: int | None,
+        keys: Sequence[bytes | None] | None,
+        kind: RecordKind,
+    ) -> list[asyncio.Future[Any]]:
+        headers = kind_headers(kind)
+        return [
+            await self._producer.send(
+                topic, value, key=keys[row] if keys else None, partition=partition, headers=headers
+            )
+            for row, value in enumerate(values)
+        ]
+
+    def flush(self) -> None:
+        """Return once everything sent so far is acknowledged; StoreUnavailable where it is not."""
+        waiting, self._waiting = self._waiting, []
+
+        async def settled() -> None:
+            await asyncio.gather(*waiting)
+
+        self._run(settled())
+
+    def close(self) -> None:
+        try:
+            self._run(self._producer.stop())
+        finally:
+            self._loop.stop()
+
+    def _run(self, work: Any) -> Any:
+        try:
+            return self._loop.run(work)
+        except KafkaError as error:
+            raise StoreUnavailable(f"kafka takes no records ({type(error).__name__})") from None
+
+    # --- the reservations log (engine.ledger.redis_log.ReservationLog) --------------------------------------------
+
+    def append(self, shard: int, entry: bytes) -> None:
+        """Write one commit of a shard; durable on return."""
+
+        async def write() -> None:
+            await self._producer.send_and_wait(self._cluster.topic("reservations"), entry, partition=shard)
+
+        self._run(write())
+
+    def read(self, shard: int, after: int) -> Iterable[bytes]:
+        """Give every commit of a shard that is still kept, oldest first."""
+        records = self._run(read_records(self._cluster.kafka, self._cluster.topic("reservations"), shard))
+        return [record.value for record in records]
+
+
+async def read_records(address: str, topic: str, partition: int, after: int = -1) -> list[Any]:
+    """Read a partition's records behind an offset up to its present end."""
+    consumer = AIOKafkaConsumer(bootstrap_servers=address, enable_auto_commit=False, fetch_max_wait_ms=50)
+    await consumer.start()
+    try:
+        where = TopicPartition(topic, partition)
+        consumer.assign([where])
+        begin = max(after + 1, (await consumer.beginning_offsets([where]))[where])
+        end = (await consumer.end_offsets([where]))[where]
+        found: list[Any] = []
+        if begin < end:
+            consumer.seek(where, begin)
+            while await consumer.position(where) < end:
+                for records in (await consumer.getmany(timeout_ms=200)).values():
+                    found.extend(record for record in records if record.offset < end)
+        return found
+    finally:
+        await consumer.stop()

@@ -1,0 +1,112 @@
+"""The topics of a deployment: created where they are missing, compared with the settings where they are not."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+from aiokafka.errors import KafkaError, TopicAlreadyExistsError
+
+from engine.errors import SettingsError
+from engine.runtime.cluster.bridge import Loop
+from engine.runtime.cluster.kafka_source import unreachable
+from engine.settings import ClusterSettings
+
+log = structlog.get_logger("opportune.kafka")
+
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Topic:
+    name: str
+    partitions: int
+    settings: dict[str, str]
+
+
+def topics(cluster: ClusterSettings) -> dict[str, Topic]:
+    """Return every topic by its role. The broker stamps all of them: time is in the log (T2)."""
+    stamped = {"message.timestamp.type": "LogAppendTime"}
+    hours = {"retention.ms": str(72 * 3_600_000)}
+    kept = {"retention.ms": str(cluster.reservation_days * _DAY_MS)}
+    compacted = {"cleanup.policy": "compact"}
+    large = {"max.message.bytes": str(8 << 20)}
+    many = cluster.partitions
+    return {
+        "events": Topic(cluster.topic("events"), many, stamped | hours | large),
+        "control": Topic(cluster.topic("control"), 1, stamped | compacted | large),
+        "offers": Topic(cluster.topic("offers"), many, stamped | hours),
+        "decisions": Topic(cluster.topic("decisions"), many, stamped | kept),
+        "reservations": Topic(cluster.topic("reservations"), many, stamped | kept | large),
+        "dead-letters": Topic(cluster.topic("dead-letters"), 1, stamped | kept),
+    }
+
+
+def ensure_topics(cluster: ClusterSettings) -> None:
+    """Create what is missing; raise SettingsError where a topic is not what the settings say."""
+    loop = Loop("opportune-topics")
+    try:
+        loop.run(_ensure(cluster), 60.0)
+    except (KafkaError, OSError) as error:
+        raise unreachable(cluster.kafka, error) from None
+    finally:
+        loop.stop()
+
+
+async def _ensure(cluster: ClusterSettings) -> None:
+    wanted = topics(cluster)
+    admin = AIOKafkaAdminClient(bootstrap_servers=cluster.kafka, request_timeout_ms=10_000)
+    await admin.start()
+    try:
+        known = set(await admin.list_topics())
+        missing = [topic for topic in wanted.values() if topic.name not in known]
+        if missing:
+            try:
+                answer = await admin.create_topics(
+                    [
+                        NewTopic(one.name, one.partitions, cluster.replication, topic_configs=one.settings)
+                        for one in missing
+                    ]
+                )
+                faults = [row for row in getattr(answer, "topic_errors", ()) if row[1] not in (0, 36)]
+                if faults:
+                    raise SettingsError(f"kafka refuses to create topic {faults[0][0]}: {faults[0][2]}")
+            except TopicAlreadyExistsError:
+                pass
+            log.info("topics created", topics=[one.name for one in missing])
+        found = await _described(admin, [one.name for one in wanted.values()])
+        for one in wanted.values():
+            count = found.get(one.name, 0)
+            if count != one.partitions:
+                raise SettingsError(
+                    f"topic {one.name} has {count} partitions, the settings say {one.partitions}: users belong to "
+                    "partitions, so set OPPORTUNE_CLUSTER__PARTITIONS to what is there"
+                )
+        await _check_stamps(admin, wanted["events"].name)
+    finally:
+        await admin.close()
+
+
+async def _described(admin: Any, names: list[str]) -> dict[str, int]:
+    """Count partitions; a topic just made may take a moment to be known."""
+    for _ in range(50):
+        found = {row["topic"]: len(row["partitions"]) for row in await admin.describe_topics(names)}
+        if all(found.get(name) for name in names):
+            return found
+        await asyncio.sleep(0.1)
+    return found
+
+
+async def _check_stamps(admin: Any, topic: str) -> None:
+    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
+    for answer in answers:
+        for resource in answer.resources:
+            settings = {row[0]: row[1] for row in resource[4]}
+            if settings.get("message.timestamp.type", "LogAppendTime") != "LogAppendTime":
+                raise SettingsError(
+                    f"topic {topic} is stamped by its producers; set its message.timestamp.type to LogAppendTime (T2)"
+                )
