@@ -5,10 +5,11 @@ A server that one already has is used where the environment names it.
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
-from tests.peers.programs import free_port, is_open, need, wait_for
+from tests.peers.programs import absent, free_port, is_open, need, wait_for
 
 
 class RedisServer:
