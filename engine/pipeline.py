@@ -19,6 +19,7 @@ import orjson
 
 from engine.behavior import Behavior, compile_plan
 from engine.candidates import CandidateMaker, usage_trigger
+from engine.changes import Change, content_changes
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
 from engine.decide import Decider, Decision, ProfileTable
@@ -119,6 +120,7 @@ class Effects:
     receipts: list[Any] = field(default_factory=list)
     redemptions: list[Redeemed] = field(default_factory=list)  # told again by a feed, it is here again
     pauses: list[tuple[str, bool]] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)  # for the audit log
     code_records: int = 0  # leases of codes that were given, recalled or returned
     candidates: int = 0
     patterns: dict[str, int] = field(default_factory=dict)  # completed, sums_merged, keys_evicted, ...
@@ -131,7 +133,7 @@ class Effects:
     @property
     def is_stored(self) -> bool:
         """Whether the ledger has anything to keep of this; most batches only move on."""
-        told = self.receipts or self.redemptions or self.pauses or self.code_records
+        told = self.receipts or self.redemptions or self.pauses or self.code_records or self.changes
         return bool(self.decisions or self.consents or self.closed_users or told)
 
     def add_transitions(self, transitions: np.ndarray, fences: tuple[Fence, ...]) -> None:
@@ -221,8 +223,11 @@ class Pipeline:
             if len(piece) == 1 and piece.kind[0] == _CONTENT:
                 self._pass_time(max(self.now_ms, int(piece.append_ms[0])), effects)
                 if load_content is not None:
-                    start, end = int(piece.start[0]), int(piece.end[0])
-                    self.activate(load_content(bytes(piece.data[start:end])), effects)
+                    payload, old = bytes(piece.data[int(piece.start[0]) : int(piece.end[0])]), self.content
+                    self.activate(load_content(payload), effects)
+                    who = str(orjson.loads(payload).get("by", "files"))
+                    position = int(piece.position[0])
+                    effects.changes += content_changes(old, self.content, position, self.now_ms, who)
                 continue
             self._process_events(piece, effects)
         effects.patterns = self.behavior.take_counts()
@@ -447,7 +452,9 @@ class Pipeline:
     def _note(self, decisions: Sequence[Decision], effects: Effects) -> None:
         effects.decisions.extend(decisions)
         if self.decider.alarms:
-            effects.alarms.extend(self.decider.take_alarms())
+            alarms = self.decider.take_alarms()
+            effects.alarms.extend(alarms)
+            effects.changes += [Change(-1, one.at_ms, "limit", "pause", one.scenario, False, True) for one in alarms]
         effects.offers.extend(offer for decision in decisions if (offer := decision.offer) is not None)
 
     def _release_held(self, now_ms: int, effects: Effects) -> None:
@@ -463,6 +470,8 @@ class Pipeline:
         if now_ms > self.now_ms:
             self._pass_time(now_ms, effects)
         slot, user_id, at_ms = int(event["user"]), read.user, int(event["at_ms"])
+        position, said_before = int(block.position[event["record"]]), len(effects.consents)
+        old = self._consents_before(slot, read)
         match read:
             case Profile():
                 self.profiles.apply_profile(slot, read, self.now_ms)
@@ -483,6 +492,9 @@ class Pipeline:
                 self.presence.reset_user(slot)
                 self.behavior.reset_user(slot)
                 effects.closed_users.append(user_id)
+                told = "user-closed" if isinstance(read, UserClosed) else "address-changed"
+                void = ConsentChange(user_id, "*", None, at_ms, told)
+                effects.changes.append(self._consent_change(position, void, None))
                 effects.closed_at.append((len(effects.consents), len(effects.offers)))
             case Receipt():
                 effects.receipts.append(read)
@@ -497,6 +509,21 @@ class Pipeline:
         for bound in self.profiles.take_bound():
             change = ConsentChange(self.users.id_of(bound.slot), bound.purpose, False, bound.at_ms, PERSON_SOURCE)
             effects.consents.append(change)
+        for said in effects.consents[said_before:]:
+            before = old.get(said.purpose) if said.user_id == user_id else None
+            effects.changes.append(self._consent_change(position, said, before))
+
+    def _consents_before(self, slot: int, read: Any) -> dict[str, bool]:
+        """Return what a user had said of the purpose that this event may change."""
+        if not isinstance(read, Consent | InboundMessage):
+            return {}
+        purpose = read.purpose if isinstance(read, Consent) else f"marketing.{read.channel}"
+        evidence = self.profiles.evidence(slot, purpose) if slot < self.profiles.count else None
+        return {} if evidence is None else {purpose: evidence.granted}
+
+    def _consent_change(self, position: int, said: ConsentChange, before: bool | None) -> Change:
+        given = (said.source, "consent", said.user_id, before, said.granted, said.purpose, said.at_ms)
+        return Change(position, self.now_ms, *given)
 
     def _redeemed(self, read: Redemption) -> Redeemed:
         identity: tuple[Any, ...] = (read.id,)
@@ -511,8 +538,11 @@ class Pipeline:
         control = orjson.loads(bytes(block.data[int(block.start[record]) : int(block.end[record])]))
         match control:
             case {"pause": scenario, "paused": paused}:
+                is_paused = scenario in self.decider.pauses
                 self.decider.pause(scenario, paused)
                 effects.pauses.append((scenario, paused))
+                who, position = str(control.get("by", "unknown")), int(block.position[record])
+                effects.changes.append(Change(position, self.now_ms, who, "pause", scenario, is_paused, paused))
                 return
             case {"lease": pool, "first": first, "count": count, "epoch": epoch}:
                 self.ledger.lease_codes(pool, first, count, epoch)

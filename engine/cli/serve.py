@@ -87,7 +87,9 @@ def call_service(method: str, path: str, *, url: str | None = None, **more: Any)
     """Call the running service and return its JSON; raise OpportuneError saying what to do."""
     settings = load_settings()
     base = url or f"http://{settings.host}:{settings.port}"
-    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
+    headers = {"User-Agent": "opportune command line"}
+    if settings.api_key:
+        headers["Authorization"] = f"Bearer {settings.api_key}"
     try:
         answer = httpx.request(method, f"{base}{path}", headers=headers, timeout=10.0, trust_env=False, **more)
     except httpx.HTTPError as error:

@@ -19,6 +19,10 @@ class Access:
     def __init__(self, api_key: str | None) -> None:
         self._key = api_key.encode() if api_key else None
 
+    @property
+    def asks_for_key(self) -> bool:
+        return self._key is not None
+
     def allows(self, authorization: bytes | None) -> bool:
         if self._key is None:
             return True

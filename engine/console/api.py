@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from functools import partial
 from typing import Any
 
 import orjson
@@ -19,6 +20,7 @@ from engine.console.callbacks import Callbacks
 from engine.console.claims import QR_FORMATS, Claims
 from engine.console.contract import Engine
 from engine.console.envelopes import owntracks_payload, segment_payloads
+from engine.console.idempotency import Answer, Answers
 from engine.console.intake import BODY_LIMIT, Intake, Refused, decompress, payloads_of
 from engine.console.occupancy import OccupancyStream, rows_of
 from engine.deliver.contract import Callback, CallbackRefused
@@ -41,6 +43,7 @@ class Api:
 
     now_ms            the wall clock, for `receivedAt` of Segment calls and the age of callbacks
     callback_secrets  by channel, what its gateway signs callbacks with
+    answers           what requests with an Idempotency-Key were answered; None: remembered in memory
     claims            returns what answers about claim links; None: there are none
     """
 
@@ -53,10 +56,12 @@ class Api:
         now_ms: Callable[[], int],
         callback_secrets: Mapping[str, str] | None = None,
         claims: Callable[[], Claims] | None = None,
+        answers: Answers | None = None,
     ) -> None:
         self._engine = engine
         self._access = Access(api_key)
         self._intake = Intake(engine, queue_bytes)
+        self._answers = answers or Answers(None, now_ms)
         self._callbacks = Callbacks(callback_secrets or {}, engine)
         self._now_ms = now_ms
         self._claims = claims
@@ -111,7 +116,7 @@ class Api:
         try:
             if scope["method"] != "POST":
                 raise Refused(405, "method_not_allowed", "events are sent with POST")
-            authorization, encoding, declared = None, b"", b""
+            authorization, encoding, declared, key = None, b"", b"", None
             for name, value in scope["headers"]:
                 if name == b"authorization":
                     authorization = value
@@ -119,22 +124,34 @@ class Api:
                     encoding = value.strip().lower()
                 elif name == b"content-length":
                     declared = value
+                elif name == b"idempotency-key":
+                    key = value.decode("latin-1")
             if not self._access.allows(authorization):
                 raise _unauthorized()
             if declared.isdigit() and int(declared) > BODY_LIMIT:
                 raise _too_large()
             body = _unpacked(await _read(receive), encoding)
-            payloads, count = payloads_of(body)
-            accepted = await self._intake.take(payloads, count, EVENTS)
-            if scope["query_string"] == b"wait=processed":
-                await self._engine.processed(accepted.position)
-            answer = b'{"accepted":%d,"position":%d}' % (accepted.events, accepted.position)
-            await self._answer(send, 202, answer, EVENTS)
+            if key is None:
+                answer = await self._take_events(body, scope["query_string"])
+            else:
+                request, act = (
+                    scope["query_string"] + b"\0" + body,
+                    partial(self._take_events, body, scope["query_string"]),
+                )
+                answer = await self._answers.once(EVENTS, key, request, act)
+            await self._answer(send, answer.status, answer.body, EVENTS)
         except Refused as refused:
             await self._answer(send, refused.status, _fault(refused), EVENTS, _retry_after(refused))
         except OpportuneError as error:
             fault = _unavailable(error)
             await self._answer(send, fault.status, _fault(fault), EVENTS, _retry_after(fault))
+
+    async def _take_events(self, body: bytes, query: bytes) -> Answer:
+        payloads, count = payloads_of(body)
+        accepted = await self._intake.take(payloads, count, EVENTS)
+        if query == b"wait=processed":
+            await self._engine.processed(accepted.position)
+        return Answer(202, b'{"accepted":%d,"position":%d}' % (accepted.events, accepted.position))
 
     async def _answer(self, send: Send, status: int, body: bytes, route: str, extra: Headers | None = None) -> None:
         headers: Headers = [_JSON, (b"content-length", b"%d" % len(body)), *(extra or ())]
@@ -162,7 +179,8 @@ class Api:
                     raise _unauthorized()
                 if request.headers.get("sec-fetch-site") == "cross-site":
                     raise Refused(403, "cross_site", "requests from other sites' pages are not taken")
-                response = await handler(request)
+                key = request.headers.get("idempotency-key") if request.method == "POST" else None
+                response = await handler(request) if key is None else await self._once(route, key, handler, request)
             except Refused as refused:
                 response = _json(_fault(refused), refused.status, _retry_after(refused))
             except OpportuneError as error:
@@ -172,6 +190,23 @@ class Api:
             return response
 
         return guarded
+
+    async def _once(
+        self, route: str, key: str, handler: Callable[[Request], Awaitable[Response]], request: Request
+    ) -> Response:
+        """Answer a POST that carries an Idempotency-Key, at most once by the handler (A16)."""
+        body = await _read(request.receive)
+
+        async def again() -> MutableMapping[str, Any]:
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def act() -> Answer:
+            response = await handler(Request(request.scope, again))
+            return Answer(response.status_code, bytes(response.body))
+
+        target = f"{request.url.path}?{request.url.query}".encode()
+        answer = await self._answers.once(route, key, target + b"\0" + body, act)
+        return _json(answer.body, answer.status)
 
     async def _healthz(self, _: Request) -> Response:
         return _json(b'{"ok":true}')
@@ -297,8 +332,14 @@ class Api:
             raise Refused(400, "bad_request", 'expected {"scenario": "owner/name" or "*", "paused": true or false}')
         if not isinstance(asked.get("paused"), bool):
             raise Refused(400, "bad_request", "paused is true or false")
-        await self._engine.pause(asked["scenario"], asked["paused"])
+        await self._engine.pause(asked["scenario"], asked["paused"], self._caller(request))
         return _json(orjson.dumps({"scenario": asked["scenario"], "paused": asked["paused"]}))
+
+    def _caller(self, request: Request) -> str:
+        """Say who asks, for the audit log: by which right, and with which program."""
+        program = "".join(one for one in request.headers.get("user-agent", "")[:60] if one.isprintable())
+        right = "api key" if self._access.asks_for_key else "local"
+        return f"{right}, {program}" if program else right
 
     async def _sandbox(self, request: Request) -> Response:
         limit = request.query_params.get("limit", "100")

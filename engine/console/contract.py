@@ -72,7 +72,7 @@ class Engine(Protocol):
         """Say all of one decision; no decisions where the id is unknown."""
         ...
 
-    async def pause(self, scenario: str, paused: bool) -> None:
+    async def pause(self, scenario: str, paused: bool, by: str) -> None:
         """Pause or resume one scenario, or all with "*"; returns once no new submit can start (D8)."""
         ...
 

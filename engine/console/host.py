@@ -18,6 +18,7 @@ from engine.console.api import Api
 from engine.console.audience import AudienceCount, UnknownScenario
 from engine.console.claims import Claims
 from engine.console.contract import Component, FenceOccupancy
+from engine.console.idempotency import Answers
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
 from engine.definitions import Content
@@ -60,6 +61,7 @@ class Host:
         check_binding(settings.host, settings.api_key)
         self.settings = settings
         self._audience = AudienceCount()
+        self._answers = Answers(settings.state / "answers.db", wall_ms)
         self._addresses = addresses
         self._messages: deque[SandboxMessage] = deque(maxlen=1000)
         self._is_stopping = False
@@ -71,6 +73,7 @@ class Host:
                 now_ms=wall_ms,
                 callback_secrets=callback_secrets(settings),
                 claims=lambda: self.links,
+                answers=self._answers,
             ),
             settings.host,
             settings.port,
@@ -125,6 +128,7 @@ class Host:
         await self.dispatcher.stop()
         await asyncio.to_thread(self.service.stop)
         self._claims.shutdown()
+        self._answers.close()
 
     # --- what the API asks (engine.console.contract.Engine) -----------------------------------------------------------
 
@@ -182,7 +186,7 @@ class Host:
         except ContentError as error:
             raise Refused(400, "bad_expression", str(error)) from None
 
-    async def pause(self, scenario: str, paused: bool) -> None:
+    async def pause(self, scenario: str, paused: bool, by: str) -> None:
         """Stop claims here at once, then in the claim store; on resuming the other way round (D8).
 
         Raises Refused (404) for an id that is neither live content nor paused: a typo must not look like a brake.
@@ -194,7 +198,7 @@ class Host:
             raise Refused(404, "unknown_scenario", f"no scenario has the id {scenario!r}; {hint}")
         if paused:
             self.dispatcher.pause(scenario, True)
-        await self.service.pause(scenario, paused)
+        await self.service.pause(scenario, paused, by)
         if not paused:
             self.dispatcher.pause(scenario, False)
 

@@ -17,8 +17,9 @@ from typing import Any, Literal
 import numpy as np
 import orjson
 
+from engine.changes import Change
 from engine.errors import StoreUnavailable
-from engine.ledger import handoff, history, links
+from engine.ledger import audit, handoff, history, links
 from engine.ledger import receipts as receipts_of
 from engine.ledger import redemptions as used
 from engine.ledger.caps import Caps, GrantRow, is_offer_id
@@ -155,6 +156,7 @@ class EmbeddedLedger:
         pauses: Sequence[tuple[str, bool]] = (),
         dispatches: Sequence[DispatchRow] = (),
         redemptions: Sequence[RedemptionRow] = (),
+        changes: Sequence[Change] = (),
     ) -> None:
         """Store everything up to and with the record at `position`, in one transaction.
 
@@ -194,6 +196,8 @@ class EmbeddedLedger:
                 handoff.put_receipt(cursor, one, self.epoch)
             if redemptions:
                 used.put_redemptions(cursor, redemptions, position)
+            if changes:
+                audit.put_changes(cursor, changes, self._position)
             cursor.execute(
                 "UPDATE progress SET position = ?, now_ms = ?, longest_ms = ?", (position, now_ms, self.caps.longest_ms)
             )
@@ -435,6 +439,7 @@ class EmbeddedLedger:
             receipts_of.forget(cursor, offer_ids)
             cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
             used.forget(cursor, user)
+            audit.forget(cursor, user)
         self._database.compact()
 
     def arrays(self) -> dict[str, np.ndarray]:

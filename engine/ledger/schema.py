@@ -89,5 +89,10 @@ CREATE TABLE IF NOT EXISTS links (  -- claim links that were redeemed
     offer_id BLOB PRIMARY KEY, at_ms INTEGER NOT NULL, caller TEXT NOT NULL, body TEXT NOT NULL,
     told INTEGER NOT NULL        -- 1: the redemption is in the journal
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS audit (
+    seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, position INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
+    body BLOB NOT NULL, hash BLOB NOT NULL  -- of the row before, and of everything else in this one
+);
+CREATE TABLE IF NOT EXISTS audit_aliases (user TEXT PRIMARY KEY, alias BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pauses (scenario TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 """

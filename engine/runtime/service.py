@@ -384,6 +384,7 @@ class Service:
                     closed_at=effects.closed_at,
                     pauses=effects.pauses,
                     redemptions=effects.redemptions,
+                    changes=effects.changes,
                     dispatches=dispatch_rows(effects.receipts),
                 )
             except StoreUnavailable as error:
@@ -449,9 +450,9 @@ class Service:
         if self._done < position:
             raise StoreUnavailable(f"the engine stopped before position {position}: {self.failure}")
 
-    async def pause(self, scenario: str, paused: bool) -> None:
-        """Pause or resume one scenario, or all with "*"; return once the claim store knows (D8)."""
-        record = orjson.dumps({"pause": scenario, "paused": paused})
+    async def pause(self, scenario: str, paused: bool, by: str = "unknown") -> None:
+        """Pause or resume one scenario, or all with "*"; return once the claim store knows (D8). `by` asked for it."""
+        record = orjson.dumps({"pause": scenario, "paused": paused, "by": by})
         (position,) = await self.append([record], RecordKind.CONTROL)
         await self.processed(position)
 

@@ -73,7 +73,7 @@ class ListEngine:
     async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:
         return {"scenario": scenario, "expression": expression}
 
-    async def pause(self, scenario: str, paused: bool) -> None:
+    async def pause(self, scenario: str, paused: bool, by: str) -> None:
         self.paused.append((scenario, paused))
 
     async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
