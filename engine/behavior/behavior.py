@@ -60,7 +60,9 @@ class Behavior:
         filters = plan.filters if plan else []
         self._triggers = (*triggers, *(one.trigger for one in filters))
         self._needs_event = np.array([False] * self._usage + [one.needs_event for one in filters], np.bool_)
-        self._looks = np.array(sorted(plan.looks) if plan else [], np.int32)
+        self._looks = np.zeros(len(self._triggers), np.bool_)
+        self._looks[sorted(plan.looks) if plan else []] = True
+        self._has_looks = bool(self._looks.any())
         self._awaited = np.diff(plan.arrays.route_start) > 0 if plan else np.zeros(0, np.bool_)
         self._table = compile_filters(self._triggers, self._hash_text)
         self._plain = [tuple(test for test in one.tests if not is_hashed(test)) for one in self._triggers]
@@ -113,9 +115,10 @@ class Behavior:
 
     def rows_to_look(self, rows: np.ndarray, filters: np.ndarray) -> np.ndarray | None:
         """Return the event rows at which somebody will ask where the user is inside (B4), rising; None: nobody."""
-        if not len(self._looks) or not len(rows):
+        if not self._has_looks or not len(rows):
             return None
-        return np.unique(rows[np.isin(filters, self._looks)])
+        looked = rows[self._looks[filters]]
+        return looked[np.append(True, looked[1:] != looked[:-1])] if len(looked) else None
 
     def advance(
         self,
