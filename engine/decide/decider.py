@@ -392,11 +392,12 @@ class Decider:
     def _case_at(self, row: int, slot: int, user_id: str, at_ms: int) -> Case:
         """The case of a trigger that comes at an instant.
 
-        A presence trigger is judged at the first of its fences: texts and quiet hours ask which one it was.
+        A trigger that knows a fence is judged at the first of them: texts and quiet hours ask which one it was.
         """
         plan = self.plans[row]
-        asked = plan.scenario.trigger
-        fence = asked.fences[0] if isinstance(asked, PresenceTrigger) and asked.fences else None
+        asked, besides = plan.scenario.trigger, plan.scenario.while_
+        fences = asked.fences if isinstance(asked, PresenceTrigger) else besides.inside if besides else ()
+        fence = fences[0] if fences else None
         zone = self._fence_zones.get(fence) if fence is not None else None
         trigger = Trigger(
             kind=getattr(asked, "kind", "usage"), key=f"explain|{at_ms}", at_ms=at_ms, fence=fence, time_zone=zone
