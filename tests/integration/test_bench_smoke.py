@@ -26,6 +26,7 @@ PROMISED = {
         "pipeline.worst.events_per_s",
         "pipeline.patterns.10000.events_per_s",
     ),
+    "backtest": ("backtest.events_per_s",),
     "locate": ("locate.city.10000.points_per_s",),
     "service": ("service.2000.p99_ms",),
     "memory": ("memory.bytes_per_user", "memory.arrays.bytes_per_user", "memory.per_fence.bytes"),

@@ -1,0 +1,94 @@
+"""`opportune backtest`: what content would have done with recorded events (docs/backtest.md)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from engine.errors import OpportuneError
+from engine.settings import load_settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(backtest)
+
+
+def backtest(
+    events: Annotated[
+        list[Path], typer.Option(help="recorded events: NDJSON or JSON arrays, plain or .gz", exists=True)
+    ],
+    content: Annotated[
+        Path | None, typer.Option(help="folder with scenarios/ and geofences/; without it those of the settings")
+    ] = None,
+    against: Annotated[Path | None, typer.Option(help="a second such folder, to compare with the first")] = None,
+    html: Annotated[Path | None, typer.Option(help="write one self-contained page here")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON instead of tables")] = False,
+) -> None:
+    """Run recorded events through content with limits, stock and holdout of its own; nothing is stored or sent."""
+    from engine.console.backtest_page import write_page
+    from engine.console.backtest_report import build_report
+    from engine.console.backtest_tables import print_report
+    from engine.runtime.backtest import Tally, run
+    from engine.runtime.file_source import FileSource
+    from engine.runtime.warm import warm_aloud
+
+    settings = load_settings()
+    folders = [content] if against is None else [content, against]
+    loaded = [_load(folder, settings) for folder in folders]
+    warm_aloud()
+    console = Console(stderr=True)
+    tallies: list[tuple[str, Tally]] = []
+    for (name, one), label in zip(loaded, ("before", "after"), strict=False):
+        source = FileSource(events)
+        with _progress(console, name, source.total_bytes) as progress:
+            tally = run(source, one, settings, id_key=b"opportune-backtest", endless_codes=True, progress=progress)
+        if not tally.events:
+            raise OpportuneError(
+                f"no event in {', '.join(map(str, events))} could be read; opportune replay --dead-letters - tells why"
+            )
+        tallies.append((name if len(loaded) == 1 else f"{label} ({name})", tally))
+    report = build_report(tallies, [path.name for path in events])
+    if html is not None:
+        write_page(html, report, [tally.content for _, tally in tallies])
+        console.print(f"page written to {html}")
+    if as_json:
+        print(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
+    else:
+        print_report(Console(), report)
+
+
+def _load(folder: Path | None, settings: Any) -> tuple[str, Any]:
+    """A name and the checked content; fences of the settings where the folder has none of its own."""
+    from engine.content import load_content
+
+    if folder is None:
+        return "content", load_content(settings.geofences, settings.scenarios)
+    scenarios, geofences = folder / "scenarios", folder / "geofences"
+    if not scenarios.is_dir():
+        raise OpportuneError(f"{folder} holds no folder scenarios/; name the folder above it")
+    return folder.name, load_content(geofences if geofences.is_dir() else settings.geofences, scenarios)
+
+
+@contextlib.contextmanager
+def _progress(console: Console, name: str, total: int) -> Iterator[Any]:
+    columns = (
+        TextColumn(name),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.fields[told]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(name, total=max(total, 1), told="")
+
+        def advance(done: int, tally: Any) -> None:
+            progress.update(task, completed=done, told=f"{tally.events:,} events, {tally.candidates:,} candidates")
+
+        yield advance
