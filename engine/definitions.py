@@ -277,11 +277,23 @@ class BenefitDefinition:
 
 
 @dataclass(frozen=True, slots=True)
+class GrantTag:
+    """A dynamic tag that a grant puts on the user, for so long (rule A1)."""
+
+    tag: str
+    span_ms: int
+
+
+TAG_CLASS = "tag"
+"""The offer class of a scenario that sets a tag and makes no offer: it speaks to nobody and competes with nobody."""
+
+
+@dataclass(frozen=True, slots=True)
 class OfferDefinition:
     benefit: str
     benefit_class: str  # one of the six classes; the category of caps
     partner: str
-    offer_class: str  # marketing | service
+    offer_class: str  # marketing | service | tag
     channels: tuple[str, ...]  # in order of preference
     text: str
     placeholders: tuple[Placeholder, ...] = ()
@@ -291,6 +303,7 @@ class OfferDefinition:
     deadline_s: int | None = None  # None: 10 min for presence, 24 h otherwise (D6)
     benefit_name: str = ""  # what people call the benefit
     terms: tuple[BenefitDefinition, ...] = ()  # the benefit itself, and after it the parts of a product
+    on_grant: GrantTag | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,6 +315,15 @@ class Reentry:
 
 
 @dataclass(frozen=True, slots=True)
+class PauseAfter:
+    """So many offers ignored within a span pause the scenario for that user (docs/contracts.md, Ignores)."""
+
+    ignores: int
+    within_ms: int
+    pause_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     caps: tuple[Cap, ...] = ()
     min_gap_ms: int = 0
@@ -310,6 +332,7 @@ class Limits:
     hourly_limit: int | None = None  # over the deployment (C7)
     daily_limit: int | None = None
     send_only_to: str | None = None  # tag
+    pause_after: PauseAfter | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,6 +395,8 @@ class Policy:
     claim_domains: tuple[str, ...] = ()
     signature: str = ""
     opt_out_text: str = ""
+    arbitration_window_ms: int = 0  # how long competitors for one user are gathered first (D2)
+    score_factors: frozenset[str] = frozenset(("priority", "propensity", "context", "value"))  # the others are 1
     message_cost_fen: tuple[tuple[str, int], ...] = ()  # by channel; of an SMS one segment
 
 

@@ -22,7 +22,7 @@ from engine.candidates import CandidateMaker, usage_trigger
 from engine.changes import Change, content_changes
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
-from engine.decide import Decider, Decision, ProfileTable
+from engine.decide import Decider, Decision, ProfileTable, Propensity
 from engine.decide.profiles import PERSON_SOURCE
 from engine.decode.decoder import Decoded, Decoder
 from engine.decode.events import (
@@ -154,9 +154,18 @@ class Pipeline:
 
     ledger   answers reservations; embedded: in memory and deterministic
     id_key   keys the hash of offer ids (D4), 16-64 bytes
+    propensity  a model of who uses what, instead of the profiles' numbers (D2); may not depend on anything else (T3)
     """
 
-    def __init__(self, content: Content, settings: Settings, ledger: Reserver, *, id_key: bytes) -> None:
+    def __init__(
+        self,
+        content: Content,
+        settings: Settings,
+        ledger: Reserver,
+        *,
+        id_key: bytes,
+        propensity: Propensity | None = None,
+    ) -> None:
         self.settings = settings
         self.ledger = ledger
         self.now_ms = 0
@@ -167,7 +176,7 @@ class Pipeline:
         self.decoder = Decoder(self.feeds, content.cells, self.users, tenant=settings.tenant)
         self.profiles = ProfileTable(content.policy)
         self.behavior = Behavior((), self.feeds, hash_text)
-        self.decider = Decider(content, self.profiles, settings.tenant, id_key, ledger.reserve)
+        self.decider = Decider(content, self.profiles, settings.tenant, id_key, ledger.reserve, propensity=propensity)
         self._set_content(content)
         self.presence = Presence(
             content.fences, self.index.arrays, self.feeds, self._maker.thresholds, open_intervals=self._hours(0)
@@ -502,10 +511,15 @@ class Pipeline:
                 if read.state in _DEFINITE_FAILURES and read.definite and offer_id:
                     self.ledger.release(offer_id)
                     self.decider.released(slot, offer_id)
+                    self.decider.responses.answered(slot, offer_id, None, self.now_ms)
                 elif read.state == "delivered" and offer_id:
                     self.ledger.delivered(offer_id)
+                if read.state in _RECEIVED and offer_id:
+                    self.decider.responses.received(slot, offer_id, self.now_ms)
             case Redemption():
                 effects.redemptions.append(self._redeemed(read))
+                if not read.refund:
+                    self.decider.responses.answered(slot, read.offer_id, read.benefit, self.now_ms)
         for bound in self.profiles.take_bound():
             change = ConsentChange(self.users.id_of(bound.slot), bound.purpose, False, bound.at_ms, PERSON_SOURCE)
             effects.consents.append(change)
@@ -618,6 +632,7 @@ class Pipeline:
 
 
 _DEFINITE_FAILURES = frozenset({"rejected", "failed", "expired"})
+_RECEIVED = frozenset({"accepted", "delivered"})
 # Plain numbers: comparing an array with an enum member asks the member for attributes first, at microseconds each.
 _EVENTS, _CONTENT, _CONTROL = int(RecordKind.EVENTS), int(RecordKind.CONTENT), int(RecordKind.CONTROL)
 _NO_EVENTS = np.zeros(0, EVENT)

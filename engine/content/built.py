@@ -7,9 +7,6 @@ from __future__ import annotations
 
 NOT_SUPPORTED_YET = frozenset(
     {
-        "offer.on_grant",
         "offer.fallback",
-        "quiet_hours.switch",
-        "policy.arbitration_window",
     }
 )

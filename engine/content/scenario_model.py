@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import BeforeValidator, Field, StringConstraints, WithJsonSchema, model_validator
 
@@ -41,10 +41,16 @@ class PlaceholderModel(Model):
 
 
 class GrantMark(Model):
-    """A dynamic tag that a granted offer puts on the user (rule A1)."""
+    """A dynamic tag that a grant puts on the user (rule A1)."""
 
     tag: Word
     span: Span = Field(alias="for")
+
+    @model_validator(mode="after")
+    def _lasting(self) -> GrantMark:
+        if self.span <= 0:
+            raise refuse("a span longer than nothing", "e.g. {tag: film-goer, for: 7 days}")
+        return self
 
 
 class Fallback(Model):
@@ -102,6 +108,20 @@ class CapModel(Model):
         return self
 
 
+class PauseAfterModel(Model):
+    """Leave a user alone who does not answer: so many ignored offers within a span pause the scenario for that user."""
+
+    ignores: int = Field(ge=1, le=20, description="offers received and not redeemed before their time ended")
+    within: Span
+    span: Span = Field(alias="for")
+
+    @model_validator(mode="after")
+    def _spans(self) -> PauseAfterModel:
+        if self.within <= 0 or self.span <= 0:
+            raise refuse("spans longer than nothing", "e.g. {ignores: 2, within: 30 days, for: 60 days}")
+        return self
+
+
 class LimitsModel(Model):
     """How often (rules C1-C7)."""
 
@@ -112,6 +132,7 @@ class LimitsModel(Model):
     hourly: int | None = Field(None, ge=1, description="over all users, then paused with an alarm")
     daily: int | None = Field(None, ge=1)
     send_only_to: Word | None = Field(None, description="a tag: only its users get the message (trials)")
+    pause_after: PauseAfterModel | None = None
 
 
 class QuietHoursModel(Model):
@@ -184,7 +205,9 @@ class ScenarioModel(Model):
     trigger: Trigger
     while_: While | None = Field(None, alias="while")
     audience: Condition | None = Field(None, description="who; left out: every user with a profile")
-    offer: OfferModel
+    # Absent beside `set_tag`, but never null, which editors would then propose.
+    offer: OfferModel = Field(default=cast(Any, None))
+    set_tag: GrantMark | None = Field(None, description="instead of an offer: a tag that other scenarios ask for")
     limits: LimitsModel = Field(default_factory=lambda: LimitsModel.model_validate({}))
     reentry: Annotated[
         ReentryModel,
@@ -210,6 +233,13 @@ class ScenarioModel(Model):
     lottery: LotteryModel | None = None
     max_event_age: Span = Field(600_000, description="older events make no offer; default 10 min")
 
+    @model_validator(mode="after")
+    def _does_one_thing(self) -> ScenarioModel:
+        exactly_one(self, ("offer", "set_tag"))
+        if self.offer is None and self.limits.pause_after is not None:
+            raise refuse("no `limits.pause_after` without an offer", "there is nothing to ignore")
+        return self
+
 
 # --- policy ---------------------------------------------------------------------------------------------------------
 
@@ -217,6 +247,12 @@ class ScenarioModel(Model):
 class UniversalHoldout(Model):
     percent: Percent
     salt: Word = Field("opportune", description="change it to draw other users; keep it for months")
+
+
+class ScoreModel(Model):
+    """What a score is the product of; a factor left out is 1 (rule D2)."""
+
+    factors: list[Literal["priority", "propensity", "context", "value"]] = Field(max_length=4)
 
 
 class PolicyModel(Model):
@@ -238,4 +274,7 @@ class PolicyModel(Model):
     message_cost_fen: dict[Channel, Annotated[int, Field(ge=0, le=100_000)]] = Field(
         {}, description="what one message costs by channel; of an SMS one segment (rule O2)"
     )
-    arbitration_window: Span | None = Field(None, description="wait for competing scenarios so long (rule D2)")
+    arbitration_window: Annotated[Span, Field(ge=0, le=300_000)] | None = Field(
+        None, description="gather competing scenarios of a user so long before one is chosen; at most 5 min (rule D2)"
+    )
+    score: ScoreModel | None = Field(None, description="default: all factors")

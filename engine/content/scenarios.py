@@ -17,6 +17,7 @@ from engine.content.files import ReadLimits, read_yaml
 from engine.content.scenario_model import (
     WEEKDAYS,
     CapModel,
+    PauseAfterModel,
     PolicyModel,
     QuietHoursModel,
     ScenarioModel,
@@ -33,11 +34,14 @@ from engine.content.triggers import (
     trigger_definition,
 )
 from engine.definitions import (
+    TAG_CLASS,
     Cap,
     Fence,
+    GrantTag,
     Limits,
     Lottery,
     OfferDefinition,
+    PauseAfter,
     Policy,
     PresenceTrigger,
     QuietHours,
@@ -75,8 +79,6 @@ def load_policy(folder: Path, limits: ReadLimits, faults: Faults) -> Policy:
     except ValidationError as error:
         faults.add_validation(file, "$", error, KNOWN_FIELDS)
         return Policy()
-    _check_built(("arbitration_window", given.arbitration_window, "policy.arbitration_window"), file, faults)
-    _check_quiet(given.quiet_hours, file, faults)
     return Policy(
         time_zone=given.time_zone,
         caps=tuple(_cap(cap, Scope.ALL) for cap in given.caps),
@@ -88,6 +90,8 @@ def load_policy(folder: Path, limits: ReadLimits, faults: Faults) -> Policy:
         claim_domains=tuple(given.claim_domains),
         signature=given.signature,
         opt_out_text=given.opt_out_text,
+        arbitration_window_ms=given.arbitration_window or 0,
+        score_factors=frozenset(given.score.factors) if given.score else Policy().score_factors,
         message_cost_fen=tuple(sorted(given.message_cost_fen.items())),
     )
 
@@ -167,6 +171,7 @@ def _file(
             hourly_limit=given.limits.hourly,
             daily_limit=given.limits.daily,
             send_only_to=given.limits.send_only_to,
+            pause_after=_pause_after(given.limits.pause_after),
         ),
         reentry=Reentry(given.reentry.policy, given.reentry.cooldown or 0),
         quiet_hours=quiet,
@@ -190,6 +195,10 @@ def _offer(
     faults: Faults,
 ) -> OfferDefinition:
     offer = given.offer
+    if offer is None:
+        assert given.set_tag is not None  # the model has checked: one of the two
+        mark = GrantTag(given.set_tag.tag, given.set_tag.span)
+        return OfferDefinition("", "", "", TAG_CLASS, ("none",), "", on_grant=mark)
     for at, channel in enumerate(offer.channels):
         if channel in offer.channels[:at]:
             faults.add(file, f"$.offer.channels[{at}]", channel, "each channel once")
@@ -216,12 +225,17 @@ def _offer(
         deadline_s=offer.deadline // 1000 if offer.deadline is not None else None,
         benefit_name=benefit.name,
         terms=terms,
+        on_grant=GrantTag(offer.on_grant.tag, offer.on_grant.span) if offer.on_grant else None,
     )
 
 
 def _cap(given: CapModel, default_scope: Scope) -> Cap:
     scope = Scope[given.scope.upper()] if given.scope else default_scope
     return Cap(scope, given.at_most, given.calendar or "rolling", given.rolling or 0)
+
+
+def _pause_after(given: PauseAfterModel | None) -> PauseAfter | None:
+    return PauseAfter(given.ignores, given.within, given.span) if given else None
 
 
 def _quiet_hours(given: QuietHoursModel | None) -> QuietHours | None:
@@ -255,7 +269,8 @@ def _check_reachable(
     """Find scenarios that could never make an offer, besides those whose choice of fences is empty."""
     presence = isinstance(trigger, PresenceTrigger)
     policy = quiet.policy or ("discard" if presence else "hold")
-    if schedule.windows and policy == "discard" and given.offer.offer_class == "marketing":
+    is_marketing = given.offer is not None and given.offer.offer_class == "marketing"
+    if schedule.windows and policy == "discard" and is_marketing:
         open_minutes = [minute for start, end in schedule.windows for minute in range(start, end)]
         if open_minutes and all(_is_quiet(minute, quiet) for minute in open_minutes):
             hint = "change the hours, or set quiet_hours policy hold"
@@ -283,18 +298,8 @@ def _is_quiet(minute: int, quiet: QuietHours) -> bool:
 
 
 def _check_all_built(given: ScenarioModel, file: str, faults: Faults) -> None:
-    offer = given.offer
-    for path, value, feature in (
-        ("offer.on_grant", offer.on_grant, "offer.on_grant"),
-        ("offer.fallback", offer.fallback, "offer.fallback"),
-    ):
+    for path, value, feature in (("offer.fallback", given.offer and given.offer.fallback, "offer.fallback"),):
         _check_built((path, value, feature), file, faults)
-    _check_quiet(given.quiet_hours, file, faults)
-
-
-def _check_quiet(quiet: QuietHoursModel | None, file: str, faults: Faults) -> None:
-    if quiet is not None and quiet.policy == "switch":
-        _check_built(("quiet_hours.policy", "switch", "quiet_hours.switch"), file, faults)
 
 
 def _check_built(what: tuple[str, Any, str], file: str, faults: Faults) -> None:

@@ -15,10 +15,11 @@ from engine.decide.case import Case
 from engine.decide.explain import Trace, explain_again, explain_case
 from engine.decide.held import Held
 from engine.decide.local_time import LocalTime
-from engine.decide.plan import FACTORS, Plan, Rules, compile_plan
+from engine.decide.plan import FACTORS, Plan, Propensity, Rules, compile_plan
 from engine.decide.profiles import ProfileTable
 from engine.decide.recorder import Recorder
 from engine.decide.records import Decision
+from engine.decide.responses import Responses
 from engine.decide.wave import Alarm, Group, build_group, request_alone, settle_alone, settle_group
 from engine.definitions import Content, PresenceTrigger
 from engine.errors import StoreUnavailable
@@ -29,6 +30,7 @@ Reserve = Callable[[Sequence[ReserveRequest]], list[ReserveAnswer]]
 MOST_IN_A_WAVE = 256
 MOST_REMEMBERED = 65_536
 _HASH_BITS = 80
+_TIDY_MS = 3_600_000
 _HASH = (1 << _HASH_BITS) - 1
 _OFFER_ID = re.compile("[0-9a-f]{32}")
 _DEADLINE, _REFUSED = Reason.DEADLINE.value, Outcome.REFUSED.value
@@ -37,9 +39,10 @@ _DEADLINE, _REFUSED = Reason.DEADLINE.value, Outcome.REFUSED.value
 class Decider:
     """Decides for one partition.
 
-    id_key   keys the offer ids, 16-64 bytes
-    reserve  decides requests in order, each against what the earlier ones wrote; may raise StoreUnavailable
-    factors  those of the score that are switched on
+    id_key      keys the offer ids, 16-64 bytes
+    reserve     decides requests in order, each against what the earlier ones wrote; may raise StoreUnavailable
+    factors     those of the score that are switched on, less what the policy switches off
+    propensity  a model to ask instead of the profile's numbers; a function of profile and scenario alone (T3)
     """
 
     def __init__(
@@ -51,18 +54,22 @@ class Decider:
         reserve: Reserve,
         *,
         factors: frozenset[str] = frozenset(FACTORS),
+        propensity: Propensity | None = None,
     ) -> None:
         self.content = content
         self.profiles = profiles
         self.tenant = tenant
         self.reserve = reserve
         self.factors = factors
+        self.propensity = propensity
         self._id_key = id_key
         self.pauses: set[str] = set()
         self._by_limit: set[str] = set()  # those of them that nobody asked for (C7)
         self.alarms: list[Alarm] = []
         self.recorder = Recorder(tenant, content.version)
         self._reserved: dict[int, int] = {}  # slot << 20 | row -> now_ms << 80 | the hash in the offer id
+        self.responses = Responses()
+        self._tidy_ms = 0
         self._wave: list[Group | Case] = []
         self._requests: list[ReserveRequest] = []
         self._busy: set[int] = set()
@@ -77,6 +84,8 @@ class Decider:
         self.profiles.assumed = content.policy.assumed_consent
         self.clock = LocalTime(content.policy.time_zone)
         self._shapes: dict[Any, Rules] = {}
+        self._window_ms = content.policy.arbitration_window_ms
+        self.responses.compile(content.scenarios)
         self._fence_names = {fence.id: fence.name for fence in content.fences}
         self._fence_zones = {fence.id: fence.time_zone for fence in content.fences}
         self.plans = [self._compile_row(row) for row in range(len(content.scenarios))]
@@ -96,7 +105,9 @@ class Decider:
             reserved=self._reserved,
             fence_names=self._fence_names,
             shapes=self._shapes,
-            factors=self.factors,
+            factors=self.factors & self.content.policy.score_factors,
+            propensity=self.propensity,
+            responses=self.responses,
         )
 
     def activate(self, content: Content) -> list[Decision]:
@@ -115,6 +126,7 @@ class Decider:
         }
         self._reserved.clear()
         self._reserved.update(moved)
+        self.responses.rename_rows(row_of)
         self._compile()
         return closed
 
@@ -147,6 +159,7 @@ class Decider:
         for row in range(len(self.plans)):
             self.recorder.runs.end(slot << 20 | row, out)
             self._reserved.pop(slot << 20 | row, None)
+        self.responses.forget(slot)
         self.profiles.close(slot, now_ms)
         return out
 
@@ -155,7 +168,10 @@ class Decider:
         return self.recorder.held.slots() | {key >> 20 for key in self._reserved}
 
     def released(self, slot: int, offer_id: str) -> None:
-        """Forget a reservation that was given back: it no longer stands in the way of re-entry (C2)."""
+        """Forget a reservation that was given back: it no longer stands in the way of re-entry (C2).
+
+        The tag that it set stays.
+        """
         if _OFFER_ID.fullmatch(offer_id) is None:
             return
         hashed = _hash_of(offer_id)
@@ -215,6 +231,10 @@ class Decider:
         self._release(now_ms)
         self._flush()
         self.recorder.pass_time(now_ms)
+        if now_ms >= self._tidy_ms:
+            self._tidy_ms = now_ms + _TIDY_MS
+            self.profiles.drop_expired_tags(now_ms)
+            self.responses.drop_settled(now_ms)
         return self.recorder.take()
 
     def finish(self) -> list[Decision]:
@@ -248,7 +268,7 @@ class Decider:
     def _enter_alone(self, case: Case) -> None:
         """As `_enter`, for the most frequent case: one candidate, with nobody to compete with."""
         plan = case.plan
-        if plan.is_limited or plan.has_channel_cap:
+        if plan.is_limited or plan.has_channel_cap or (self._window_ms and case.now_ms == case.arrived_ms):
             self._enter([case])
             return
         wave = self._wave
@@ -266,7 +286,7 @@ class Decider:
                         self.recorder.pass_time(case.now_ms)
                     self.recorder.refuse_by_gate(case)
                 return
-        if plan.has_reentry:
+        if plan.remembers:
             self._busy.add(case.slot)
         wave.append(case)
         self._requests.append(request_alone(case, self.profiles, self.content.policy.time_zone))
@@ -285,7 +305,12 @@ class Decider:
                     break
             else:
                 survivors += 1
-        if not survivors and not self._wave:
+        if self._window_ms and cases[0].now_ms == cases[0].arrived_ms:
+            cases = self._gather(cases)
+            survivors = len(cases)
+            if not survivors:
+                return
+        elif not survivors and not self._wave:
             self.recorder.pass_time(cases[0].now_ms)
             for case in cases:
                 self.recorder.refuse_by_gate(case)
@@ -301,6 +326,20 @@ class Decider:
                 self._hold_due_ms = case.release_ms
         if group.may_substitute or len(self._requests) >= MOST_IN_A_WAVE:
             self._flush()
+
+    def _gather(self, cases: list[Case]) -> list[Case]:
+        """Let what passed the gates wait for competitors, end the rest; return those that compete with nobody (D2)."""
+        self._flush()
+        self.recorder.pass_time(cases[0].now_ms)
+        tags = []
+        for case in cases:
+            if case.reason is not None:
+                self.recorder.refuse_by_gate(case)
+            elif case.plan.is_tag:
+                tags.append(case)
+            else:
+                self.recorder.gather(case, self._window_ms)
+        return tags
 
     def _flush_at_new_window(self, now_ms: int) -> None:
         """Let no wave span two windows of a deployment limit: a pause that the first brings must bind the second."""
@@ -346,9 +385,17 @@ class Decider:
 
     # --- what settling a group asks for ---------------------------------------------------------------------------
 
-    def remember_reservation(self, case: Case) -> None:
-        """Let the re-entry gate know at once; the oldest half is forgotten when there are too many."""
-        if not case.plan.has_reentry:
+    def remember(self, case: Case, *, is_offer: bool) -> None:
+        """Let the user's next candidate know what was granted, or withheld: re-entry, the tag, whether it is answered.
+
+        What re-entry remembers is bounded: the oldest half is forgotten when it is too much.
+        """
+        plan, slot, now_ms = case.plan, case.slot, case.now_ms
+        if is_offer and plan.on_grant is not None:
+            self.profiles.set_tag(slot, plan.on_grant.tag, now_ms + plan.on_grant.span_ms)
+        if is_offer and plan.watches:
+            self.responses.offered(slot, plan.row, case.id(), now_ms, plan.ends_ms(case))
+        if not plan.has_reentry:
             return
         remembered = self._reserved
         remembered[case.slot << 20 | case.plan.row] = case.now_ms << _HASH_BITS | _hash_of(case.id())
@@ -414,6 +461,7 @@ class Decider:
             "by_limit": sorted(self._by_limit),
             "held": self.recorder.held.state(),
             "runs": self.recorder.runs.state(),
+            "responses": self.responses.state(),
             "reserved": [[key, last >> _HASH_BITS, f"{last & _HASH:020x}"] for key, last in self._reserved.items()],
         }
 
@@ -424,6 +472,7 @@ class Decider:
         self._by_limit = set(state["by_limit"])
         self.recorder.held.restore(state["held"])
         self.recorder.runs.restore(state["runs"])
+        self.responses.restore(state["responses"])
         self._reserved.clear()
         self._reserved.update({key: at_ms << _HASH_BITS | int(hashed, 16) for key, at_ms, hashed in state["reserved"]})
         self._compile()

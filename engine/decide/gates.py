@@ -14,6 +14,7 @@ from engine.decide.audience import compile_expression, compile_findings, express
 from engine.decide.case import Case, Gate, Values
 from engine.decide.compose import Refusal, Sources, compile_text
 from engine.decide.profiles import DENIED, DO_NOT_DISTURB, GRANTED, KNOWN, ProfileTable
+from engine.decide.responses import Responses
 from engine.decide.timing_gates import reachable_channels
 from engine.definitions import Expression, HasTag, PatternTrigger, Policy, Scenario, Stage
 from engine.model import CODE_MARK, Mode, Reason
@@ -176,7 +177,27 @@ def consent_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> 
     return gate
 
 
-def suppression_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> Gate:
+def suppression_gate(
+    scenario: Scenario, row: int, policy: Policy, profiles: ProfileTable, responses: Responses
+) -> Gate:
+    """Who ignored the scenario's offers is left alone by it for a while; then the tags."""
+    by_tag = _suppression_by_tag(scenario, policy, profiles)
+    rule = scenario.limits.pause_after
+    if rule is None:
+        return by_tag
+
+    def gate(case: Case, values: Values | None) -> str | None:
+        pause = responses.paused_until(case.slot, row, case.now_ms)
+        if pause is None:
+            return by_tag(case, values)
+        if values is not None:
+            values |= {"ignores": pause.ignores, "within_ms": rule.within_ms, "until": pause.until_ms}
+        return _SUPPRESSED
+
+    return gate
+
+
+def _suppression_by_tag(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> Gate:
     """A user tagged `suppressed`, or `suppressed.<channel>`, gets nothing there: complaints, disputes, staff lists."""
     everywhere = compile_expression(HasTag(SUPPRESSED_TAG), profiles)
     names = {channel: f"{SUPPRESSED_TAG}.{channel}" for channel in reachable_channels(scenario, policy)}

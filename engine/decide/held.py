@@ -1,4 +1,4 @@
-"""Candidates that wait for quiet hours to end (rule C6). They hold no reservation, no code and no count."""
+"""Candidates that wait: for quiet hours to end (C6) or for competitors (D2). They hold no reservation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ NEVER_MS = 1 << 62
 
 
 class Held(msgspec.Struct):
-    """One waiting candidate. `scenario` is the id, so that it survives a change of content."""
+    """One waiting candidate. `scenario` is the id, so that it survives a change of content.
+
+    gathers  it waits for competitors, not for quiet hours to end
+    """
 
     offer_id: str
     scenario: str
@@ -23,6 +26,7 @@ class Held(msgspec.Struct):
     arrived_ms: int
     release_ms: int
     quiet_ends_ms: int
+    gathers: bool = False
 
 
 class HeldQueue:
@@ -39,6 +43,10 @@ class HeldQueue:
 
     def find(self, slot: int, scenario: str) -> Held | None:
         return self._by_user.get(slot, {}).get(scenario)
+
+    def gathering_until(self, slot: int) -> int | None:
+        """Say when the user's open arbitration window ends, if one is open."""
+        return next((one.release_ms for one in self._by_user.get(slot, {}).values() if one.gathers), None)
 
     def push(self, held: Held) -> None:
         assert self.find(held.slot, held.scenario) is None, "one held candidate per user and scenario"

@@ -11,8 +11,9 @@ from engine.decide.compose import is_fixed
 from engine.decide.ids import arm_maker, offer_id_maker
 from engine.decide.local_time import LocalTime
 from engine.decide.profiles import ProfileTable
+from engine.decide.responses import Responses
 from engine.decide.stock import compile_take
-from engine.definitions import Cap, Content, Scenario
+from engine.definitions import TAG_CLASS, Cap, Content, Scenario
 from engine.model import Mode, Reason, Rule, Scope, Take
 
 CONTEXT_WEIGHT = {"HIGH": 1.0, "MEDIUM": 0.8, "LOW": 0.5}
@@ -20,6 +21,12 @@ FACTORS = ("priority", "propensity", "context", "value")
 """What a score is the product of, in this order (D2); each can be switched off, and is then 1."""
 
 Rules = Callable[[str, int], tuple[Rule, ...]]
+
+Propensity = Callable[[int, Scenario], float | None]
+"""How likely the user in a slot is to use a scenario's benefit: 0 to 10, 1 is neutral; None: the model does not know.
+
+It must be a function of the profile and the scenario alone, for a replay has to get the same (T3).
+"""
 
 UNIVERSAL_ARM = "universal"
 _FOREVER_MS = -1
@@ -48,15 +55,18 @@ class Plan:
         "is_limited",
         "is_service",
         "is_shadow",
+        "is_tag",
         "labels",
         "make_id",
         "named_gates",
-        "propensity",
+        "on_grant",
+        "remembers",
         "row",
         "rules",
         "scenario",
         "score",
         "take",
+        "watches",
     )
 
     def __init__(self, row: int, scenario: Scenario, make_id: Callable[[str, str, int], str]) -> None:
@@ -65,7 +75,9 @@ class Plan:
         self.labels = (scenario.id, scenario.offer.benefit_class, scenario.offer.partner)
         self.scenario = scenario
         self.make_id = make_id
-        self.is_service = scenario.offer.offer_class == "service"
+        self.is_tag = scenario.offer.offer_class == TAG_CLASS
+        # Neither is bound by what protects from marketing.
+        self.is_service = self.is_tag or scenario.offer.offer_class == "service"
         self.is_shadow = scenario.mode is Mode.SHADOW
         self.deadline_ms = timing_gates.deadline_of(scenario) * 1000
         self.counts = scenario.limits.counts and not self.is_service
@@ -76,10 +88,20 @@ class Plan:
         self.gates: tuple[Gate, ...] = ()
         self.has_channel_cap = False
         self.has_reentry = scenario.reentry.policy != "every"
+        self.on_grant = scenario.offer.on_grant
+        self.watches = scenario.limits.pause_after is not None
+        # Whether a grant bears on the user's next candidate.
+        self.remembers = self.has_reentry or self.watches or self.on_grant is not None
         self.arms: tuple[tuple[str, Callable[[str], bool]], ...] = ()
         self.rules: Rules
         self.score: Callable[[Case], dict[str, float]]
         self.take: Callable[[int], Take] | None = None
+
+    def ends_ms(self, case: Case) -> int:
+        """Return until when an offer may be answered: the benefit's validity, or its deadline where it has none."""
+        terms = self.scenario.offer.terms
+        usable_until_ms = terms[0].usable_until_ms(case.now_ms) if terms else None
+        return usable_until_ms if usable_until_ms is not None else case.trigger.at_ms + self.deadline_ms
 
 
 def compile_plan(
@@ -95,14 +117,18 @@ def compile_plan(
     reserved: dict[int, int],
     fence_names: dict[str, str],
     shapes: dict[Any, Rules],
+    responses: Responses,
     factors: frozenset[str] = frozenset(FACTORS),
+    propensity: Propensity | None = None,
 ) -> Plan:
     """Compile one scenario of a content set.
 
     pauses       scenario ids, or *, that are paused now
     shapes       limits compiled so far for this content
     reserved     what the re-entry gate remembers, shared by all plans
+    responses    who answers, shared by all plans
     factors      those of FACTORS that are switched on
+    propensity   a model, or None: the profile's numbers
     """
     policy = content.policy
     plan = Plan(row, scenario, offer_id_maker(id_key, tenant, scenario.id))
@@ -114,10 +140,10 @@ def compile_plan(
         ("match", gates.match_gate(scenario)),
         ("validity", timing_gates.validity_gate(scenario, policy, clock)),
         ("audience", gates.audience_gate(scenario, profiles)),
-        ("consent", gates.consent_gate(scenario, policy, profiles)),
-        ("suppression", gates.suppression_gate(scenario, policy, profiles)),
+        ("consent", None if plan.is_tag else gates.consent_gate(scenario, policy, profiles)),
+        ("suppression", None if plan.is_tag else gates.suppression_gate(scenario, row, policy, profiles, responses)),
         ("reentry", gates.reentry_gate(scenario, row, reserved)),
-        ("quiet_hours", timing_gates.quiet_gate(scenario, policy, profiles, clock)),
+        ("quiet_hours", None if plan.is_tag else timing_gates.quiet_gate(scenario, policy, profiles, clock)),
         ("lottery", gates.lottery_gate(scenario)),
         ("compose", gates.compose_gate(scenario, policy, profiles, fence_names, fixed, id_key)),
     )
@@ -131,7 +157,7 @@ def compile_plan(
     if shape not in shapes:
         shapes[shape] = _compile_rules(plan, content, caps, clock)
     plan.rules = shapes[shape]
-    plan.score = _compile_score(scenario, profiles, factors)
+    plan.score = _compile_score(scenario, profiles, factors, propensity)
     plan.take = compile_take(scenario.offer, clock, policy.time_zone)
     return plan
 
@@ -198,11 +224,11 @@ def _compile_rules(plan: Plan, content: Content, caps: tuple[Cap, ...], clock: L
 
 
 def _compile_score(
-    scenario: Scenario, profiles: ProfileTable, factors: frozenset[str]
+    scenario: Scenario, profiles: ProfileTable, factors: frozenset[str], model: Propensity | None
 ) -> Callable[[Case], dict[str, float]]:
     """D2: priority x propensity x context x value.
 
-    propensity  the profile's number `propensity.<benefit class>`, 0 to 10, else 1
+    propensity  what the model says, else the profile's number `propensity.<benefit class>`, 0 to 10, else 1
     context     how sure the place is: CONTEXT_WEIGHT of the transition's confidence, 1 for anything else
     """
     priority = scenario.priority if "priority" in factors else 1.0
@@ -215,7 +241,10 @@ def _compile_score(
 
     def score(case: Case) -> dict[str, float]:
         propensity = 1.0
-        column = profiles.numbers.get(name) if has_propensity else None
+        told = model(case.slot, scenario) if model is not None and has_propensity else None
+        column = profiles.numbers.get(name) if has_propensity and told is None else None
+        if told is not None and told == told:
+            propensity = min(max(told, 0.0), _MOST_PROPENSITY)
         if column is not None and case.slot < profiles.count:
             held: Any = column.view[case.slot]
             if held == held:

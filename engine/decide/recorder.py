@@ -73,6 +73,16 @@ class Recorder:
             self.runs.start(key, decision, self.out)
             self.out.append(decision)
 
+    def gather(self, case: Case, window_ms: int) -> None:
+        """Let a candidate wait for competitors until the user's window ends; nothing is decided yet (D2)."""
+        other = self.held.find(case.slot, case.plan.id)
+        if other is not None:
+            self.emit(case, _LOST, _OUTSCORED, {"held": other.offer_id})
+            return
+        release_ms = self.held.gathering_until(case.slot) or case.now_ms + window_ms
+        words = (case.id(), case.plan.id, case.slot, case.user_id, case.trigger, case.arrived_ms)
+        self.held.push(Held(*words, release_ms=release_ms, quiet_ends_ms=release_ms, gathers=True))
+
     def _hold(self, case: Case) -> None:
         scenario = case.plan.scenario.id
         other = self.held.find(case.slot, scenario)

@@ -91,14 +91,18 @@ def settle_alone(decider: Decider, case: Case, request: ReserveRequest, answer: 
     if answer is not None and not answer.granted and not answer.duplicate and not case.is_withheld:
         case.channel = request.options[0].channel
         case.code = answer.code
-        values = {"score": case.score, "factors": case.factors, "channel": case.channel}
+        values = _granted_values(case)
+        if not plan.is_tag:
+            values["channel"] = case.channel
         if plan.is_shadow:
             values["shadow"] = True
             decider.recorder.emit(case, _OFFER, _GRANTED, values)
             return
-        decider.recorder.emit(case, _OFFER, _GRANTED, values).grant(make_offer(case, decider.profiles))
-        if plan.has_reentry:
-            decider.remember_reservation(case)
+        decision = decider.recorder.emit(case, _OFFER, _GRANTED, values)
+        if not plan.is_tag:
+            decision.grant(make_offer(case, decider.profiles))
+        if plan.remembers:
+            decider.remember(case, is_offer=True)
         return
     if answer is None:
         case.end(_REFUSED, _STORE_UNAVAILABLE, {})
@@ -122,16 +126,20 @@ def build_group(cases: list[Case], survivors: int, profiles: ProfileTable, defau
     known = slot < profiles.count
     group.subject = profiles.subject(slot, first.user_id) if known else first.user_id
     zone = (profiles.zone.get(slot) if known else None) or default_zone
+    tags: list[list[Case]] = []
     shadow: list[Case] = []
     live: list[Case] = []
     for case in cases:
         if case.reason is None:
             case.factors = case.plan.score(case)
-            (shadow if case.plan.is_shadow else live).append(case)
-            if case.plan.has_reentry:
+            if case.plan.is_tag:
+                tags.append([case])
+            else:
+                (shadow if case.plan.is_shadow else live).append(case)
+            if case.plan.remembers:
                 group.remembers = True
-    # A shadow request writes nothing, so it may go first: it sees the user as the live ones do.
-    for competitors in (shadow, live):
+    # Tags compete with nobody. A shadow request writes nothing, so it may go first: it sees the user as the live do.
+    for competitors in (*tags, shadow, live):
         if competitors:
             if len(competitors) > 1:
                 competitors = rank(competitors)
@@ -217,7 +225,7 @@ def _judge(
         winner.end(_WITHHELD, _HOLDOUT, {"arm": arms[0], **_score_values(winner)}, channel)
     else:
         winner.code = answer.code
-        winner.end(_OFFER, _GRANTED, _score_values(winner), channel)
+        winner.end(_OFFER, _GRANTED, _granted_values(winner), channel)
     if winner is ranked[-1]:
         return
     rest = ranked[ranked.index(winner) + 1 :]
@@ -241,6 +249,14 @@ def _score_values(case: Case) -> dict[str, Any]:
     return {"score": case.score, "factors": case.factors}
 
 
+def _granted_values(case: Case) -> dict[str, Any]:
+    mark = case.plan.on_grant
+    if mark is None:
+        return {"score": case.score, "factors": case.factors}
+    until_ms = case.now_ms + mark.span_ms
+    return {"score": case.score, "factors": case.factors, "tag": mark.tag, "tag_until": until_ms}
+
+
 def _rule_values(option: Option, reason: str) -> dict[str, Any]:
     if option.take is not None and reason in (_STOCK, _BUDGET):
         return stock_values(option.take)
@@ -256,17 +272,17 @@ def _emit(decider: Decider, case: Case) -> None:
             decider.pause_by_limit(case, values)
         recorder.refuse_with(case, reason, values)
         return
-    if case.channel:
+    if case.channel and not plan.is_tag:
         values["channel"] = case.channel
     if plan.is_shadow:
         values["shadow"] = True
         recorder.emit(case, outcome, reason, values)
         return
     decision = recorder.emit(case, outcome, reason, values)
-    if outcome is _OFFER:
+    if outcome is _OFFER and not plan.is_tag:
         decision.grant(make_offer(case, decider.profiles))
-    if plan.has_reentry and (outcome is _OFFER or outcome is _WITHHELD):
-        decider.remember_reservation(case)
+    if plan.remembers and (outcome is _OFFER or outcome is _WITHHELD):
+        decider.remember(case, is_offer=outcome is _OFFER)
 
 
 def make_offer(case: Case, profiles: ProfileTable) -> Offer:

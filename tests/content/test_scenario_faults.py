@@ -11,6 +11,7 @@ from sets import SCENARIO, collection, fence, scenario, write_set
 
 from engine.content import inspect_content
 from engine.content.built import NOT_SUPPORTED_YET
+from engine.definitions import TAG_CLASS, GrantTag, PauseAfter
 
 USAGE = {"usage": {"category": "video"}}
 STEP = {"usage": {"category": "video"}}
@@ -259,16 +260,11 @@ def test_a_bad_pattern_is_refused_with_its_place_and_a_reason(name: str, tmp_pat
 
 
 UNBUILT = {
-    "offer.on_grant": ({"offer__on_grant": {"tag": "x", "for": "1 h"}}, "$.offer.on_grant"),
     "offer.fallback": ({"offer__fallback": {"channel": "app", "after": "1 h"}}, "$.offer.fallback"),
-    "quiet_hours.switch": (
-        {"quiet_hours": {"from": "21:00", "to": "08:00", "policy": "switch", "switch_to": "app"}},
-        "$.quiet_hours.policy",
-    ),
 }
 
 
-@pytest.mark.parametrize("feature", sorted(NOT_SUPPORTED_YET - {"policy.arbitration_window"}))
+@pytest.mark.parametrize("feature", sorted(NOT_SUPPORTED_YET))
 def test_what_is_not_built_is_refused_and_not_ignored(feature: str, tmp_path: Path) -> None:
     changes, path = UNBUILT[feature]
     given = scenario(**changes)
@@ -292,7 +288,8 @@ POLICY_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
     "a forged signature": ({"signature": "【x】"}, "$.signature", "match pattern"),
     "a claim link with a path": ({"claim_domains": ["a.cn/x"]}, "$.claim_domains[0]", "match pattern"),
     "a misspelt field": ({"quiet_hour": {}}, "$.quiet_hour", "did you mean 'quiet_hours'?"),
-    "an arbitration window": ({"arbitration_window": "2 s"}, "$.arbitration_window", "not supported yet"),
+    "a long arbitration window": ({"arbitration_window": "6 min"}, "$.arbitration_window", "300000"),
+    "an unknown factor": ({"score": {"factors": ["luck"]}}, "$.score.factors[0]", "'priority'"),
 }
 
 
@@ -370,3 +367,54 @@ def test_hostile_yaml_is_refused_quickly_with_its_line(name: str, tmp_path: Path
     assert time.process_time() - start < 2
     assert [(fault.file, fault.path) for fault in found] == [("scenarios/x.yaml", path)]
     assert words in str(found[0])
+
+
+NEITHER_NOR: dict[str, tuple[dict[str, Any], str]] = {
+    "an offer and a tag": ({"set_tag": {"tag": "x", "for": "1 h"}}, "offer"),
+    "neither": ({"offer": None}, "offer"),
+    "a tag that nobody can ignore": (
+        {
+            "offer": None,
+            "set_tag": {"tag": "x", "for": "1 h"},
+            "limits": {"pause_after": {"ignores": 2, "within": "30 days", "for": "60 days"}},
+        },
+        "pause_after",
+    ),
+    "a pause of no length": (
+        {"limits": {"pause_after": {"ignores": 2, "within": "30 days", "for": "0 s"}}},
+        "longer than nothing",
+    ),
+    "a tag of no length": ({"offer": None, "set_tag": {"tag": "x", "for": "0 s"}}, "longer than nothing"),
+}
+
+
+@pytest.mark.parametrize("name", NEITHER_NOR)
+def test_a_scenario_makes_an_offer_or_sets_a_tag(name: str, tmp_path: Path) -> None:  # A1
+    changes, words = NEITHER_NOR[name]
+    given = scenario() | changes
+    given = {key: value for key, value in given.items() if value is not None}
+    found = inspect_content(*write_set(tmp_path, scenarios=[given])).errors
+    assert len(found) == 1
+    assert words in str(found[0])
+
+
+def test_tags_windows_factors_and_pauses_become_what_the_engine_takes(tmp_path: Path) -> None:  # A1, C5, D2
+    beside = scenario(offer__on_grant={"tag": "x", "for": "1 h"}) | {
+        "limits": {"pause_after": {"ignores": 2, "within": "30 days", "for": "60 days"}},
+        "quiet_hours": {"from": "21:00", "to": "08:00", "policy": "switch", "switch_to": "app"},
+    }
+    instead = {key: value for key, value in scenario().items() if key != "offer"}
+    instead |= {"id": "beijing/tag", "set_tag": {"tag": "film-goer", "for": "30 days"}}
+    policy = {"arbitration_window": "2 s", "score": {"factors": ["priority"]}}
+    inspection = inspect_content(*write_set(tmp_path, scenarios=[beside, instead], policy=policy))
+    assert inspection.content is not None, inspection.errors
+    made = {one.id: one for one in inspection.content.scenarios}
+    first = made[beside["id"]]
+    assert first.offer.on_grant == GrantTag("x", 3_600_000)
+    assert first.limits.pause_after == PauseAfter(2, 30 * 86_400_000, 60 * 86_400_000)
+    assert first.quiet_hours is not None
+    assert first.quiet_hours.switch_to == "app"
+    assert made["beijing/tag"].offer.on_grant == GrantTag("film-goer", 30 * 86_400_000)
+    assert made["beijing/tag"].offer.offer_class == TAG_CLASS
+    assert inspection.content.policy.arbitration_window_ms == 2000
+    assert inspection.content.policy.score_factors == {"priority"}
