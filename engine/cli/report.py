@@ -1,4 +1,4 @@
-"""`opportune report`: effect of scenarios, settlement with partners, reconciliation with a partner's file, activity."""
+"""`opportune report`: effect of scenarios, settlement with partners, reconciliation with the file of a partner."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What happened, for people: effect of scenarios, settlement with partners, activity. No I/O."""
+"""What happened, for people: effect of scenarios, settlement with partners. No I/O."""
