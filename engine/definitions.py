@@ -302,6 +302,8 @@ class OfferDefinition:
     value: float = 1.0  # factor of the score (D2)
     deadline_s: int | None = None  # None: 10 min for presence, 24 h otherwise (D6)
     benefit_name: str = ""  # what people call the benefit
+    fallback_channel: str | None = None  # after a definite failure or a missing receipt (G5)
+    fallback_after_ms: int = 0
     terms: tuple[BenefitDefinition, ...] = ()  # the benefit itself, and after it the parts of a product
     on_grant: GrantTag | None = None
 

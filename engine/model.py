@@ -359,6 +359,9 @@ class Offer:
     priority: float = 0.0
     code: str | None = None
     province: str | None = None  # of the user when it was granted, for settlement
+    fallback_channel: str | None = None  # where it goes after a definite failure or a missing receipt (G5)
+    fallback_after_ms: int = 0
+    attempt: int = 1  # 2: on the fallback channel
 
 
 @dataclass(frozen=True, slots=True)

@@ -93,6 +93,7 @@ class Host:
             make_missing=maker.sandbox,
             executor=self._claims,
             why_not_again=self._why_not_again,
+            due_fallbacks=self.service.ledger.due_fallbacks,
             reveal=self.service.codes.reveal,
         )
         self.links = Claims(self, load_id_key(settings.state / "offer-id.key"), now_ms)
@@ -249,7 +250,7 @@ class Host:
         return policy.signature, policy.opt_out_text
 
     def _why_not_again(self, offer: Offer) -> str | None:
-        return self.service.ledger.why_not_again(offer.offer_id)
+        return self.service.ledger.why_not_again(offer.offer_id, offer.channel)
 
     def _log_now_ms(self) -> int:
         return self.service.pipeline.now_ms

@@ -5,8 +5,4 @@ Remove a line when the thing is built; nothing else has to change here.
 
 from __future__ import annotations
 
-NOT_SUPPORTED_YET = frozenset(
-    {
-        "offer.fallback",
-    }
-)
+NOT_SUPPORTED_YET: frozenset[str] = frozenset()

@@ -224,6 +224,8 @@ def _offer(
         value=benefit.value,
         deadline_s=offer.deadline // 1000 if offer.deadline is not None else None,
         benefit_name=benefit.name,
+        fallback_channel=offer.fallback.channel if offer.fallback else None,
+        fallback_after_ms=offer.fallback.after if offer.fallback else 0,
         terms=terms,
         on_grant=GrantTag(offer.on_grant.tag, offer.on_grant.span) if offer.on_grant else None,
     )

@@ -302,4 +302,6 @@ def make_offer(case: Case, profiles: ProfileTable) -> Offer:
         case.score,
         case.code,
         profiles.province_of(case.slot) if case.slot < profiles.count else None,
+        offer.fallback_channel if offer.fallback_channel != case.channel else None,
+        offer.fallback_after_ms,
     )

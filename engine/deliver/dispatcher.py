@@ -27,7 +27,7 @@ from engine.deliver.contract import (
     Sessionless,
     Submitted,
 )
-from engine.deliver.lane import Lane, dispatch_id
+from engine.deliver.lane import Lane, dispatch_id, gives_back
 from engine.deliver.returns import Returns
 from engine.deliver.settler import Settled, Settler
 from engine.errors import GatewayPermanent, SettingsError, StoreError
@@ -36,6 +36,7 @@ from engine.model import DispatchState, Offer
 log = structlog.get_logger("opportune.deliver")
 
 ALL = "*"
+REFILL_S = 1.0
 MOST_QUEUED = 20_000
 """Offers kept in memory; more stay in the outbox and are fetched when there is room."""
 
@@ -48,6 +49,7 @@ class Dispatcher:
     executor  where the ledger's calls run when they might wait; None: in the loop itself
     reveal    looks up the code that `pool#number` stands for, between claim and submit
     why_not_again  asked before a submit is repeated: a reason not to (consent gone, ...), or None
+    due_fallbacks  lists offers whose second channel is due at an instant (G5); None: there is no second channel
     texts     the signature and the opt-out text of an SMS as they are now
     route     chooses among several gateways of one channel; None: the first that is ready
     make_missing  makes the gateway of a channel that none serves, or None: its offers end as `no_gateway`
@@ -67,6 +69,7 @@ class Dispatcher:
         make_missing: Callable[[str], Gateway | None] = lambda channel: None,
         executor: Executor | None = None,
         why_not_again: Callable[[Offer], str | None] | None = None,
+        due_fallbacks: Callable[[int], Sequence[Offer]] | None = None,
         reveal: Callable[[str], str | None] = lambda ref: None,
         monotonic_s: Callable[[], float] = monotonic_s,
         submit_timeout_s: float = 10.0,
@@ -85,6 +88,7 @@ class Dispatcher:
         self._ledger = ledger
         self._executor = executor
         self._why_not_again = why_not_again
+        self._due_fallbacks = due_fallbacks
         self.returns = Returns(ledger, addresses, emit, self._call, now_ms=now_ms, tenant=tenant)
         self._settler = Settler(ledger, emit, self._call, tenant, self.returns.announce)
         self._route = route or _first_ready
@@ -288,7 +292,7 @@ class Dispatcher:
 
     def _drop(self, offer: Offer, state: DispatchState, code: str) -> None:
         record = DispatchRecord(dispatch_id(offer), offer.offer_id, state, self.now_ms(), None, code)
-        self.settle(Settled(offer.user_id, "none", record))
+        self.settle(Settled(offer.user_id, "none", record, gives_back(offer, code)))
 
     async def _fetch(self) -> None:
         """Read from the outbox what memory had no room for."""
@@ -302,12 +306,22 @@ class Dispatcher:
         self._overflowed = False
         self.enqueue(offers)
 
+    async def _fall_back(self) -> None:
+        """Queue offers whose second channel is due (G5)."""
+        if self._due_fallbacks is None or self.is_stopping:
+            return
+        try:
+            self.enqueue(await self._call(self._due_fallbacks, self.now_ms()))
+        except (StoreError, OSError) as error:
+            log.error("offers for a second channel cannot be read", error=type(error).__name__)
+
     async def _refill(self) -> None:
         while True:
-            await asyncio.sleep(1.0)
+            await asyncio.sleep(REFILL_S)
             self._unpark()
             for lane in list(self._lanes.values()):
                 await lane.drop_expired()
+            await self._fall_back()
             await self._fetch()
 
     async def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:

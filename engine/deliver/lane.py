@@ -32,6 +32,8 @@ RETRY_BASE_S = 0.5
 RETRY_LONGEST_S = 60.0
 THROTTLED_S = 0.25
 LONG_WAIT_S = 1.0
+ENDED = frozenset({"deadline", "user_closed"})
+"""Codes of failures after which no other channel may speak (G5)."""
 NOT_READY_S = 0.1
 
 
@@ -320,9 +322,14 @@ class Lane:
             self.gateway.name,
             gateway_ids if self.gateway.capabilities.receipts else (),
         )
-        self._owner.settle(Settled(offer.user_id, self.gateway.name, record))
+        self._owner.settle(Settled(offer.user_id, self.gateway.name, record, gives_back(offer, code)))
 
 
-def dispatch_id(offer: Offer, attempt: int = 1) -> str:
+def dispatch_id(offer: Offer) -> str:
     """Name one attempt (D4). A repeated submit of a provable refusal is the same attempt."""
-    return f"{offer.offer_id}/{offer.channel}/{attempt}"
+    return f"{offer.offer_id}/{offer.channel}/{offer.attempt}"
+
+
+def gives_back(offer: Offer, code: str | None) -> bool:
+    """Say whether a failure gives back what the offer took: not while a second channel may use it, or has (G5)."""
+    return offer.attempt == 1 and (offer.fallback_channel is None or code in ENDED)

@@ -31,6 +31,7 @@ class Settled:
     user_id: str
     gateway: str
     record: DispatchRecord
+    gives_back: bool = True  # what the offer took, where this is a definite failure
 
 
 class Settler:
@@ -122,5 +123,6 @@ class Settler:
                 "dispatch_id": record.dispatch_id,
                 "state": record.state.value,
                 "code": record.code or "",
+                **({} if one.gives_back else {"definite": False}),
             }
         )

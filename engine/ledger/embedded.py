@@ -19,7 +19,7 @@ import orjson
 
 from engine.changes import Change
 from engine.errors import StoreUnavailable
-from engine.ledger import audit, handoff, history, links
+from engine.ledger import audit, fallbacks, handoff, history, links
 from engine.ledger import receipts as receipts_of
 from engine.ledger import redemptions as used
 from engine.ledger.caps import Caps, GrantRow, is_offer_id
@@ -244,11 +244,11 @@ class EmbeddedLedger:
         except StoreUnavailable:
             return [Claim.UNAVAILABLE] * len(claims)
 
-    def why_not_again(self, offer_id: str) -> str | None:
+    def why_not_again(self, offer_id: str, channel: str) -> str | None:
         """Say why a dispatch that was provably not accepted must not be submitted once more; None: it may (D7)."""
         try:
             with self._database.reading() as cursor:
-                return handoff.why_not_again(cursor, bytes.fromhex(offer_id), self._asking(cursor, 0, None))
+                return handoff.why_not_again(cursor, bytes.fromhex(offer_id), self._asking(cursor, 0, None), channel)
         except StoreUnavailable:
             return Claim.UNAVAILABLE.value
 
@@ -274,6 +274,11 @@ class EmbeddedLedger:
             changed = [handoff.put_dispatch(cursor, record, self.epoch) for record in records]
         self._early += early
         return changed
+
+    def due_fallbacks(self, now_ms: int, limit: int = 500) -> list[Offer]:
+        """List offers whose second channel is due (G5), as second attempts to claim."""
+        with self._database.reading() as cursor:
+            return fallbacks.due(cursor, now_ms, limit)
 
     # --- receipts ---------------------------------------------------------------------------------------------------
 
@@ -393,7 +398,7 @@ class EmbeddedLedger:
         with self._database.reading() as cursor:
             counted = {
                 name: cursor.execute(f"SELECT count(*) FROM {name}").fetchone()[0]
-                for name in ("offers", "outbox", "dispatches", "consents", "pauses", "redemptions")
+                for name in ("offers", "outbox", "dispatches", "fallbacks", "consents", "pauses", "redemptions")
             }
             # A batch cut differently in a replay may hold again what an earlier one held.
             for name, key in (("reservations", "offer_id"), ("decisions", "decision_id")):

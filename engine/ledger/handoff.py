@@ -12,7 +12,7 @@ from typing import Protocol
 
 import orjson
 
-from engine.ledger import receipts
+from engine.ledger import fallbacks, receipts
 from engine.ledger.dispatch import NOT_SENT, Claim, may_follow
 from engine.model import DispatchState, Offer
 
@@ -68,11 +68,17 @@ def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) 
     if offer is None:
         return Claim.UNKNOWN_OFFER
     user, subject, scenario, channel, service, deadline_ms = offer
+    is_fallback = fallbacks.is_second(dispatch_id) and dispatch_id.split("/")[1] != channel
+    if is_fallback:
+        channel = dispatch_id.split("/")[1]
     dispatches = _dispatches(cursor, key)
     if any(one == dispatch_id for one, _, _ in dispatches):
         return Claim.ALREADY
     states = {one: state for one, state, applied in dispatches if applied}
-    if not all(state in NOT_SENT for state in states.values()):
+    if is_fallback:
+        if not fallbacks.may_claim(cursor, key, channel, list(states.values())):
+            return Claim.ALREADY
+    elif not all(state in NOT_SENT for state in states.values()):
         return Claim.ALREADY
     if "*" in asking.paused or scenario in asking.paused:
         return Claim.PAUSED
@@ -90,6 +96,8 @@ def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) 
     )
     cursor.execute("INSERT OR REPLACE INTO submitting VALUES (?,?)", (key, dispatch_id))
     cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
+    if fallbacks.is_second(dispatch_id):
+        fallbacks.drop(cursor, key)
     return Claim.CLAIMED
 
 
@@ -118,6 +126,10 @@ def put_dispatch(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> boo
     if before is state:
         return False
     applied = may_follow(before, state)
+    if applied:
+        fallbacks.note(
+            cursor, key, record.dispatch_id, state, record.at_ms, record.code or "", bool(record.gateway_ids)
+        )
     if applied and (state is DispatchState.UNKNOWN or (state is DispatchState.ACCEPTED and record.gateway_ids)):
         receipts.await_receipt(cursor, record.dispatch_id, record.at_ms)
     cursor.execute(
@@ -151,14 +163,12 @@ def put_receipt(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> bool
     return put_dispatch(cursor, record, epoch)
 
 
-def why_not_again(cursor: sqlite3.Cursor, key: bytes, asking: Asking) -> str | None:
+def why_not_again(cursor: sqlite3.Cursor, key: bytes, asking: Asking, channel: str) -> str | None:
     """Say why what is claimed must not be submitted once more: the claim's checks as they stand now."""
-    offer = cursor.execute(
-        "SELECT user, subject, scenario, channel, service FROM offers WHERE offer_id = ?", (key,)
-    ).fetchone()
+    offer = cursor.execute("SELECT user, subject, scenario, service FROM offers WHERE offer_id = ?", (key,)).fetchone()
     if offer is None:
         return Claim.UNKNOWN_OFFER.value
-    user, subject, scenario, channel, service = offer
+    user, subject, scenario, service = offer
     if "*" in asking.paused or scenario in asking.paused:
         return Claim.PAUSED.value
     if not service and not _has_consent(cursor, user, subject, f"marketing.{channel}", asking.assumed_consent):
@@ -206,6 +216,7 @@ def put_offers(cursor: sqlite3.Cursor, offers: Sequence[Offer], subjects: Mappin
         cursor.execute("INSERT OR IGNORE INTO offers VALUES (?,?,?,?,?,?,?,?,?)", row)
         if cursor.rowcount:
             cursor.execute("INSERT OR IGNORE INTO outbox VALUES (?)", (key,))
+            fallbacks.put(cursor, key, offer)
 
 
 def offers_of(cursor: sqlite3.Cursor, user: str) -> list[bytes]:
@@ -227,6 +238,7 @@ def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow]) -> None:
 def close_user(cursor: sqlite3.Cursor, user: str, now_ms: int, epoch: int, later: frozenset[str] = frozenset()) -> None:
     """Void consent and cancel what is queued but `later` offers: the number may be somebody else's tomorrow (A4)."""
     cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
+    fallbacks.drop_of_user(cursor, user)
     queued = cursor.execute("SELECT offer_id, channel FROM outbox JOIN offers USING (offer_id) WHERE user = ?", (user,))
     for key, channel in queued.fetchall():
         if key.hex() not in later:

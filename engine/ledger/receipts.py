@@ -11,6 +11,7 @@ import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from engine.ledger import fallbacks
 from engine.ledger.dispatch import FINAL
 from engine.model import DispatchState as S
 from engine.model import GatewayReceipt, Match
@@ -148,6 +149,7 @@ def forget(cursor: sqlite3.Cursor, keys: Sequence[bytes]) -> None:
         cursor.execute("DELETE FROM parts WHERE offer_id = ?", (key,))
         cursor.execute("DELETE FROM part_states WHERE dispatch_id LIKE ?", (like,))
         cursor.execute("DELETE FROM awaited WHERE dispatch_id LIKE ?", (like,))
+        fallbacks.drop(cursor, key)
 
 
 def state_of(cursor: sqlite3.Cursor, key: bytes, dispatch_id: str) -> S | None:
@@ -192,6 +194,7 @@ def _judge(cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int)
     worst, why, when = failed[0]
     whole = _whole(cursor, part.offer_id, part.dispatch_id, worst, why, when)
     if whole is not None and delivered:
+        fallbacks.drop(cursor, part.offer_id)
         return Match(
             whole.dispatch_id, whole.offer_id, whole.user_id, whole.state, whole.at_ms, whole.code, is_definite=False
         )
@@ -204,7 +207,11 @@ def _whole(cursor: sqlite3.Cursor, key: bytes, dispatch_id: str, state: S, code:
         return None
     # REJECTED is an answer to a submit; after that it is a failure. UNKNOWN means that the gateway gave up: no proof.
     told = {S.REJECTED: S.FAILED, S.UNKNOWN: S.FAILED}.get(state, state)
-    return Match(dispatch_id, key.hex(), user, told, at_ms, code[:64], is_definite=state is not S.UNKNOWN)
+    if state is S.UNKNOWN:
+        fallbacks.drop(cursor, key)
+    # What a second channel may still use, or has used, is not given back (G5).
+    keeps = state is S.UNKNOWN or fallbacks.is_second(dispatch_id) or fallbacks.is_pending(cursor, key)
+    return Match(dispatch_id, key.hex(), user, told, at_ms, code[:64], is_definite=not keeps)
 
 
 def _user_of(cursor: sqlite3.Cursor, key: bytes) -> str | None:

@@ -69,6 +69,10 @@ CREATE TABLE IF NOT EXISTS unmatched (
     gateway TEXT NOT NULL, gateway_id TEXT NOT NULL, state TEXT NOT NULL, code TEXT, at_ms INTEGER NOT NULL,
     kept_ms INTEGER NOT NULL, PRIMARY KEY (gateway, gateway_id, state)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS fallbacks (
+    offer_id BLOB PRIMARY KEY, channel TEXT NOT NULL, after_ms INTEGER NOT NULL,
+    due_ms INTEGER               -- null until the first channel has answered
+) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS awaited (
     due_ms INTEGER NOT NULL, dispatch_id TEXT NOT NULL, PRIMARY KEY (due_ms, dispatch_id)
 ) WITHOUT ROWID;

@@ -34,7 +34,9 @@ class Rig:
     """Offers in, states and events out."""
 
     def __init__(self, folder: Path, gateways: Sequence[Gateway], **settings: Any) -> None:
-        self.ledger = EmbeddedLedger(folder / "ledger.db", assumed_consent=frozenset({"marketing.sms"}))
+        self.ledger = EmbeddedLedger(
+            folder / "ledger.db", assumed_consent=frozenset({"marketing.sms", "marketing.app"})
+        )
         self.events: list[dict[str, Any]] = []
         self.position = self.ledger.position() + 1
         self.offers: dict[str, Offer] = {}
@@ -45,7 +47,8 @@ class Rig:
             now_ms=wall_ms,
             emit=self._emit,
             texts=lambda: ("联通权益", "拒收请回复R"),
-            why_not_again=lambda offer: self.ledger.why_not_again(offer.offer_id),
+            due_fallbacks=self.ledger.due_fallbacks,
+            why_not_again=lambda offer: self.ledger.why_not_again(offer.offer_id, offer.channel),
             **settings,
         )
 
@@ -74,6 +77,8 @@ class Rig:
                 offer_class="marketing",
                 deadline_ms=int(now_ms + deadline_s * 1000),
                 created_ms=now_ms,
+                fallback_channel=more.get("fallback_channel"),
+                fallback_after_ms=more.get("fallback_after_ms", 0),
             )
             for number in numbers
         ]

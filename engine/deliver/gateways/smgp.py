@@ -34,12 +34,13 @@ VERDICTS = {
 _LOGIN_FAULTS = {
     1: "busy",
     2: "too many connections",
+    3: "wrong name or password",  # reserved by the specification, used by gateways
     20: "address not allowed",
     21: "wrong name or password",
     22: "version too high",
     76: "account ended",
 }
-_PERMANENT = frozenset({20, 21, 22, 76})
+_PERMANENT = frozenset({3, 20, 21, 22, 76})
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,145 @@
+"""The second channel of an offer: after a definite failure or a missing receipt, never doubling a grant (G5)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from engine.clock import wall_ms
+from engine.deliver.contract import Capabilities, Dispatch, GatewayReceipt, Sessionless, Submitted
+from engine.errors import GatewayPermanent, GatewayUnknown
+from engine.model import DispatchState as S
+from tests.peers.rig import Rig
+
+
+class Scripted(Sessionless):
+    """Raises what it is told to, else accepts; remembers dispatch ids."""
+
+    def __init__(self, channel: str, failure: Exception | None = None, *, receipts: bool = True) -> None:
+        self.name = self.channel = channel
+        self.capabilities = Capabilities(receipts=receipts)
+        self.failure = failure
+        self.seen: list[str] = []
+
+    async def submit(self, dispatch: Dispatch) -> Submitted:
+        self.seen.append(dispatch.dispatch_id)
+        if self.failure is not None:
+            raise self.failure
+        return Submitted((f"{self.name}-{len(self.seen)}",))
+
+    async def close(self, timeout_s: float = 5.0) -> None:
+        return None
+
+
+def run(folder: Path, sms: Scripted, app: Scripted, work: Callable[[Rig], Awaitable[None]]) -> Rig:
+    rigs = []
+
+    async def main() -> None:
+        async with asyncio.timeout(20):
+            rig = Rig(folder, [sms, app])
+            rigs.append(rig)
+            await rig.dispatcher.start()
+            await work(rig)
+            await rig.close(1.0)
+
+    asyncio.run(main())
+    return rigs[0]
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.deliver.dispatcher.REFILL_S", 0.03)
+
+
+def test_a_refused_message_goes_out_on_the_second_channel_and_gives_nothing_back(tmp_path: Path) -> None:
+    sms, app = Scripted("sms", GatewayPermanent("blacklist")), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        rig.offer([1], fallback_channel="app", fallback_after_ms=60_000)
+        await rig.until(lambda: bool(app.seen))
+        await rig.dispatcher.idle()
+
+    rig = run(tmp_path, sms, app, work)
+    (offer_id,) = rig.offers
+    assert (sms.seen, app.seen) == ([f"{offer_id}/sms/1"], [f"{offer_id}/app/2"])
+    assert [one["definite"] for one in rig.events if one["type"] == "receipt"] == [False]
+
+
+def test_a_missing_receipt_sends_on_the_second_channel_after_the_stated_time_only(tmp_path: Path) -> None:
+    sms, app = Scripted("sms"), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        (late, told, patient) = (*rig.offer([1, 2], fallback_channel="app", fallback_after_ms=300),
+                                 *rig.offer([3], fallback_channel="app", fallback_after_ms=60_000))  # fmt: skip
+        await rig.dispatcher.idle()
+        name = next(f"sms-{place}" for place, seen in enumerate(sms.seen, 1) if seen.startswith(told.offer_id))
+        await rig.dispatcher.returns.receipts([GatewayReceipt("sms", S.DELIVERED, wall_ms(), gateway_id=name)])
+        assert app.seen == []
+        await rig.until(lambda: bool(app.seen))
+        await asyncio.sleep(0.5)
+        assert app.seen == [f"{late.offer_id}/app/2"], "not what was delivered, not what is not due"
+        assert rig.state_of(told) is S.DELIVERED
+        assert rig.state_of(patient) is S.ACCEPTED
+
+    run(tmp_path, sms, app, work)
+
+
+def test_a_gateway_that_never_reports_is_not_missed(tmp_path: Path) -> None:
+    sms, app = Scripted("sms", receipts=False), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        rig.offer([1], fallback_channel="app", fallback_after_ms=10)
+        await rig.dispatcher.idle()
+        await asyncio.sleep(0.3)
+
+    run(tmp_path, sms, app, work)
+    assert app.seen == []
+
+
+def test_an_unknown_outcome_waits_for_its_receipt_before_the_second_channel(tmp_path: Path) -> None:
+    sms, app = Scripted("sms", GatewayUnknown("cut")), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        rig.offer([1], fallback_channel="app", fallback_after_ms=400)
+        await rig.dispatcher.idle()
+        await asyncio.sleep(0.2)
+        assert app.seen == []
+        await rig.until(lambda: bool(app.seen))
+
+    run(tmp_path, sms, app, work)
+
+
+def test_nothing_goes_out_a_second_time_after_its_deadline_a_release_or_a_closed_user(tmp_path: Path) -> None:
+    sms, app = Scripted("sms", GatewayPermanent("no")), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        rig.dispatcher.pause("*", True)
+        late, closed = rig.offer([1, 2], deadline_s=0.3, fallback_channel="app", fallback_after_ms=0)
+        await asyncio.sleep(0.4)
+        rig.dispatcher.pause("*", False)
+        await rig.until(lambda: all(rig.state_of(one) is S.EXPIRED for one in (late, closed)))
+        sms.failure = None
+        (gone,) = rig.offer([3], fallback_channel="app", fallback_after_ms=200)
+        await rig.until(lambda: rig.state_of(gone) is S.ACCEPTED)
+        rig.position += 1
+        rig.ledger.commit(rig.position, wall_ms(), closed_users=["u3"])
+        await asyncio.sleep(0.5)
+
+    run(tmp_path, sms, app, work)
+    assert app.seen == []
+
+
+def test_the_second_channel_asks_for_consent_of_its_own(tmp_path: Path) -> None:
+    sms, app = Scripted("sms", GatewayPermanent("no")), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        rig.ledger.assumed_consent = frozenset({"marketing.sms"})
+        (one,) = rig.offer([1], fallback_channel="app", fallback_after_ms=0)
+        await rig.until(lambda: rig.state_of(one) is S.FAILED)
+        assert rig.ledger.due_fallbacks(wall_ms() + 1000) == []
+
+    run(tmp_path, sms, app, work)
+    assert app.seen == []
