@@ -95,6 +95,7 @@ def _run_a_day() -> None:
         ]
         pipeline.process(_block([b"\n".join(crowd)], len(lines) + 2))
         pipeline.forget("crowd7")
+        pipeline.behavior.reset_users(np.arange(pipeline.users.count))
         ledger.close()
 
 

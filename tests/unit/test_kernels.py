@@ -8,6 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from engine.behavior import catalogue_kernel, pattern_kernel, store_kernel
+from engine.runtime import warm
+
 ENGINE = Path(__file__).resolve().parents[2] / "engine"
 
 CALLEE = "from engine.kernels import kernel\n\n\n@kernel\ndef callee(x):\n    return x + {constant}\n"
@@ -55,3 +58,21 @@ def test_no_compile_fails_loudly_where_the_cache_is_cold_and_works_where_it_is_w
     assert run(project, tmp_path / "cache").stdout.strip() == "20"
     warm = run(project, tmp_path / "cache", OPPORTUNE_NO_COMPILE="1")
     assert warm.stdout.strip() == "20", warm.stderr
+
+
+def test_warming_compiles_every_kernel_that_patterns_are_called_by():
+    """With OPPORTUNE_NO_COMPILE one that warming forgot would fail at the first eviction or growth."""
+    warm._run_a_day()
+    called = (
+        pattern_kernel.advance,
+        store_kernel.sweep,
+        store_kernel.fill_buckets,
+        store_kernel.forget_patterns,
+        store_kernel.renumber,
+        store_kernel.forget_user,
+        store_kernel.forget_users,
+        catalogue_kernel.hash_texts,
+        catalogue_kernel.fill_catalogue,
+        catalogue_kernel.fill_categories,
+    )
+    assert [one.py_func.__name__ for one in called if not one.signatures] == []
