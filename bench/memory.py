@@ -35,12 +35,17 @@ VISIT_MS, GRANT_MS, REFUSAL_MS = 60_000, 90_000, 100_000
 REFUSED_SHARE = 10
 DWELL_S = 3_600
 """So late that the timer of every visit still waits at the end."""
+TTL_DAYS, LIVING_DAYS = 2, 4
+"""In churn: a visit expires after a day, the ttl is over at two, the sweep comes by within one more."""
+DAY_MS = 86_400_000
+TURNS = 10
 
 
 def run(smoke: bool = False) -> list[dict[str, Any]]:
     """Measure users and fences; a smoke run is small, and its bytes per user are mostly the interpreter's."""
     users, fences = (20_000, 2_000) if smoke else (1_000_000, 100_000)
-    return of_users(users, 500 if smoke else 10_000) + of_fences(fences)
+    churned = of_churn(20_000 if smoke else 2_000_000)
+    return of_users(users, 500 if smoke else 10_000) + of_fences(fences) + churned
 
 
 def of_users(users: int, fences: int) -> list[dict[str, Any]]:
@@ -65,6 +70,16 @@ def of_fences(fences: int) -> list[dict[str, Any]]:
     each = (many["rss"] - few["rss"]) / (fences - fences // 10)
     more = {"fences": fences, "index_bytes": round(many["index"] / fences, 1)}
     return [{"name": "memory.per_fence.bytes", "value": each, "unit": "B", **more}]
+
+
+def of_churn(users: int) -> list[dict[str, Any]]:
+    """How much a process grows while ids come and go: ten times as many pass as live at once."""
+    found = in_a_process("churn", users, 500)
+    # The first three turns fill the slots for the first time.
+    settled, end = found["rss"][2], found["rss"][-1]
+    more = {"users": users, "slots": found["slots"], "live": found["live"], "evicted": found["evicted"]}
+    rss = [round(size / 1e6, 1) for size in found["rss"]]
+    return [{"name": "memory.churn.ratio", "value": end / settled, "unit": "ratio", "rss_mb": rss, **more}]
 
 
 def in_a_process(what: str, *counts: int) -> dict[str, Any]:
@@ -103,6 +118,42 @@ def measure_users(users: int, fences: int) -> dict[str, Any]:
     assert found["grants"] >= users, "a user without a grant is cheaper than the bar's"
     assert found["open_visits"] >= 0.99 * users, "a user without a visit is cheaper than the bar's"
     return found
+
+
+def measure_churn(users: int, fences: int) -> dict[str, Any]:
+    """Let every id come once, step into a fence and open an app, and never come again; RSS after each tenth."""
+    content = waiting_content(fences)
+    with tempfile.TemporaryDirectory() as folder:
+        ledger = EmbeddedLedger(Path(folder) / "ledger.db", fsync="never")
+        settings = Settings(state_ttl_days=TTL_DAYS)
+        pipeline = Pipeline(content, settings, ledger, id_key=b"bench bench bench bench")
+        span_ms = TURNS * LIVING_DAYS * DAY_MS
+        rss, evicted = [], 0
+        for turn in range(TURNS):
+            for start in range(users * turn // TURNS, users * (turn + 1) // TURNS, USERS_A_BLOCK // 2):
+                block = passers_by(
+                    content, start, min(start + USERS_A_BLOCK // 2, users * (turn + 1) // TURNS), users, span_ms
+                )
+                effects = pipeline.process(block)
+                assert not effects.dead, effects.dead[0]
+                evicted += effects.evicted
+            gc.collect()
+            rss.append(resident())
+        found = {"rss": rss, "evicted": evicted, "slots": pipeline.users.count, "live": pipeline.users.live}
+        ledger.close()
+    assert found["slots"] < users / 3, "slots are not used again"
+    return found
+
+
+def passers_by(content: Content, first: int, last: int, users: int, span_ms: int) -> Block:
+    lines, append_ms = [], []
+    for user in range(first, last):
+        after_ms = span_ms * user // users
+        lines.append(ping(content, user, after_ms, 0.0))
+        lines.append(workload._usage_line(user * 10, user, workload.START_MS + after_ms, "unwanted", "open"))
+        append_ms += [workload.START_MS + after_ms] * 2
+    (block,) = workload._join(users, lines).blocks(len(lines))
+    return dataclasses.replace(block, append_ms=np.array(append_ms, np.int64))
 
 
 def waiting_content(fences: int) -> Content:
@@ -213,4 +264,9 @@ def resident(field: str = "VmRSS") -> int:
 
 if __name__ == "__main__":
     counts = [int(count) for count in sys.argv[2:]]
-    print(json.dumps(measure_users(*counts) if sys.argv[1] == "users" else measure_fences(counts[0])))
+    if sys.argv[1] == "users":
+        print(json.dumps(measure_users(*counts)))
+    elif sys.argv[1] == "churn":
+        print(json.dumps(measure_churn(*counts)))
+    else:
+        print(json.dumps(measure_fences(counts[0])))

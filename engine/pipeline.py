@@ -270,7 +270,8 @@ class Pipeline:
         first = hour % (count // SWEPT_SLOTS + 1) * SWEPT_SLOTS
         last = min(first + SWEPT_SLOTS, count)
         before_ms = hour * HOUR_MS - self._state_ttl_ms
-        idle = self.presence.idle(first, last, before_ms) & self.behavior.idle(first, last, before_ms)
+        idle = self.presence.idle(first, last, before_ms)
+        idle &= self.behavior.idle(first, last, before_ms, hour * HOUR_MS)
         if not idle.any():
             return
         slots = first + np.flatnonzero(idle & self.profiles.blank(first, last))

@@ -192,10 +192,12 @@ class Behavior:
         """Answer the tests that the kernel cannot: prefixes, and properties of any kind (B1)."""
         return all(holds(test, event) for test in self._plain[trigger])
 
-    def idle(self, first: int, last: int, before_ms: int) -> np.ndarray:
-        """Say of users first .. last - 1 whether nothing is known of them that is newer than `before_ms`."""
+    def idle(self, first: int, last: int, before_ms: int, now_ms: int) -> np.ndarray:
+        """Say of users first .. last - 1 whether no usage of theirs is newer than `before_ms`, nor counts in a pattern."""
         newest_ms = self._seen.newest["at_ms"][first:last]
         idle: np.ndarray = np.append(newest_ms < before_ms, np.ones(last - first - len(newest_ms), np.bool_))
+        if self._store is not None and idle.any():
+            self._store.clear_bound(idle, first, now_ms)
         return idle
 
     def reset_users(self, slots: np.ndarray) -> None:

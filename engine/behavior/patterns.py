@@ -110,6 +110,10 @@ class PatternStore:
         gone[users] = True
         store_kernel.forget_users(self._state, gone)
 
+    def clear_bound(self, idle: np.ndarray, first: int, now_ms: int) -> None:
+        """Clear idle[user - first] of users of whom a state still counts at `now_ms`."""
+        store_kernel.mark_bound(self._state, self._plan.arrays, now_ms, first, idle)
+
     def take_counts(self) -> dict[str, int]:
         """Return what happened since this was asked last, or since a restart; empty where nothing did."""
         counts = self._state.counts

@@ -256,6 +256,15 @@ def sweep(state: State, patterns: Patterns, now_ms: int) -> int:
 
 
 @lean_kernel
+def mark_bound(state: State, patterns: Patterns, now_ms: int, first: int, idle: np.ndarray) -> None:
+    """Clear idle[user - first] of every user of whom a state still counts at `now_ms`, swept or not."""
+    for row in range(state.state.shape[0] - state.control[UNUSED_STATES]):
+        user = int64(state.state[row].user) - first
+        if 0 <= user < len(idle) and state.state[row].user >= 0 and not is_forgotten(state, patterns, row, now_ms):
+            idle[user] = False
+
+
+@lean_kernel
 def fill_buckets(state: State) -> None:
     """Put every living state into its bucket anew; the buckets must be empty (-1)."""
     for row in range(state.state.shape[0] - state.control[UNUSED_STATES] - 1, -1, -1):
