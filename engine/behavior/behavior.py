@@ -193,7 +193,7 @@ class Behavior:
         return all(holds(test, event) for test in self._plain[trigger])
 
     def idle(self, first: int, last: int, before_ms: int, now_ms: int) -> np.ndarray:
-        """Say of users first .. last - 1 whether no usage of theirs is newer than `before_ms`, nor counts in a pattern."""
+        """Say of users first .. last - 1 whether no usage is newer than `before_ms`, nor counts in a pattern."""
         newest_ms = self._seen.newest["at_ms"][first:last]
         idle: np.ndarray = np.append(newest_ms < before_ms, np.ones(last - first - len(newest_ms), np.bool_))
         if self._store is not None and idle.any():

@@ -11,9 +11,21 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from engine.definitions import FieldTest, PatternTrigger, UsageTrigger
 from engine.pipeline import Pipeline
 from engine.settings import Settings
-from tests.world import NOON_MS, block_of, consent, make_pipeline, ping, profile, told, usage
+from tests.world import (
+    NOON_MS,
+    block_of,
+    consent,
+    make_pipeline,
+    ping,
+    profile,
+    scenario,
+    small_content,
+    told,
+    usage,
+)
 
 DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
@@ -124,6 +136,23 @@ def test_who_has_a_profile_a_consent_or_an_open_visit_is_never_forgotten() -> No
     assert pipeline.users.slot_of("fresh") in (3, 4)
     assert pipeline.users.generation[3:5].tolist() == [1, 1]
     assert not pipeline.profiles.allows("marketing.sms", np.array([pipeline.users.slot_of("asked")]))[0]
+
+
+def test_a_pattern_that_still_counts_keeps_its_user() -> None:  # B2
+    opened = UsageTrigger((FieldTest("app", "==", "iqiyi"),))
+    often = scenario("often", PatternTrigger("count", (opened,), 20 * DAY_MS, 2, state_hash="often"))
+    pipeline = make_pipeline(small_content(scenarios=(often,)), TTL)
+    records = [(usage("slow", NOON_MS, app="iqiyi", id="first"), NOON_MS)]
+    records += [
+        (usage("clock", NOON_MS + day * DAY_MS, app="other", id=f"e{day}"), NOON_MS + day * DAY_MS)
+        for day in range(1, 30)
+    ]
+    kept_days = 0
+    for event, now_ms in records:
+        pipeline.process(block_of([event], append_ms=now_ms))
+        kept_days += pipeline.users.slot_of("slow", intern=False) >= 0
+    assert 19 <= kept_days <= 22
+    assert pipeline.users.slot_of("slow", intern=False) < 0
 
 
 def test_a_file_without_append_times_forgets_nobody() -> None:
