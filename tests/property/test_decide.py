@@ -11,11 +11,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from engine.decide import encode
 from engine.decide.local_time import LocalTime, calendar_window
-from engine.definitions import Cap, HasTag, Limits, QuietHours, Reentry, Scenario
+from engine.definitions import Cap, GrantTag, HasTag, Limits, QuietHours, Reentry, Scenario
 from engine.model import Candidate, Mode, Scope
 from tests.oracle.decide_world import DAY_MS, HOUR_MS, MINUTE_MS, NOON_MS, World, candidate, profile, scenario
 
 USERS = 5
+WINDOWS_MS = st.sampled_from([0, 0, 2000, 90_000])
 MIXED: tuple[Scenario, ...] = (
     scenario("a/plain"),
     scenario("a/vip", audience=HasTag("vip"), priority=3),
@@ -28,12 +29,15 @@ MIXED: tuple[Scenario, ...] = (
     scenario("a/shadow", mode=Mode.SHADOW),
     scenario("a/paused", mode=Mode.PAUSED),
     scenario("a/split", holdout_percent=50, substitute=True, priority=5),
+    scenario("a/tags", offer__on_grant=GrantTag("tagged", 2 * HOUR_MS), priority=1.5),
+    scenario("a/tagged", audience=HasTag("tagged"), priority=6),
     scenario("a/push", offer__channels=("push", "sms"), limits=Limits(caps=(Cap(Scope.CHANNEL, 2, "day"),))),
 )
 
 
-def mixed_world() -> World:
-    world = World(*MIXED, users=USERS, caps=(Cap(Scope.ALL, 6, "rolling", 6 * HOUR_MS),), min_gap_ms=MINUTE_MS)
+def mixed_world(window_ms: int = 0) -> World:
+    policy = {"caps": (Cap(Scope.ALL, 6, "rolling", 6 * HOUR_MS),), "min_gap_ms": MINUTE_MS}
+    world = World(*MIXED, users=USERS, arbitration_window_ms=window_ms, **policy)
     world.profiles.apply_profile(0, profile(tags=("vip",)), NOON_MS)
     world.profiles.apply_profile(1, profile(person="family", time_zone="America/New_York"), NOON_MS)
     world.profiles.apply_profile(2, profile(person="family"), NOON_MS)
@@ -52,9 +56,9 @@ def streams(draw: st.DrawFn) -> list[list[Candidate]]:
     return events
 
 
-def play(events: list[list[Candidate]], cuts: set[int]) -> list[bytes]:
+def play(events: list[list[Candidate]], cuts: set[int], window_ms: int = 0) -> list[bytes]:
     """Decide the events in batches that end at the cuts, letting time pass at the end of each."""
-    world, batch, lines = mixed_world(), [], []
+    world, batch, lines = mixed_world(window_ms), [], []
     for number, event in enumerate(events):
         batch += event
         if number in cuts or number == len(events) - 1:
@@ -67,18 +71,21 @@ def play(events: list[list[Candidate]], cuts: set[int]) -> list[bytes]:
     return [line.encode() if isinstance(line, str) else encode(line) for line in lines]
 
 
-@settings(max_examples=120, deadline=None)
-@given(streams(), st.sets(st.integers(0, 39)))
-def test_any_split_of_the_candidates_gives_the_same_bytes(events: list[list[Candidate]], cuts: set[int]) -> None:  # T4
-    assert play(events, cuts) == play(events, set(range(40))) == play(events, set())
+@settings(max_examples=100, deadline=None)
+@given(streams(), st.sets(st.integers(0, 39)), WINDOWS_MS)
+def test_any_split_of_the_candidates_gives_the_same_bytes(
+    events: list[list[Candidate]], cuts: set[int], window_ms: int
+) -> None:  # T4
+    whole = play(events, set(), window_ms)
+    assert play(events, cuts, window_ms) == play(events, set(range(40)), window_ms) == whole
 
 
 @settings(max_examples=60, deadline=None)
-@given(streams(), st.integers(0, 39))
-def test_a_restart_anywhere_changes_nothing(events: list[list[Candidate]], at: int) -> None:  # T3
+@given(streams(), st.integers(0, 39), WINDOWS_MS)
+def test_a_restart_anywhere_changes_nothing(events: list[list[Candidate]], at: int, window_ms: int) -> None:  # T3
     at = min(at, len(events) - 1)
-    plain = play(events, {at})
-    world, lines = mixed_world(), []
+    plain = play(events, {at}, window_ms)
+    world, lines = mixed_world(window_ms), []
     for number, event in enumerate(events):
         lines += world.decider.decide(event)
         if number in (at, len(events) - 1):
@@ -86,7 +93,7 @@ def test_a_restart_anywhere_changes_nothing(events: list[list[Candidate]], at: i
         if number == at:
             state, ledger, profiles = world.decider.state(), world.ledger, world.profiles
             alarms = world.decider.take_alarms()
-            world = mixed_world()
+            world = mixed_world(window_ms)
             world.ledger.grants = ledger.grants
             world.profiles.restore(profiles.arrays(), profiles.objects())
             world.decider.restore(state)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from engine.decide.ids import arm_maker
-from engine.definitions import Cap, Limits, Reentry
+from engine.definitions import Cap, Limits, QuietHours, Reentry
 from engine.errors import StoreUnavailable
 from engine.model import Mode, ReserveAnswer, ReserveRequest, Scope
 from tests.oracle.decide_world import DAY_MS, HOUR_MS, NOON_MS, World, candidate, presence, profile, scenario
@@ -215,3 +215,22 @@ def test_many_users_are_asked_for_at_once() -> None:
     assert world.ledger.calls == 1
     world.decide(candidate(0, NOON_MS + 1), candidate(0, NOON_MS + 2))
     assert len(world.ledger.grants) == 100
+
+
+def test_who_travels_is_counted_by_the_day_of_the_place_the_profile_names_now() -> None:  # C1
+    world = World(scenario(limits=Limits(caps=(Cap(Scope.SCENARIO, 1, "day"),))))
+    world.profiles.apply_profile(0, profile(time_zone="Asia/Shanghai"), NOON_MS)
+    assert world.one(0, NOON_MS).reason == "granted"  # 12:00 there, 23:00 of the day before in New York
+    assert world.one(0, NOON_MS + 2 * HOUR_MS).reason == "cap:scenario"
+    world.profiles.apply_profile(0, profile(time_zone="America/New_York"), NOON_MS)
+    assert world.one(0, NOON_MS + 2 * HOUR_MS + 1).reason == "granted", "a new day has begun where the user is now"
+    world.profiles.apply_profile(0, profile(time_zone="Asia/Shanghai"), NOON_MS)
+    assert world.one(0, NOON_MS + 3 * HOUR_MS).reason == "cap:scenario"
+
+
+def test_who_travels_sleeps_by_the_clocks_of_the_place_the_profile_names_now() -> None:  # C5
+    world = World(scenario(quiet_hours=QuietHours(policy="discard")))
+    places = (("Asia/Shanghai", "granted"), ("America/New_York", "quiet_hours"), (None, "granted"))
+    for number, (zone, reason) in enumerate(places):
+        world.profiles.apply_profile(0, profile(time_zone=zone), NOON_MS)
+        assert world.one(0, NOON_MS + number).reason == reason
