@@ -12,6 +12,7 @@ from engine.decide.case import Case
 from engine.decide.compose import is_fixed
 from engine.decide.gates import GATES
 from engine.decide.profiles import ProfileTable
+from engine.decide.stock import stock_values
 from engine.decide.wave import build_request
 from engine.errors import StoreUnavailable
 from engine.model import Outcome, Reason, ReserveRequest
@@ -107,6 +108,9 @@ def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) ->
             {"reason": rule.reason, "most": rule.most, "since": rule.since_ms} for rule in request.options[0].rules
         ],
     }
+    take = request.options[0].take
+    if take is not None:
+        values |= stock_values(take)
     try:
         answer = reserve([ReserveRequest(subject, case.user_id, case.now_ms, options)])[0]
     except StoreUnavailable:

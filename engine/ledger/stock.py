@@ -102,7 +102,8 @@ class Stock:
             if not takes:
                 run.append(request)
                 continue
-            if request.now_ms >= self._next_sweep_ms:
+            # A question that binds nobody changes nothing: explain asks at any time.
+            if request.now_ms >= self._next_sweep_ms and not all(option.shadow for option in request.options):
                 if run:
                     return run
                 self._sweep(request.now_ms)

@@ -50,12 +50,12 @@ class Live:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         for name in ("geofences", "scenarios"):
-            (folder / name).mkdir()
+            (folder / name).mkdir(exist_ok=True)
         (folder / "geofences" / "places.geojson").write_text(FENCES)
         (folder / "scenarios" / "policy.yaml").write_text(self.policy())
         self.write_scenario("第一版")
         state = folder / "state"
-        state.mkdir()
+        state.mkdir(exist_ok=True)
         book = open_address_book(Settings(state=state))
         book.put((f"u{number}", "sms", f"1390000{number:04d}") for number in range(2000))
         book.close()

@@ -28,7 +28,8 @@ NO_LOCATION, NO_USAGE = 7, 8  # drop codes
 SILENT = {"closed", "opened", "gap", "expired", "removed", "returned"}
 REASONS = {
     "granted", "not_live", "too_old", "no_profile", "audience", "no_consent", "opted_out", "dnd", "suppressed",
-    "reentry", "quiet_hours", "stale_presence", "outscored", "min_gap", "stock", "budget", "missing_value", "bad_value",
+    "reentry", "quiet_hours", "not_drawn", "stale_presence", "outscored",
+    "min_gap", "stock", "budget", "missing_value", "bad_value",
     "deadline", "paused", "feed_silent", "store_unavailable", "holdout", "duplicate",
     "cap:all", "cap:channel", "cap:scenario", "cap:category", "cap:partner", "cap:deployment",
 }  # fmt: skip

@@ -9,8 +9,9 @@ from tests.simulation.faults import EVERY
 from tests.simulation.run import Verdict
 
 UNREACHABLE = {
-    "stock": "benefits with stock are not built yet",
-    "budget": "benefits with a budget are not built yet",
+    "stock": "the simulated benefits do not run out; tests/property/test_stock.py, tests/integration/test_crash.py",
+    "budget": "the simulated benefits have no budget",
+    "not_drawn": "the simulated scenarios are no lotteries",
     "feed_silent": "absence patterns are not built yet",
     "cap:deployment": "limits over the deployment refuse as `paused`",
 }
