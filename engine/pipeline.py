@@ -78,6 +78,8 @@ class Reserver(Protocol):
 
     def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None: ...
 
+    def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None: ...
+
 
 @dataclass(slots=True)
 class ConsentChange:
@@ -563,6 +565,8 @@ class Pipeline:
                 self.ledger.lease_codes(pool, first, count, epoch)
             case {"recall": pool, "epoch": epoch}:
                 self.ledger.recall_codes(pool, epoch)
+            case {"spent": pool, "spans": spans}:
+                self.ledger.spend_codes(pool, spans)
             case {"returned": pool, "spans": spans}:
                 self.ledger.accept_return(pool, spans)
         effects.code_records += 1

@@ -103,6 +103,15 @@ class EmbeddedLedger:
         self.stock.recall(pool, epoch)
         self._leased.append(Lease(pool, 0, 0, epoch, expired=True))
 
+    def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        """Never give these codes again (see `codes_after`)."""
+        self.stock.spend(pool, spans)
+
+    def codes_after(self, position: int) -> list[str]:
+        """List the codes, as pool#number, of reservations behind this position: the log has lost their records."""
+        with self._database.reading() as cursor:
+            return history.read_codes(cursor, position)
+
     def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
         """Drop codes that codes.db has taken back."""
         self.stock.accept_return(pool, spans)

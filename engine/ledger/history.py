@@ -141,6 +141,11 @@ def read_leases(cursor: sqlite3.Cursor, through_position: int) -> list[Lease]:
     return [Lease(pool, first, count, epoch, bool(expired)) for pool, first, count, epoch, expired in rows]
 
 
+def read_codes(cursor: sqlite3.Cursor, after_position: int) -> list[str]:
+    rows = cursor.execute("SELECT body FROM reservations WHERE position > ?", (after_position,))
+    return [code for (body,) in rows for *_, code, _taken in orjson.loads(body) if code is not None]
+
+
 def expired_leases(cursor: sqlite3.Cursor) -> list[tuple[str, int, int, int]]:
     """List pool, first, end, and the position of the record that let the lease expire."""
     rows = cursor.execute("SELECT pool, first, first + count, expired FROM code_leases WHERE expired IS NOT NULL")

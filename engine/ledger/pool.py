@@ -64,6 +64,12 @@ class CodePool:
             heappush(self._heap, (number, number + 1))
             self.available += 1
 
+    def spend(self, spans: Iterable[Sequence[int]]) -> None:
+        """Never draw these again: they were given by records that a power loss took from the log."""
+        self._heap = without(joined(self._heap), [(span[0], span[1]) for span in spans])
+        heapify(self._heap)
+        self.available = sum(end - first for first, end in self._heap)
+
     def recall(self, epoch: int) -> None:
         """Let every lease up to this epoch expire."""
         gone = [(first, end) for first, end, under in self._leases if under <= epoch]

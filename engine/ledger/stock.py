@@ -285,6 +285,11 @@ class Stock:
         if pool in self._pools:
             self._pools[pool].recall(epoch)
 
+    def spend(self, pool: str, spans: Iterable[Sequence[int]]) -> None:
+        """Never give these numbers again."""
+        if pool in self._pools:
+            self._pools[pool].spend(spans)
+
     def returned(self, pool: str) -> list[tuple[int, int]]:
         """List the spans (first, end) that wait to go back to the store of codes."""
         return self._pools[pool].returned() if pool in self._pools else []

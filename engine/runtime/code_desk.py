@@ -50,6 +50,13 @@ class CodeDesk:
         for pool in self.store.pools():
             known = [(one.first, one.end) for one in stored if one.pool == pool.name]
             self.store.keep_leased(pool.name, joined([*known, *stock.known(pool.name)]))
+        # A power loss may have taken records whose codes went out; the ledger remembers them.
+        spent: dict[str, list[tuple[int, int]]] = {}
+        for code in self._ledger.codes_after(self._done()):
+            name, _, number = code.partition("#")
+            spent.setdefault(name, []).append((int(number), int(number) + 1))
+        for name, spans in sorted(spent.items()):
+            self._write(name, {"spent": name, "spans": joined(spans)})
 
     def supply(self, content: Content) -> None:
         """Take back what was recalled, and lease what runs low."""

@@ -28,6 +28,8 @@ from engine.definitions import (
     While,
 )
 from engine.kernels import CACHE, compile_lock, is_warm, warm_mark
+from engine.ledger.codes import CodeStore
+from engine.ledger.codes_import import import_codes
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Mode, RecordKind
 from engine.pipeline import Effects, Pipeline
@@ -97,6 +99,16 @@ def _run_a_day() -> None:
         pipeline.forget("crowd7")
         pipeline.behavior.reset_users(np.arange(pipeline.users.count))
         ledger.close()
+        _import_codes(Path(folder))
+
+
+def _import_codes(folder: Path) -> None:
+    """Two files: the second meets a pool that holds codes already, and one of them again."""
+    store = CodeStore(folder / "codes.db")
+    for name, text in (("a.csv", "A1\nA2\n"), ("b.csv", "A2\nA3\n")):
+        (folder / name).write_text(text)
+        import_codes(store, "warm", folder / name)
+    store.close()
 
 
 def _content() -> Content:
