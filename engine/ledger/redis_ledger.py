@@ -225,6 +225,9 @@ class RedisLedger(RedisShard):
     def recall_codes(self, pool: str, epoch: int) -> None:
         """See `lease_codes`."""
 
+    def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        """See `lease_codes`."""
+
     def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
         """See `lease_codes`."""
 
