@@ -58,6 +58,9 @@ class ShadowLedger:
     def recall_codes(self, pool: str, epoch: int) -> None:
         self.stock.recall(pool, epoch)
 
+    def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        self.stock.spend(pool, spans)
+
     def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
         self.stock.accept_return(pool, spans)
 
