@@ -16,6 +16,7 @@ from rich.text import Text
 from engine.clock import wall_ms
 from engine.content import Inspection, inspect_content, outdated
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
+from engine.deliver.gateways.build import unserved
 from engine.errors import Fault
 from engine.settings import load_settings
 
@@ -41,7 +42,8 @@ def check(
     """Load all content as the engine would and report everything that is wrong; exit status 1 where anything is."""
     inspection = inspect_folders(geofences, scenarios)
     if inspection.content is not None:
-        faults = (*inspection.faults, *outdated(inspection.content, wall_ms()))
+        warnings = (*outdated(inspection.content, wall_ms()), *unserved(inspection.content, load_settings()))
+        faults = (*inspection.faults, *warnings)
         inspection = Inspection(inspection.content, faults)
     if as_json:
         print(json.dumps(_report(inspection), ensure_ascii=False, indent=2))

@@ -8,7 +8,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import datetime, time
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
 
 import structlog
 
@@ -93,6 +95,8 @@ class Host:
             make_missing=maker.sandbox,
             executor=self._claims,
             why_not_again=self._why_not_again,
+            day=self._day,
+            sent_today=self._sent_today,
             due_fallbacks=self.service.ledger.due_fallbacks,
             reveal=self.service.codes.reveal,
         )
@@ -248,6 +252,16 @@ class Host:
         """Signature and opt-out text of the live content: an edit reaches the next message."""
         policy = self.service.pipeline.content.policy
         return policy.signature, policy.opt_out_text
+
+    def _day(self) -> int:
+        """Number the day it is in the deployment's zone."""
+        zone = ZoneInfo(self.service.pipeline.content.policy.time_zone)
+        return datetime.fromtimestamp(wall_ms() / 1000, zone).date().toordinal()
+
+    def _sent_today(self, gateway: str) -> int:
+        zone = ZoneInfo(self.service.pipeline.content.policy.time_zone)
+        midnight = datetime.combine(datetime.fromtimestamp(wall_ms() / 1000, zone).date(), time.min, zone)
+        return self.service.ledger.parts_since(gateway, int(midnight.timestamp() * 1000))
 
     def _why_not_again(self, offer: Offer) -> str | None:
         return self.service.ledger.why_not_again(offer.offer_id, offer.channel)

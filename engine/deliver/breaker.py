@@ -1,4 +1,4 @@
-"""When to leave a gateway alone: a circuit breaker and a token bucket, both fed with a monotonic `t` (rule G4)."""
+"""When to leave a gateway alone: a breaker and a token bucket, fed with a monotonic `t`, and a daily quota (G4)."""
 
 from __future__ import annotations
 
@@ -63,6 +63,23 @@ class Breaker:
         failures = self._answers.count(False)
         if failures >= self.LEAST and failures >= self.SHARE * len(self._answers):
             self._open_until = t + self._pause_s
+
+
+class Quota:
+    """At most so many parts a day; None: as many as come. Days are counted by the caller."""
+
+    def __init__(self, most: int | None, day: int = 0, used: int = 0) -> None:
+        self.most = most
+        self._day = day
+        self._used = used
+
+    def is_spent(self, day: int) -> bool:
+        if day != self._day:
+            self._day, self._used = day, 0
+        return self.most is not None and self._used >= self.most
+
+    def take(self, count: int) -> None:
+        self._used += count
 
 
 class Bucket:

@@ -15,7 +15,7 @@ import structlog
 
 from engine import metrics
 from engine.clock import monotonic_s
-from engine.deliver.breaker import Breaker
+from engine.deliver.breaker import Breaker, Quota
 from engine.deliver.contract import (
     Addresses,
     Capabilities,
@@ -50,6 +50,7 @@ class Dispatcher:
     reveal    looks up the code that `pool#number` stands for, between claim and submit
     why_not_again  asked before a submit is repeated: a reason not to (consent gone, ...), or None
     due_fallbacks  lists offers whose second channel is due at an instant (G5); None: there is no second channel
+    day       counts local days, for daily quotas; `sent_today` says what a gateway was given on that day before
     texts     the signature and the opt-out text of an SMS as they are now
     route     chooses among several gateways of one channel; None: the first that is ready
     make_missing  makes the gateway of a channel that none serves, or None: its offers end as `no_gateway`
@@ -64,6 +65,8 @@ class Dispatcher:
         now_ms: Callable[[], int],
         emit: Callable[[Sequence[bytes]], Awaitable[Any]],
         tenant: str = "default",
+        day: Callable[[], int] = lambda: 0,
+        sent_today: Callable[[str], int] = lambda gateway: 0,
         texts: Callable[[], tuple[str, str]] = lambda: ("", ""),
         route: Callable[[Offer, Sequence[Gateway]], Gateway] | None = None,
         make_missing: Callable[[str], Gateway | None] = lambda channel: None,
@@ -81,6 +84,8 @@ class Dispatcher:
         self.now_ms = now_ms
         self.monotonic_s = monotonic_s
         self.texts = texts
+        self.day = day
+        self._sent_today = sent_today
         self.submit_timeout_s = submit_timeout_s
         self.most_tries = most_tries
         self.store_pause_s = store_pause_s
@@ -273,6 +278,9 @@ class Dispatcher:
         return lane
 
     async def _open(self, lane: Lane) -> None:
+        if lane.quota.most is not None:
+            used = await self._call(self._sent_today, lane.gateway.name)
+            lane.quota = Quota(lane.quota.most, self.day(), used)
         await lane.gateway.start(self.returns)
         self._lane_tasks.append(asyncio.create_task(lane.run()))
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import structlog
 
 from engine import metrics
-from engine.deliver.breaker import Breaker, Bucket
+from engine.deliver.breaker import Breaker, Bucket, Quota
 from engine.deliver.contract import ClaimAnswer, Dispatch, DispatchRecord, Gateway
 from engine.deliver.fair_queue import FairQueue
 from engine.deliver.settler import Settled
@@ -55,6 +55,7 @@ class Lane:
         self.in_flight = 0
         self.breaker = Breaker()
         self._bucket = Bucket(gateway.capabilities.messages_per_s)
+        self.quota = Quota(gateway.capabilities.daily_quota)
         self._retries: list[_Retry] = []
         self._numbers = 0
         self._wake = asyncio.Event()
@@ -77,7 +78,9 @@ class Lane:
         standing = self.gateway.standing
         if not standing.ready:
             return standing.detail or "not ready"
-        return "circuit breaker open" if self.breaker.is_open else ""
+        if self.breaker.is_open:
+            return "circuit breaker open"
+        return "daily quota spent" if self.quota.is_spent(self._owner.day()) else ""
 
     def wake(self) -> None:
         self._wake.set()
@@ -145,6 +148,8 @@ class Lane:
         breaker_wait_s = self.breaker.wait_s(t)
         if breaker_wait_s > 0:
             return 0, min(breaker_wait_s, LONG_WAIT_S)
+        if self.quota.most is not None and self.quota.is_spent(self._owner.day()):
+            return 0, LONG_WAIT_S
         tokens = self._bucket.available(t)
         if tokens < 1:
             return 0, self._bucket.wait_s()
@@ -237,6 +242,7 @@ class Lane:
 
     def _submit_soon(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
         self._bucket.take(parts)
+        self.quota.take(parts)
         self.in_flight += 1
         task = asyncio.create_task(self._submit(offer, dispatch, parts, tries))
         self._tasks.add(task)

@@ -284,6 +284,12 @@ class EmbeddedLedger:
         self._early += early
         return changed
 
+    def parts_since(self, gateway: str, since_ms: int) -> int:
+        """Count parts that a gateway that reports has taken since an instant, for its daily quota; reads a table."""
+        with self._database.reading() as cursor:
+            row = cursor.execute("SELECT count(*) FROM parts WHERE gateway = ? AND at_ms >= ?", (gateway, since_ms))
+            return int(row.fetchone()[0])
+
     def due_fallbacks(self, now_ms: int, limit: int = 500) -> list[Offer]:
         """List offers whose second channel is due (G5), as second attempts to claim."""
         with self._database.reading() as cursor:

@@ -132,6 +132,25 @@ def test_nothing_goes_out_a_second_time_after_its_deadline_a_release_or_a_closed
     assert app.seen == []
 
 
+def test_a_daily_quota_holds_back_the_rest_until_the_next_day(tmp_path: Path) -> None:  # G4
+    sms, today = Scripted("sms"), [1]
+    sms.capabilities = Capabilities(receipts=True, daily_quota=5)
+
+    async def main() -> None:
+        rig = Rig(tmp_path, [sms], day=lambda: today[0], sent_today=lambda gateway: 2)
+        await rig.dispatcher.start()
+        for number in range(6):
+            rig.offer([number])
+            await asyncio.sleep(0.05)
+        assert len(sms.seen) == 3, "two were sent before the restart"
+        assert rig.dispatcher.held_back() == {"sms": "daily quota spent"}
+        today[0] = 2
+        await rig.until(lambda: len(sms.seen) == 6)
+        await rig.close(1.0)
+
+    asyncio.run(main())
+
+
 def test_the_second_channel_asks_for_consent_of_its_own(tmp_path: Path) -> None:
     sms, app = Scripted("sms", GatewayPermanent("no")), Scripted("app")
 

@@ -13,7 +13,7 @@ from engine.deliver.gateways.http import make_http
 from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sandbox import SandboxGateway, SandboxMessage
 from engine.deliver.gateways.webhook import WebhookGateway
-from engine.errors import SettingsError
+from engine.errors import Fault, SettingsError
 from engine.gateway_settings import (
     AppriseSettings,
     CmppSettings,
@@ -31,7 +31,22 @@ from engine.settings import Settings
 
 def content_channels(content: Content) -> set[str]:
     """Return every channel that scenarios name."""
-    return {channel for scenario in content.scenarios for channel in scenario.offer.channels}
+    named: set[str] = set()
+    for scenario in content.scenarios:
+        named |= {*scenario.offer.channels, *filter(None, [scenario.offer.fallback_channel])}
+    return named
+
+
+def unserved(content: Content, settings: Settings) -> list[Fault]:
+    """List, as warnings, channels for which no gateway is declared although others are: their offers reach nobody."""
+    served = served_channels(settings)
+    if not served:
+        return []
+    hint = "declare one in opportune.toml, or the sandbox takes its offers and sends nothing"
+    return [
+        Fault("scenarios", f"channel {channel}", "no gateway for it", "a table [gateways.NAME]", hint, "warning")
+        for channel in sorted(content_channels(content) - served)
+    ]
 
 
 def served_channels(settings: Settings) -> set[str]:
