@@ -23,6 +23,7 @@ from engine.runtime.source import Assigned, ignore_assignment
 BEHIND_MS = 300_000
 _CHUNK = 4 << 20
 _NO_TIME = -1
+_TIMED_AT_ONCE = 65_536
 
 
 class FileSource:
@@ -224,6 +225,8 @@ def _sorted(lines: _Lines) -> _Lines:
     known = np.where(at_ms != _NO_TIME, np.arange(len(at_ms)), -1)
     np.maximum.accumulate(known, out=known)
     filled = np.where(known >= 0, at_ms[np.maximum(known, 0)], _NO_TIME)
+    if (filled[1:] >= filled[:-1]).all():
+        return lines
     order = np.argsort(filled, kind="stable")
     return _Lines(lines.data, lines.start[order], lines.end[order])
 
@@ -242,13 +245,37 @@ class _Timed(msgspec.Struct):
     data: _Payload | msgspec.UnsetType = msgspec.UNSET
 
 
+class _Plain(msgspec.Struct, gc=False):
+    """An event with its time where nearly all have it."""
+
+    at: int
+
+
 def _times(lines: _Lines) -> np.ndarray:
     """Read the instant of every line, -1 where it has none that can be read."""
-    decoder = msgspec.json.Decoder(_Timed)
-    view = memoryview(lines.data)
     at_ms = np.full(len(lines.start), _NO_TIME, np.int64)
+    view = memoryview(lines.data)
+    decoder = msgspec.json.Decoder(_Plain)
+    for first in range(0, len(at_ms), _TIMED_AT_ONCE):
+        some = slice(first, first + _TIMED_AT_ONCE)
+        start, end = lines.start[some], lines.end[some]
+        try:
+            # Ten times as fast as line by line, and nearly always enough.
+            found = [one.at for one in decoder.decode_lines(view[int(start[0]) : int(end[-1])])]
+        except (msgspec.DecodeError, RecursionError):
+            found = []
+        if len(found) == len(start) and min(found) >= 1e11 and max(found) < 1 << 62:
+            at_ms[some] = found
+        else:
+            at_ms[some] = _times_line_by_line(view, start, end)
+    return at_ms
+
+
+def _times_line_by_line(view: memoryview, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    decoder = msgspec.json.Decoder(_Timed)
+    at_ms = np.full(len(starts), _NO_TIME, np.int64)
     seen: dict[str, int] = {}
-    for row, (start, end) in enumerate(zip(lines.start.tolist(), lines.end.tolist(), strict=True)):
+    for row, (start, end) in enumerate(zip(starts.tolist(), ends.tolist(), strict=True)):
         try:
             one = decoder.decode(view[start:end])
         except (msgspec.DecodeError, RecursionError):
