@@ -22,7 +22,10 @@ def register(app: typer.Typer) -> None:
 
 def backtest(
     events: Annotated[
-        list[Path], typer.Option(help="recorded events: NDJSON or JSON arrays, plain or .gz", exists=True)
+        list[Path],
+        typer.Option(
+            help="recorded events: NDJSON or JSON arrays, plain or .gz; or one folder of a recording", exists=True
+        ),
     ],
     content: Annotated[
         Path | None, typer.Option(help="folder with scenarios/ and geofences/; without it those of the settings")
@@ -37,18 +40,28 @@ def backtest(
     from engine.console.backtest_tables import print_report
     from engine.runtime.backtest import Tally, run
     from engine.runtime.file_source import FileSource
+    from engine.runtime.source import JournalSource
     from engine.runtime.warm import warm_aloud
 
     settings = load_settings()
     folders = [content] if against is None else [content, against]
-    loaded = [_load(folder, settings) for folder in folders]
+    recording = events[0] if len(events) == 1 and events[0].is_dir() else None
+    loaded = [_load(folder, settings, recording) for folder in folders]
     warm_aloud()
     console = Console(stderr=True)
     tallies: list[tuple[str, Tally]] = []
-    for (name, one), label in zip(loaded, ("before", "after"), strict=False):
-        source = FileSource(events)
-        with _progress(console, name, source.total_bytes) as progress:
-            tally = run(source, one, settings, id_key=b"opportune-backtest", endless_codes=True, progress=progress)
+    for (name, one, load_content), label in zip(loaded, ("before", "after"), strict=False):
+        source: Any = FileSource(events) if recording is None else JournalSource(recording / "journal")
+        with _progress(console, name, getattr(source, "total_bytes", 0)) as progress:
+            tally = run(
+                source,
+                one,
+                settings,
+                id_key=b"opportune-backtest",
+                endless_codes=True,
+                load_content=load_content,
+                progress=progress,
+            )
         if not tally.events:
             raise OpportuneError(
                 f"no event in {', '.join(map(str, events))} could be read; opportune replay --dead-letters - tells why"
@@ -64,16 +77,24 @@ def backtest(
         print_report(Console(), report)
 
 
-def _load(folder: Path | None, settings: Any) -> tuple[str, Any]:
-    """A name and the checked content; fences of the settings where the folder has none of its own."""
-    from engine.content import load_content
+def _load(folder: Path | None, settings: Any, recording: Path | None) -> tuple[str, Any, Any]:
+    """A name, the checked content, and what loads content records: those of a recording where nothing else is named.
 
+    Fences are the settings' where the folder has none of its own.
+    """
+    from engine.content import load_content
+    from engine.runtime.archive import ContentArchive
+    from engine.runtime.recording import read_manifest
+
+    if folder is None and recording is not None:
+        archive = ContentArchive(recording / "content")
+        return "as recorded", archive.load(str(read_manifest(recording)["content"])), archive.load_record
     if folder is None:
-        return "content", load_content(settings.geofences, settings.scenarios)
+        return "content", load_content(settings.geofences, settings.scenarios), None
     scenarios, geofences = folder / "scenarios", folder / "geofences"
     if not scenarios.is_dir():
         raise OpportuneError(f"{folder} holds no folder scenarios/; name the folder above it")
-    return folder.name, load_content(geofences if geofences.is_dir() else settings.geofences, scenarios)
+    return folder.name, load_content(geofences if geofences.is_dir() else settings.geofences, scenarios), None
 
 
 @contextlib.contextmanager
