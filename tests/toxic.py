@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 from types import TracebackType
 from urllib.parse import urlsplit
 
 
 class LostReplies:
-    """Stand between a client and Redis; every so many replies one is swallowed and the connection cut.
+    """Stand between a client and Redis; of so many replies one, by a seed, is swallowed and the connection cut.
 
     A reply is what the server sends between two requests of a client that waits for each answer.
     """
@@ -17,8 +18,9 @@ class LostReplies:
     def __init__(self, url: str, *, every: int) -> None:
         self.lost = 0
         self._target = urlsplit(url)
+        # At random: a reconnect takes some replies of its own, and must not meet its end every time.
+        self._dice = random.Random(every)
         self._every = every
-        self._replies = 0
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
@@ -54,8 +56,7 @@ class LostReplies:
             while data := await there.read(1 << 20):
                 if asked.is_set():
                     asked.clear()
-                    self._replies += 1
-                    if self._replies % self._every == 0:
+                    if self._dice.random() * self._every < 1:
                         self.lost += 1
                         break
                 writer.write(data)
