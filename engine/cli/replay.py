@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from engine.clock import monotonic_s
+from engine.errors import OpportuneError
 from engine.model import Drop
 from engine.settings import load_settings
 
@@ -26,7 +27,12 @@ def register(app: typer.Typer) -> None:
 
 
 def replay(
-    files: Annotated[list[Path], typer.Argument(help="events: NDJSON or JSON arrays, plain or .gz", exists=True)],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="events: NDJSON or JSON arrays, plain or .gz", exists=True)
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="instead of files: the journal of a state folder, without what it set aside")
+    ] = None,
     geofences: Annotated[Path | None, typer.Option(help="folder of fences")] = None,
     scenarios: Annotated[Path | None, typer.Option(help="folder of scenarios")] = None,
     transitions: Annotated[Path | None, typer.Option(help="write transitions here, one JSON object a line")] = None,
@@ -39,11 +45,16 @@ def replay(
     """Replay recorded events: same fences, scenarios, caps and clockwork as live, nothing is sent."""
     if clock != "events":
         raise typer.BadParameter("files carry no append times; only `events` is possible", param_hint="--clock")
+    if bool(files) == (state is not None):
+        raise typer.BadParameter("name files of events, or a state folder with --state", param_hint="FILES / --state")
     from engine.content import load_content
     from engine.ledger.embedded import EmbeddedLedger
     from engine.pipeline import Pipeline
     from engine.runtime import collector
+    from engine.runtime.archive import ContentArchive
     from engine.runtime.file_source import FileSource
+    from engine.runtime.quarantine import Quarantine
+    from engine.runtime.source import JournalSource
     from engine.runtime.warm import warm_aloud
 
     settings = load_settings(geofences=geofences, scenarios=scenarios)
@@ -62,19 +73,37 @@ def replay(
         pipeline = Pipeline(content, settings, ledger, id_key=key)
         out = _Outputs(pipeline, files_open, transitions, decisions, dead_letters)
         collector.settle()
-        source = FileSource(files)
+        source: Any = FileSource(files or []) if state is None else JournalSource(_journal(state))
+        # What the service set aside would stop it, and took no part in its decisions (F2).
+        quarantine = Quarantine((state or Path(folder)) / "quarantine.jsonl")
+        follows = state is not None and geofences is None and scenarios is None
+        load_record = ContentArchive(state / "content").load_record if state is not None and follows else None
         started = monotonic_s()
-        with _progress(console, source.total_bytes) as advance:
+        with _progress(console, getattr(source, "total_bytes", 0)) as advance:
             for block in _paced(source, pipeline, speed):
-                effects = pipeline.process(block)
+                effects = pipeline.process(quarantine.without(block), load_record)
+                effects.dead = quarantine.named(effects.dead)
                 ledger.commit(int(block.position[-1]), effects.now_ms)
                 out.write(effects)
                 _add(tally, effects)
-                advance(source.done_bytes, tally)
+                advance(getattr(source, "done_bytes", 0), tally)
         out.write_decisions(pipeline.finish())
         seconds = monotonic_s() - started
         ledger.close()
     _summary(console, tally, seconds)
+    if not tally["events"]:
+        what = ", ".join(map(str, files)) if files else f"the journal of {state}"
+        console.print(
+            f"[red]no event in {what} could be read[/red]; --dead-letters - tells what is wrong with each",
+            soft_wrap=True,
+        )
+        raise typer.Exit(1)
+
+
+def _journal(state: Path) -> Path:
+    if not (state / "journal").is_dir():
+        raise OpportuneError(f"{state} holds no journal; name the folder that a service wrote")
+    return state / "journal"
 
 
 class _Outputs:

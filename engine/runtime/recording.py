@@ -26,6 +26,7 @@ from engine.errors import EventError, OpportuneError
 from engine.model import RecordKind
 from engine.runtime import checkpoint
 from engine.runtime.journal import Journal
+from engine.runtime.quarantine import Quarantine
 from engine.runtime.source import JournalSource
 
 VERSION = 1
@@ -78,8 +79,10 @@ class Recorder:
     def copy(self) -> int:
         """Copy what was journaled since; return how many records."""
         before = self.records
+        quarantine = Quarantine(self._state / "quarantine.jsonl")  # what took no part in decisions stays out
         while blocks := self._source.poll(4096):
-            for block in blocks:
+            for whole in blocks:
+                block = quarantine.without(whole)
                 for row in range(len(block)):
                     payload = bytes(block.data[int(block.start[row]) : int(block.end[row])])
                     kind = int(block.kind[row])
