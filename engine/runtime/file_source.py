@@ -24,6 +24,7 @@ BEHIND_MS = 300_000
 _CHUNK = 4 << 20
 _NO_TIME = -1
 _TIMED_AT_ONCE = 65_536
+_SEARCHED_AT_ONCE = 1 << 18
 
 
 class FileSource:
@@ -210,7 +211,10 @@ def _as_lines(path: Path, text: bytes) -> bytes:
 def _split(data: bytes) -> _Lines:
     """Find the lines of a buffer that hold anything but white space at their start."""
     column = np.frombuffer(data, np.uint8)
-    breaks = np.flatnonzero(column == 10)
+    # Piece by piece: a mask of the whole would be written to memory and read back.
+    pieces = range(0, len(column), _SEARCHED_AT_ONCE)
+    found = [np.flatnonzero(column[first : first + _SEARCHED_AT_ONCE] == 10) + first for first in pieces]
+    breaks = np.concatenate(found) if found else np.zeros(0, np.int64)
     start = np.concatenate(([0], breaks + 1)).astype(np.int64)
     end = np.concatenate((breaks, [len(column)])).astype(np.int64)
     # A carriage return before the break is white space to JSON.
