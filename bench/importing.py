@@ -30,7 +30,7 @@ def run(smoke: bool = False) -> list[dict[str, Any]]:
     rows = []
     for row in beside:
         name = row["name"].removeprefix(f"service.{rate}.")
-        out = {**row, "name": f"import.service.{rate}.{name}"}
+        out = {**row, "name": f"importing.service.{rate}.{name}"}
         if name.startswith("p"):
             out |= {"peer": alone[row["name"]], "ratio": row["value"] / alone[row["name"]]}
         rows.append(out)
