@@ -96,7 +96,7 @@ class Caps:
         """Load grants in the order they were made, each with whether it was released: a rebuild from the ledger."""
         counters = self._state.counters
         counters[kernel.LONGEST_MS] = max(int(counters[kernel.LONGEST_MS]), longest_ms)
-        for (offer_id, subject, _, mark, flags, at_ms, code, _taken), released in grants:
+        for (offer_id, subject, _, mark, flags, at_ms, code, taken), released in grants:
             self._make_room(1)
             number = self._marks.get(mark)
             if number is None:
@@ -105,7 +105,7 @@ class Caps:
             kernel.add_grant(self._state, np.uint64(hash_text(subject)), high, low, number, flags, at_ms)
             if released:
                 kernel.release(self._state, high, low)
-            if code is not None:
+            if code is not None and taken is None:  # what stock gave, stock remembers
                 self._codes[offer_id] = (at_ms, code)
 
     def forget(self, subject: str) -> None:

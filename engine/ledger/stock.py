@@ -84,7 +84,7 @@ class Stock:
         those before it; so the answers are those of one at a time.
         """
         if not any(option.take is not None for request in requests for option in request.options):
-            return caps.reserve(requests, made)
+            return self._told_again(requests, caps.reserve(requests, made))
         answers: list[ReserveAnswer] = []
         start = 0
         while start < len(requests):
@@ -172,11 +172,7 @@ class Stock:
             if answer.granted < 0:
                 continue
             option = request.options[answer.granted]
-            if answer.duplicate:
-                if option.take is not None:
-                    told[number] = msgspec.structs.replace(answer, code=self.code_of(option.offer_id))
-                continue
-            if option.shadow:
+            if answer.duplicate or option.shadow:
                 continue
             if option.take is not None and not option.withheld:
                 take = option.take
@@ -188,7 +184,16 @@ class Stock:
                 made[row] = (*made[row][:6], ref, (take.day_ms, list(lines)))
                 told[number] = msgspec.structs.replace(answer, code=ref)
             row += 1
-        return told
+        return self._told_again(run, told)
+
+    def _told_again(self, requests: Sequence[ReserveRequest], answers: list[ReserveAnswer]) -> list[ReserveAnswer]:
+        """Name to a repeated question the code that its offer holds, whatever is asked for this time."""
+        for number, answer in enumerate(answers):
+            if answer.duplicate:
+                held = self.code_of(requests[number].options[answer.granted].offer_id)
+                if held is not None:
+                    answers[number] = msgspec.structs.replace(answer, code=held)
+        return answers
 
     def _draw(self, pool: str | None) -> int:
         if pool is None:

@@ -87,8 +87,7 @@ class Model:
     def answer(self, request: ReserveRequest) -> tuple[int, tuple[str, ...], bool, str | None]:
         for k, option in enumerate(request.options):
             if option.offer_id in self.grants:
-                code = self.stock.code_of(option.offer_id) if option.take is not None else None
-                return k, ("duplicate",) * k, True, code
+                return k, ("duplicate",) * k, True, self.stock.code_of(option.offer_id)
         refusals: list[str] = []
         for k, option in enumerate(request.options):
             refused = self.stock.refusal(option, request.subject)
