@@ -502,7 +502,7 @@ class Pipeline:
             case UserClosed() | AddressChanged():
                 self._note(self.decider.close(slot, self.now_ms), effects)
                 self.presence.reset_user(slot)
-                self.behavior.reset_user(slot)
+                self.behavior.close_user(slot)
                 effects.closed_users.append(user_id)
                 told = "user-closed" if isinstance(read, UserClosed) else "address-changed"
                 void = ConsentChange(user_id, "*", None, at_ms, told)

@@ -19,7 +19,6 @@ from engine.model import TransitionReason
 from engine.settings import FeedTable
 
 _SMALLEST_TABLE = 1 << 12
-_NEVER_MS = -(1 << 62)
 _NO_FIRED = np.zeros(0, FIRED)
 _QUIET = (
     TransitionReason.CLOSED,
@@ -210,6 +209,24 @@ class Behavior:
         """Forget a user whose slot is given away."""
         self.reset_users(np.array([slot]))
 
+    def close_user(self, slot: int) -> None:
+        """Begin with a new user in the slot (A4). An event of the old one that comes again still counts once (T7)."""
+        newest = self._seen.newest[slot].copy()
+        self.reset_user(slot)
+        if newest["fingerprint"]:
+            self._make_room(1)
+            self._remember(int(newest["fingerprint"]) | 1, int(newest["at_ms"]), slot)
+            self._seen.newest[slot]["fingerprint"] = kernel.OTHERS
+
+    def _remember(self, fingerprint: int, at_ms: int, slot: int) -> None:
+        """As the kernel's `remember`, for the rare user who is closed."""
+        table = self._seen.table
+        place = (fingerprint >> 1) & (len(table) - 1)
+        while int(table[place]["fingerprint"]) not in (0, fingerprint):
+            place = (place + 1) & (len(table) - 1)
+        self._seen.used[0] += int(table[place]["fingerprint"]) == 0
+        table[place] = (fingerprint, at_ms, slot, 0)
+
     def counts(self) -> dict[str, int]:
         """Totals of patterns since the first start; empty without patterns."""
         return self._store.counts() if self._store is not None else {}
@@ -249,5 +266,5 @@ def _empty_table(capacity: int, newest: np.ndarray) -> kernel.SeenIds:
 
 def _blank(users: int) -> np.ndarray:
     newest = np.zeros(users, kernel.NEWEST)
-    newest["at_ms"] = _NEVER_MS
+    newest["at_ms"] = kernel.NEVER_MS
     return newest

@@ -26,6 +26,7 @@ _AHEAD = 24  # events between asking for memory and using it: about one memory l
 NEWEST = np.dtype([("at_ms", "i8"), ("fingerprint", "u8")])
 """A user's newest usage event.  Bit 0 of the fingerprint says that the table may hold others that still matter."""
 NEWEST_BYTES = NEWEST.itemsize
+NEVER_MS = -(1 << 62)
 OTHERS, IDENTITY = np.uint64(1), ~np.uint64(1)
 
 
@@ -121,7 +122,8 @@ def admit_usage(events: np.ndarray, lateness_ms: np.ndarray, keep_ms: int, seen:
             remember(seen, fingerprint, event.at_ms, event.user)
             newest.fingerprint |= OTHERS
             continue
-        others = np.uint64(0)
+        # Of a closed user the table holds what the next one may send again.
+        others = newest.fingerprint & OTHERS if newest.at_ms == NEVER_MS else np.uint64(0)
         if newest.fingerprint != 0 and newest.at_ms >= event.at_ms - keep_ms:
             remember(seen, newest.fingerprint, newest.at_ms, event.user)
             others = OTHERS

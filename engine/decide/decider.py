@@ -177,7 +177,8 @@ class Decider:
         hashed = _hash_of(offer_id)
         for plan in self.plans:
             key = slot << 20 | plan.row
-            if plan.has_reentry and self._reserved.get(key, -1) & _HASH == hashed:
+            stored = self._reserved.get(key) if plan.has_reentry else None
+            if stored is not None and stored & _HASH == hashed:
                 del self._reserved[key]
 
     # --- deciding ---------------------------------------------------------------------------------------------------
