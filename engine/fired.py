@@ -6,7 +6,7 @@ Called per batch, and does nothing where no pattern completed and no scenario ha
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +35,7 @@ class Scene(NamedTuple):
     user_id: Callable[[int], str]
     place: Callable[[int], tuple[int, int]]  # position and item of an event row
     usage: Callable[[int], Trigger]  # the trigger that a usage event would be by itself
+    inside_after: Callable[[int, int, bool, int, int], list[int]]  # of `Presence`
 
 
 class FiredMaker:
@@ -49,6 +50,7 @@ class FiredMaker:
         self._size_m = fence_size_m.tolist()
         self._conditional = frozenset(plan.asked) | frozenset(plan.inside)
         self.has_conditions = bool(self._conditional)
+        self.looks_back = bool(plan.looks_back)
 
     def may_hold(self, scenario: int, row: int, inside: dict[int, list[int]]) -> bool:
         """Say whether the conditions of a scenario can hold at an event row, before a candidate is made of it."""
@@ -71,10 +73,14 @@ class FiredMaker:
             while waiting and waiting[0][0] < place:
                 yield waiting.popleft()[1]
             cause = (row, candidate.user, candidate.now_ms)
-            if candidate.scenario not in self._conditional or self._holds(
-                candidate.scenario, candidate.trigger, cause, held, inside, _BY_MATCH
-            ):
-                yield candidate
+            if candidate.scenario in self._conditional:
+                fences: Sequence[int] = inside.get(row, ())
+                if candidate.scenario in self._plan.looks_back:
+                    moment = candidate.user, row, candidate.position < 0, candidate.now_ms
+                    fences = scene.inside_after(*moment, candidate.trigger.at_ms)
+                if not self._holds(candidate.scenario, candidate.trigger, cause, held, fences, _BY_MATCH):
+                    continue
+            yield candidate
         for _, candidate in waiting:
             yield candidate
 
@@ -94,13 +100,24 @@ class FiredMaker:
                 if not by_timer and (row, user, scenario) in told:
                     continue  # one event gives at most one candidate per scenario and user (P8)
                 trigger, position, item = self._trigger(one, scenario, scene)
-                if scenario in self._conditional and not self._holds(
-                    scenario, trigger, (row, user, now_ms), held, inside, pattern
-                ):
-                    continue
+                if scenario in self._conditional:
+                    fences = self._inside(one, scenario, inside, scene)
+                    if not self._holds(scenario, trigger, (row, user, now_ms), held, fences, pattern):
+                        continue
                 told.add((row, user, scenario))
                 candidate = Candidate(scenario, user, scene.user_id(user), trigger, now_ms, position, item)
                 yield (row, 1 - by_timer, now_ms), candidate
+
+    def _inside(self, one: tuple[Any, ...], scenario: int, inside: dict[int, list[int]], scene: Scene) -> Sequence[int]:
+        """Return of which fences the user was inside when a pattern completed: by a transition, nothing, or usage."""
+        row, by_timer, now_ms, user, transition, pattern, _, at_ms = one[:8]
+        if scenario not in self._plan.looks_back:
+            return inside.get(row, ())
+        if transition >= 0:
+            at_ms = int(scene.transitions[transition]["confirmed_ms"])
+        elif self._plan.patterns[pattern].kind != "absence":
+            return inside.get(row, ())
+        return scene.inside_after(user, row, bool(by_timer), now_ms, at_ms)
 
     def _holds(
         self,
@@ -108,7 +125,7 @@ class FiredMaker:
         trigger: Trigger,
         cause: tuple[int, int, int],
         held: dict[tuple[int, int, int, int, int], int],
-        inside: dict[int, list[int]],
+        inside: Sequence[int],
         source: int,
     ) -> bool:
         """Answer a scenario's `while` and write the evidence into the trigger (B4)."""
@@ -122,15 +139,16 @@ class FiredMaker:
             trigger.values["while_at_least"] = int(wanted.at_least)
             trigger.values["while_within_s"] = wanted.within_ms / 1000
         if scenario in self._plan.inside:
-            found = [row for row in inside.get(cause[0], ()) if row in self._plan.inside[scenario]]
+            found = [row for row in inside if row in self._plan.inside[scenario]]
             if not found:
                 return False
             found.sort(key=lambda row: (self._size_m[row], row))
             fences = self._content.fences
-            trigger.fence = fences[found[0]].id
-            trigger.time_zone = fences[found[0]].time_zone
-            trigger.also_fences = tuple(fences[row].id for row in found[1:])
-            trigger.values["inside"] = trigger.fence
+            trigger.values["inside"] = fences[found[0]].id
+            if trigger.fence is None:  # a transition has a fence of its own
+                trigger.fence = fences[found[0]].id
+                trigger.time_zone = fences[found[0]].time_zone
+                trigger.also_fences = tuple(fences[row].id for row in found[1:])
         return True
 
     def _trigger(self, one: tuple[Any, ...], scenario: int, scene: Scene) -> tuple[Trigger, int, int]:

@@ -320,7 +320,8 @@ class Pipeline:
         """Let `now` move on without an event: timers fire, held candidates are released."""
         self.now_ms = now_ms
         self._renew_hours(now_ms)
-        transitions = self.presence.advance(_NO_EVENTS, _NO_HIT_START, _NO_HITS, now_ms)
+        looks_back = self._fired.looks_back
+        transitions = self.presence.advance(_NO_EVENTS, _NO_HIT_START, _NO_HITS, now_ms, keeps_past=looks_back)
         fired = self.behavior.advance(_NO_EVENTS, _NO_MATCHES, transitions, now_ms, _read_nothing)
         if len(transitions) or len(fired):
             self._decide(None, _NO_EVENTS, transitions, _NO_MATCHES, fired, {}, effects)
@@ -348,7 +349,7 @@ class Pipeline:
         hit_start, hits = self.index.locate(events)
         matches = self.behavior.match(events)
         ask = self.behavior.rows_to_look(*matches)
-        transitions = self.presence.advance(events, hit_start, hits, now_ms, ask)
+        transitions = self.presence.advance(events, hit_start, hits, now_ms, ask, keeps_past=self._fired.looks_back)
         inside = self.presence.inside_at() if ask is not None else {}
         fired = self.behavior.advance(
             events, matches, transitions, now_ms, lambda event: self.decoder.read_usage(block, event)
@@ -407,7 +408,7 @@ class Pipeline:
             assert block is not None
             return self._usage_trigger(events[row], self.decoder.read_names(block, events[row]))
 
-        return Scene(transitions, self.users.id_of, place, usage)
+        return Scene(transitions, self.users.id_of, place, usage, self.presence.inside_after)
 
     def _merge(
         self,

@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.behavior import layout_kernel as layout
 from engine.behavior.filters import is_hashed
-from engine.definitions import Content, PatternTrigger, PresenceTrigger, UsageTrigger
+from engine.definitions import Content, PatternTrigger, PresenceTrigger, TriggerDefinition, UsageTrigger
 from engine.model import Confidence, TransitionKind
 from engine.settings import FeedTable
 
@@ -51,6 +51,7 @@ class Plan:
     asked      by scenario, the pattern that must hold besides (`while`)
     inside     by scenario, the fence rows of which the user must be inside one
     looks      filters whose events need to know where the user is inside
+    looks_back scenarios that need to know it of a transition, or of nothing that happened
     """
 
     usage: list[int]
@@ -62,6 +63,7 @@ class Plan:
     asked: dict[int, int]
     inside: dict[int, frozenset[int]]
     looks: frozenset[int]
+    looks_back: frozenset[int]
     arrays: layout.Patterns
     spare: int = 2
     has_absence: bool = False
@@ -141,7 +143,8 @@ def compile_plan(content: Content, feeds: FeedTable, hash_text: Callable[[str], 
     scenarios: list[list[int]] = [[] for _ in draft.patterns]
     for row, pattern in own.items():
         scenarios[pattern].append(row)
-    looking = {own[row] for row in inside if row in own}
+    looking = {own[row] for row in inside if row in own and draft.patterns[own[row]].kind != "absence"}
+    looks_back = {row for row in inside if not _is_of_usage(content.scenarios[row].trigger)}
     looks = {number for number, row in enumerate(usage) if row in inside} | {
         len(usage) + number
         for number, one in enumerate(filters)
@@ -158,10 +161,18 @@ def compile_plan(content: Content, feeds: FeedTable, hash_text: Callable[[str], 
         asked,
         inside,
         frozenset(looks),
+        frozenset(looks_back),
         _arrays(draft, len(usage), filters, asks, feeds, hash_text),
         2 + max(map(len, asks), default=0),
         any(one.kind == "absence" for one in draft.patterns),
     )
+
+
+def _is_of_usage(trigger: TriggerDefinition) -> bool:
+    """Whether only usage events complete it."""
+    if isinstance(trigger, PatternTrigger):
+        return trigger.kind != "absence" and all(isinstance(step, UsageTrigger) for step in trigger.steps)
+    return isinstance(trigger, UsageTrigger)
 
 
 def _arrays(

@@ -141,7 +141,7 @@ def _file(
     before = faults.error_count
     _check_all_built(given, file, faults)
     trigger = trigger_definition(given.trigger, book, file, faults)
-    while_ = conditions(given.while_, trigger, book, file, faults)
+    while_ = conditions(given.while_, book, file, faults)
     audience = audience_expression(given.audience) if given.audience else None
     tag = contradiction(audience)
     if tag is not None:

@@ -174,21 +174,13 @@ def check_named(usage: UsageFilter, file: str, where: str, faults: Faults) -> No
         faults.add(file, where, Shown("no name"), "an app, category or action, as a value or a list", hint)
 
 
-def conditions(
-    given: While | None, trigger: TriggerDefinition, book: FenceBook, file: str, faults: Faults
-) -> WhileDefinition | None:
+def conditions(given: While | None, book: FenceBook, file: str, faults: Faults) -> WhileDefinition | None:
     """Turn `while` into its definition (rule B4)."""
     if given is None:
         return None
     inside: tuple[str, ...] = ()
     if given.inside is not None:
         inside = book.choose(given.inside, file, "$.while.inside", faults)
-        steps = trigger.steps if isinstance(trigger, PatternTrigger) else (trigger,)
-        is_absence = isinstance(trigger, PatternTrigger) and trigger.kind == "absence"
-        if is_absence or not all(isinstance(step, UsageTrigger) for step in steps):
-            hint = "a presence trigger says its fences itself; an absence may begin with exit or enter"
-            expected = "a trigger that a usage event completes"
-            faults.add(file, "$.while.inside", Shown("a trigger that is no usage event"), expected, hint)
     pattern = None
     if given.pattern is not None:
         pattern = pattern_definition("count", given.pattern, book, file, "$.while.pattern", faults)

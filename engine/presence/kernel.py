@@ -58,6 +58,7 @@ TOUCH_ROWS = 256
 TRANSITIONS_A_PAIR = 40
 """More than one event can bring about for one pair: two fixes (one held before), each with own-time timers."""
 
+int64: Any = np.int64
 _PING = int(EventType.PING)
 _TOO_FAST = int(Drop.TOO_FAST)
 
@@ -92,7 +93,7 @@ def advance(
             touch_rows(state, events, row, min(row + TOUCH_ROWS, events.shape[0]), work.touched)
         event = events[row]
         control[NOW_MS] = event.now_ms
-        if is_reached(state.wheel, event.now_ms) and not fire_timers(state, rules, work.out, event.now_ms, row):
+        if is_reached(state.wheel, event.now_ms) and not fire_timers(state, rules, work, event.now_ms, row):
             return row, MORE_OUT
         if work.ask[work.answered[0]] == row and not answer(state, rules, work, event):
             return row, MORE_ANSWERS
@@ -116,10 +117,14 @@ def advance(
             note_fix(user, fix)
             control[NEWEST_MS] = max(control[NEWEST_MS], fix.at_ms)
             continue
+        if work.kept[0] != 0:
+            if is_past_full(state, work):
+                return row, MORE_OUT
+            keep_past(state, rules, work, int64(event.user), row, 0, int64(event.now_ms))
         lacking = take_ping(state, rules, fences, work, event, hits, first, last)
         if lacking != DONE:
             return row, lacking
-    if not fire_timers(state, rules, work.out, now_ms, events.shape[0]):
+    if not fire_timers(state, rules, work, now_ms, events.shape[0]):
         return events.shape[0], MORE_OUT
     control[NOW_MS] = max(now_ms, control[NOW_MS])
     return events.shape[0], DONE
@@ -148,6 +153,38 @@ def answer(state: State, rules: Rules, work: Work, event: Any) -> bool:
     work.answered[0] = number + 1
     work.answered[2 + number] = place
     return True
+
+
+@inlined_lean_kernel
+def is_past_full(state: State, work: Work) -> bool:
+    """Whether `past` might lack room for one more entry; each has at most a row for each fence and one."""
+    return bool(work.kept[0] != 0 and work.past.shape[0] - work.kept[1] <= state.occupancy.shape[0])
+
+
+@lean_kernel
+def keep_past(state: State, rules: Rules, work: Work, user: int, row: int, by_timer: int, now_ms: int) -> None:
+    """Write of which fences the user is inside, before this ping or timer changes it; there is room."""
+    place = work.kept[1]
+    pair = -1
+    fence = -1
+    until_ms = now_ms
+    while True:
+        one = work.past[place]
+        one.now_ms = now_ms
+        one.until_ms = until_ms
+        one.user = user
+        one.row = row
+        one.fence = fence
+        one.by_timer = by_timer
+        place += 1
+        pair = int64(state.user[user].visits) if pair < 0 else int64(state.visit[pair].next)
+        while pair >= 0 and state.visit[pair].state != INSIDE and state.visit[pair].state != EXITING:
+            pair = int64(state.visit[pair].next)
+        if pair < 0:
+            break
+        fence = int64(state.visit[pair].fence)
+        until_ms = state.visit[pair].seen_ms + rules.feed[state.visit[pair].feed].ttl_ms
+    work.kept[1] = place
 
 
 @lean_kernel
@@ -205,9 +242,12 @@ def take_ping(
 
 
 @lean_kernel
-def fire_timers(state: State, rules: Rules, out: np.ndarray, now_ms: int, row: int) -> bool:
-    """Fire all that is due by `now_ms`; False if `out` is too full to go on."""
+def fire_timers(state: State, rules: Rules, work: Work, now_ms: int, row: int) -> bool:
+    """Fire all that is due by `now_ms`; False if `out` or `past` is too full to go on."""
+    out = work.out
     while True:
+        if is_past_full(state, work):
+            return False
         if out.shape[0] - state.control[OUT_ROWS] < TRANSITIONS_A_PAIR:
             return False
         place = pop(state.wheel, now_ms)
@@ -223,6 +263,8 @@ def fire_timers(state: State, rules: Rules, out: np.ndarray, now_ms: int, row: i
         state.visit[pair].timer_ms = NEVER
         if state.user[user].flags & LAGS:
             continue
+        if work.kept[0] != 0:
+            keep_past(state, rules, work, user, row, 1, fire_ms)
         delay_ms = rules.feed[state.visit[pair].feed].delay_ms
         fire(state, rules, out, user, pair, fire_ms - delay_ms, fire_ms, row)
         arm_visit(state, rules, user, pair, fire_ms)

@@ -203,6 +203,20 @@ class State(NamedTuple):
     wheel: Wheel
 
 
+PAST = np.dtype(
+    [
+        ("now_ms", "i8"),  # of the ping, or when the timer fired
+        ("until_ms", "i8"),  # event time: from then on the visit is due to be SUSPENDED
+        ("user", "i4"),
+        ("row", "i4"),  # event row, or the one before which the timer fired
+        ("fence", "i4"),  # -1 in the first row of each entry; its fences follow
+        ("by_timer", "u1"),
+    ],
+    align=True,
+)
+"""What a user was inside of just before a ping or timer."""
+
+
 class Work(NamedTuple):
     """Scratch space of one call; nothing in it outlives an event.
 
@@ -213,6 +227,8 @@ class Work(NamedTuple):
     ask      int64[A + 1]    rising event rows, not of pings, where it is asked what the user is inside of; a last
     answer   int32[...]      fences that those users are inside of (P7), question by question
     answered int64[A + 2]    questions answered; then where the answers of each begin, and the end
+    past     PAST[...]       what users were inside of before each thing that could change it
+    kept     int64[2]        whether that is asked for, and rows of `past` used
     """
 
     out: np.ndarray
@@ -222,3 +238,5 @@ class Work(NamedTuple):
     ask: np.ndarray
     answer: np.ndarray
     answered: np.ndarray
+    past: np.ndarray
+    kept: np.ndarray

@@ -13,6 +13,7 @@ from engine.model import EVENT, HIT, TRANSITION, Drop, TransitionKind
 from engine.presence import activation_kernel, kernel
 from engine.presence import layout_kernel as layout
 from engine.presence.pair_kernel import find_visit
+from engine.presence.past import Past
 from engine.presence.rules import compile_rules, with_hours
 from engine.presence.state import blank_user, new_state, state_arrays, state_of, with_room, with_users
 from engine.presence.table import STATES
@@ -59,6 +60,7 @@ class Presence:
         self._state = new_state(len(self.fences))
         self._work = _new_work(len(self.fences))
         self._blank = blank_user()
+        self._past = Past([])
 
     # --- the stream -------------------------------------------------------------------------------------------------
 
@@ -73,6 +75,8 @@ class Presence:
         hits: np.ndarray,
         now_ms: int,
         ask: np.ndarray | None = None,
+        *,
+        keeps_past: bool = False,
     ) -> np.ndarray:
         """Process a batch and let time pass to `now_ms`; return TRANSITION[K] in the order they happened.
 
@@ -80,6 +84,7 @@ class Presence:
         hit_start  int64[N + 1]  hits of event i are hits[hit_start[i]:hit_start[i + 1]], by rising fence row
         now_ms     not below the last event's; without events this is a tick
         ask        rising rows, not of pings, at which `inside_at` will be asked
+        keeps_past whether `inside_after` will be asked
 
         A transition's `event` is the row that gave it, or before which its timer fired (N: after the last).
         Any cut of the same records into batches gives the same transitions (T4).
@@ -87,6 +92,8 @@ class Presence:
         chunks: list[np.ndarray] = []
         row = 0
         self._take_questions(ask)
+        past: list[np.ndarray] = []
+        self._keep_past(keeps_past)
         while True:
             row, answer = kernel.advance(
                 self._state, self._rules, self._arrays, events, hit_start, hits, self._work, row, now_ms
@@ -95,9 +102,13 @@ class Presence:
             if written:
                 chunks.append(self._work.out[:written].copy())
                 self._state.control[layout.OUT_ROWS] = 0
+            if kept := int(self._work.kept[1]):
+                past.append(self._work.past[:kept].copy())
+                self._work.kept[1] = 0
             if answer == kernel.DONE:
                 break
-            self._make_room(answer, written)
+            self._make_room(answer, written + kept)
+        self._past = Past(past)
         if not chunks:
             return np.zeros(0, TRANSITION)
         return chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
@@ -120,6 +131,29 @@ class Presence:
             row: work.answer[first:end].tolist()
             for row, first, end in zip(work.ask.tolist(), ends, ends[1:], strict=False)
         }
+
+    def _keep_past(self, keeps_past: bool) -> None:
+        if keeps_past and not len(self._work.past):
+            self._work = self._work._replace(past=np.zeros(_OUT_ROWS + 2 * len(self.fences), layout.PAST))
+        self._work.kept[:] = keeps_past, 0
+
+    def inside_after(self, user: int, row: int, by_timer: bool, now_ms: int, at_ms: int) -> list[int]:
+        """Return the fence rows that the user was inside of (P7) at a moment of the last `advance(keeps_past=True)`.
+
+        row, by_timer, now_ms  after this event, or, before it, after all timers up to this `now`
+        at_ms                  event time: a visit due to be SUSPENDED by then does not count
+        """
+        then = self._past.after(user, row, by_timer, now_ms)
+        if then is not None:
+            return [int(one["fence"]) for one in then if at_ms < one["until_ms"]]
+        found = []
+        pair = int(self._state.user[user]["visits"]) if user < len(self._state.user) else -1
+        while pair >= 0:
+            visit = self._state.visit[pair]
+            if self._is_inside(visit, at_ms):
+                found.append(int(visit["fence"]))
+            pair = int(visit["next"])
+        return found
 
     def _make_room(self, lacking: int, written: int) -> None:
         wanted = int(self._state.control[layout.WANTED])
@@ -211,9 +245,11 @@ class Presence:
         row = find_visit(self._state, user, fence) if 0 <= user < len(self._state.user) else -1
         if row < 0:
             return False
-        visit = self._state.visit[row]
+        return self._is_inside(self._state.visit[row], now_ms)
+
+    def _is_inside(self, visit: Any, at_ms: int) -> bool:
         ttl_ms = int(self._rules.feed["ttl_ms"][visit["feed"]])
-        return visit["state"] in (layout.INSIDE, layout.EXITING) and now_ms - int(visit["seen_ms"]) < ttl_ms
+        return visit["state"] in (layout.INSIDE, layout.EXITING) and at_ms - int(visit["seen_ms"]) < ttl_ms
 
     def open_visits(self, user: int) -> list[dict[str, Any]]:
         """Describe every remembered pair of the user, for explain: no coordinates, instants in epoch ms or None."""
@@ -287,6 +323,8 @@ def _new_work(fences: int) -> layout.Work:
         np.full(_QUESTIONS, _NO_ROW, np.int64),
         np.zeros(_QUESTIONS, np.int32),
         np.zeros(_QUESTIONS, np.int64),
+        np.zeros(0, layout.PAST),
+        np.zeros(2, np.int64),
     )
 
 

@@ -236,11 +236,6 @@ PATTERN_FAULTS: dict[str, tuple[dict[str, Any], str, str]] = {
         "an app, category or action, as a value or a list",
     ),
     "a condition of nothing": ({"while": {}}, "$.while", "`inside`, `pattern` or both"),
-    "inside and entering": (
-        {"while": {"inside": {"kind": "mall"}}},
-        "$.while.inside",
-        "a trigger that a usage event completes",
-    ),
     "inside of nowhere": (
         {"trigger": USAGE, "while": {"inside": {"kind": "molls"}}},
         "$.while.inside.kind",

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from engine.definitions import Content, FieldTest, PatternTrigger, PresenceTrigger, Scenario, UsageTrigger, While
-from engine.model import Block, RecordKind
+from engine.model import Block, RecordKind, TransitionKind
 from engine.settings import FeedSettings, Settings
 from tests.world import NOON_MS, block_of, consent, make_pipeline, ping, profile, scenario, small_content, told, usage
 
@@ -32,6 +32,22 @@ def patterned(*scenarios: Scenario) -> Content:
     return small_content(scenarios=tuple(sorted(scenarios, key=lambda one: one.id)))
 
 
+CINEMA = ("national/cinema",)
+EITHER = (*CINEMA, *MALL)
+JOINED: dict[str, tuple[Any, tuple[str, ...]]] = {
+    "enter": (PresenceTrigger("enter", MALL), CINEMA),
+    "exit": (PresenceTrigger("exit", CINEMA), MALL),
+    "dwell": (PresenceTrigger("dwell", MALL, 180), CINEMA),
+    "visits": (pattern("count", PresenceTrigger("enter", EITHER), 3600, at_least=2), CINEMA),
+    "moves": (pattern("distinct", PresenceTrigger("exit", EITHER), 3600, at_least=2, field="fence"), EITHER),
+    "shop-then-enter": (pattern("sequence", (OPEN, PresenceTrigger("enter", MALL)), 900), CINEMA),
+    "exit-then-shop": (pattern("sequence", (PresenceTrigger("exit", CINEMA), OPEN), 900), MALL),
+    "no-taxi": (pattern("absence", (PresenceTrigger("exit", CINEMA), TAXI), 120), MALL),
+    "no-cart": (pattern("absence", (OPEN, BUY), 90), EITHER),
+    "stays": (pattern("absence", (PresenceTrigger("enter", MALL), PresenceTrigger("exit", MALL)), 240), CINEMA),
+}
+"""Conditions on where the user is, with triggers that are no usage event, or need not be (B4)."""
+
 EVERY = patterned(
     scenario("count", pattern("count", OPEN, 60, at_least=3)),
     scenario("sum", pattern("sum", BUY, 300, at_least=1500, field="props.fen")),
@@ -47,6 +63,7 @@ EVERY = patterned(
     scenario("taxi-after-shopping", TAXI, while_=While(pattern=pattern("count", OPEN, 900, at_least=1))),
     scenario("arrive", PresenceTrigger("enter", (*MALL, "national/cinema"))),
     scenario("shop", OPEN),
+    *(scenario(f"join-{name}", trigger, while_=While(inside=fences)) for name, (trigger, fences) in JOINED.items()),
 )
 
 
@@ -142,6 +159,159 @@ def test_the_made_up_days_reach_every_scenario():
     text = b"\n".join(line for seed in range(12) for line in run(make_day(seed), []))
     for one in EVERY.scenarios:
         assert f'"{one.id}"'.encode() in text, one.id
+
+
+# --- inside, whatever the trigger (B4, P7) ---------------------------------------------------------------------------
+
+TTL_MS = 1_800_000
+TWINS = patterned(
+    *(scenario(f"join-{name}", trigger, while_=While(inside=fences)) for name, (trigger, fences) in JOINED.items()),
+    *(scenario(f"bare-{name}", trigger) for name, (trigger, _) in JOINED.items()),
+)
+Known = tuple[str, str, str, int, int]  # twin, user, key, without its scenario, now_ms, position
+
+
+def listen(pipeline: Any, hear: Any) -> None:
+    """Let `hear(candidate, name)` be told of every candidate."""
+    decide = pipeline.decider.decide
+
+    def listening(candidates: Any) -> Any:
+        for one in candidates:
+            hear(one, pipeline.content.scenarios[one.scenario].id.partition("/")[2])
+        return decide(candidates)
+
+    pipeline.decider.decide = listening
+
+
+def known(one: Any, name: str) -> Known:
+    trigger = one.trigger
+    key = trigger.key.partition("|")[2] if trigger.kind == "pattern" else trigger.key
+    return name.partition("-")[2], one.user_id, key, one.now_ms, one.position
+
+
+def joined_at_once(records: list[tuple[Any, int, int]]) -> tuple[dict[Known, str], list[int]]:
+    """The candidates whose condition held, with the fence of their evidence, and when timers told something."""
+    pipeline, found, timers = make_pipeline(TWINS), {}, set()
+
+    def hear(one: Any, name: str) -> None:
+        if name.startswith("join-"):
+            assert known(one, name) not in found
+            found[known(one, name)] = one.trigger.values["inside"]
+        elif one.position < 0:
+            timers.add(one.now_ms)
+
+    listen(pipeline, hear)
+    pipeline.process(block(records, 0, len(records)))
+    return found, sorted(timers)
+
+
+def joined_one_by_one(records: list[tuple[Any, int, int]], timers: list[int]) -> dict[Known, str]:
+    """The same by the words of the rule: stop at every instant, and look at the visits of who is spoken to."""
+    pipeline, found = make_pipeline(TWINS), {}
+    before: dict[int, list[Any]] = {}
+    spoken: list[tuple[Any, str, list[Any]]] = []
+    moved_ms: dict[tuple[int, str, str, int], int] = {}  # confirmed_at by user, fence, kind, crossed_at
+
+    feeds = pipeline.feeds
+    delay_ms = dict(zip(feeds.names, feeds.array["expected_delay_ms"].tolist(), strict=True))
+
+    def hear(one: Any, name: str) -> None:
+        if name.startswith("bare-"):
+            spoken.append((one, name, pipeline.presence.open_visits(one.user)))
+
+    def take(one: Block, record_ms: int | None) -> None:
+        """Process a record or tick; record_ms: the user's own time, None for a tick."""
+        known_before = set(moved_ms)
+        for moves in pipeline.process(one).transitions:
+            for move in moves:
+                fence, kind = pipeline.content.fences[move["fence"]].id, TransitionKind(move["kind"]).name.lower()
+                moved_ms[int(move["user"]), fence, kind, int(move["crossed_ms"])] = int(move["confirmed_ms"])
+        for candidate, name, visits in spoken:
+            of, trigger = JOINED[name.partition("-")[2]], candidate.trigger
+            at_ms, is_early = trigger.values.get("confirmed_at", trigger.at_ms), False
+            if trigger.kind == "pattern":
+                parts = trigger.key.split("|")
+                at_ms = record_ms
+                if len(parts) == 4:
+                    at_ms = moved_ms[candidate.user, parts[1], parts[2], int(parts[3])]
+            if candidate.position < 0 and record_ms is not None:
+                # In the user's own time, before the record is taken, unless it is what opened or entered.
+                is_early = at_ms <= record_ms
+                if trigger.kind == "absence":
+                    opens, answer = of[0].steps
+                    is_early = at_ms + delay_ms["dpi" if isinstance(answer, UsageTrigger) else "app"] <= record_ms
+                    if not isinstance(opens, UsageTrigger):
+                        opened = candidate.user, opens.fences[0], opens.kind, trigger.values["opened_at"]
+                        is_early &= opened in known_before
+            inside = [
+                each["fence"]
+                for each in (before.get(candidate.user, []) if is_early else visits)
+                if each["state"] in ("INSIDE", "EXITING")
+                and each["fence"] in of[1]
+                and at_ms - each["last_fix_at"] < TTL_MS
+            ]
+            if inside:
+                found[known(candidate, name)] = min(inside, key=EITHER.index)  # the cinema is the smaller
+        spoken.clear()
+
+    listen(pipeline, hear)
+    now_ms = 0
+    for place, (value, append_ms, _) in enumerate(records):
+        for at_ms in [*(each for each in timers if now_ms <= each <= append_ms), append_ms]:
+            take(block_of([b""], position=10_000, append_ms=at_ms, kinds=RecordKind.TICK), None)
+        now_ms = append_ms
+        before = {user: pipeline.presence.open_visits(user) for user in range(pipeline.users.count)}
+        take(block(records, place, place + 1), value["at"] if isinstance(value, dict) else None)
+    return found
+
+
+def make_stay(seed: int) -> list[tuple[Any, int, int]]:
+    """As `make_day`, of users who move between cinema, mall and street, and at times fall silent."""
+    dice = random.Random(seed)
+    records = [one for one in make_day(seed, 200) if one[2] != RecordKind.CONTENT]
+    where, shift_ms, moved = {}, 0, []
+    for value, append_ms, kind in records:
+        if dice.random() < 0.01:
+            shift_ms += 1_700_000
+        if isinstance(value, dict):
+            value = {**value, "at": value["at"] + shift_ms}
+            if value.get("type") == "ping":
+                user = value["user"]
+                if dice.random() < 0.4:
+                    where[user] = dice.choice((116.4, 116.4, 116.4004, 116.4011, 116.42))
+                value["lon"] = where.setdefault(user, 116.42)
+        moved.append((value, append_ms + shift_ms, kind))
+    return moved
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_b4_p7_inside_joins_every_trigger_as_the_visits_are_at_that_instant(seed: int):
+    records = make_stay(seed)
+    found, timers = joined_at_once(records)
+    assert found == joined_one_by_one(records, timers)
+
+
+def test_the_made_up_stays_hold_and_break_every_condition():
+    """Guards the test above: of every trigger some are inside and some are not."""
+    held: set[str] = set()
+    bare: dict[str, int] = {}
+    joined: dict[str, int] = {}
+    for seed in range(25):
+        pipeline = make_pipeline(TWINS)
+
+        def hear(one: Any, name: str) -> None:
+            kind, _, of = name.partition("-")
+            counted = bare if kind == "bare" else joined
+            counted[of] = counted.get(of, 0) + 1
+            if kind == "join":
+                held.add(of)
+
+        listen(pipeline, hear)
+        records = make_stay(seed)
+        pipeline.process(block(records, 0, len(records)))
+    assert held == set(JOINED)
+    assert all(joined[name] < bare[name] for name in JOINED), (joined, bare)
 
 
 # --- one by one -----------------------------------------------------------------------------------------------------
