@@ -132,6 +132,11 @@ class StockMachine(RuleBasedStateMachine):
         self.next_number = dict.fromkeys(POOLS, 0)
         self.epoch = dict.fromkeys(POOLS, 1)
         self.leases: list[tuple[str, int, int, int]] = []
+        # Caps keep grants for the longest window that anybody asked about so far; here all ask from the beginning on.
+        longest = (Rule(Scope.ALL, 0, 1_000_000, "cap:all"),)
+        asking = Option("f" * 32, "a/one", "sms", "video", "p", longest, shadow=True)
+        self.ledger.reserve([ReserveRequest("nobody", "nobody", T0, (asking,))])
+        self.commit()
 
     @rule(span=st.sampled_from([1, HOUR_MS - 1, 7 * HOUR_MS, DAY_MS]))
     def time_passes(self, span: int) -> None:
