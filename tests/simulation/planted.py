@@ -231,8 +231,8 @@ def _without(patch: Any, unwanted: Callable[[np.ndarray], np.ndarray]) -> None:
     """Let presence keep some of its transitions to itself."""
     advance = Presence.advance
 
-    def patched(self: Presence, *args: Any) -> np.ndarray:
-        transitions = advance(self, *args)
+    def patched(self: Presence, *args: Any, **named: Any) -> np.ndarray:
+        transitions = advance(self, *args, **named)
         return transitions[~unwanted(transitions)]
 
     patch.setattr(Presence, "advance", patched)
