@@ -19,8 +19,8 @@ from typing import Any
 import redis
 
 from bench.reserve import requests as make_requests
-from engine.ledger.redis_ledger import RedisLedger
-from engine.ledger.redis_log import MemoryLog
+from engine.ledger.redis.ledger import RedisLedger
+from engine.ledger.redis.log import MemoryLog
 
 
 def rows(smoke: bool) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ import pytest
 
 from engine.ledger.dispatch import FOLLOWS, may_follow, print_table
 from engine.ledger.embedded import EmbeddedLedger
-from engine.ledger.redis_ledger import RedisLedger
+from engine.ledger.redis.ledger import RedisLedger
 from engine.model import DispatchState, Offer, Option, ReserveRequest, Rule, Scope
 
 HOUR_MS = 3_600_000

@@ -13,9 +13,9 @@ import redis
 
 from engine.errors import SettingsError, StoreCorrupt, StoreFenced, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
-from engine.ledger.redis_ledger import RedisLedger
-from engine.ledger.redis_log import MemoryLog
-from engine.ledger.redis_shard import Authority
+from engine.ledger.redis.ledger import RedisLedger
+from engine.ledger.redis.log import MemoryLog
+from engine.ledger.redis.shard import Authority
 from engine.model import Offer, Option, ReserveRequest, Rule, Scope, StockLine, Take
 from tests.servers import RedisServer
 from tests.toxic import LostReplies

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from engine.deliver.contract import DispatchRecord
 from engine.errors import StoreUnavailable
 from engine.ledger.dispatch import Claim
-from engine.ledger.redis_ledger import RedisLedger
+from engine.ledger.redis.ledger import RedisLedger
 from engine.model import GatewayReceipt, Match, Offer
 
 _MOST_KNOWN = 1_000_000

@@ -21,7 +21,7 @@ from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import SettingsError, StoreError, StoreUnavailable
-from engine.ledger.redis_ledger import RedisLedger
+from engine.ledger.redis.ledger import RedisLedger
 from engine.model import Block, Offer
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.claims import ClaimStore

@@ -95,7 +95,7 @@ class Outputs:
         except KafkaError as error:
             raise StoreUnavailable(f"kafka takes no records ({type(error).__name__})") from None
 
-    # --- the reservations log (engine.ledger.redis_log.ReservationLog) --------------------------------------------
+    # --- the reservations log (engine.ledger.redis.log.ReservationLog) --------------------------------------------
 
     def append(self, shard: int, entry: bytes) -> None:
         """Write one commit of a shard; durable on return."""

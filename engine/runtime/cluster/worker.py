@@ -20,8 +20,8 @@ from engine.clock import monotonic_s
 from engine.decide.profiles import GRANTED
 from engine.decide.records import encode
 from engine.errors import StoreFenced, StoreUnavailable
-from engine.ledger.redis_ledger import RedisLedger
-from engine.ledger.redis_shard import Authority
+from engine.ledger.redis.ledger import RedisLedger
+from engine.ledger.redis.shard import Authority
 from engine.model import Block, DeadLetter, RecordKind
 from engine.pipeline import Effects, Pipeline
 from engine.runtime import checkpoint

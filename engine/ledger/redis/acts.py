@@ -9,7 +9,7 @@ import orjson
 
 from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
-from engine.ledger.redis_log import GrantRow
+from engine.ledger.redis.log import GrantRow
 from engine.model import DispatchState, Offer
 
 

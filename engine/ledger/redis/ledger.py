@@ -24,9 +24,9 @@ from engine.ledger.handoff import ConsentRow, DispatchRow
 from engine.ledger.history import DecisionRow
 from engine.ledger.kernel import COUNTS, KEEP, WITHHELD
 from engine.ledger.redemptions import RedemptionRow
-from engine.ledger.redis_acts import dispatch_act, put_in_order
-from engine.ledger.redis_log import GrantRow, LoggedCommit, ReleaseRow, write_commit
-from engine.ledger.redis_packing import (
+from engine.ledger.redis.acts import dispatch_act, put_in_order
+from engine.ledger.redis.log import GrantRow, LoggedCommit, ReleaseRow, write_commit
+from engine.ledger.redis.packing import (
     GRANT_BYTES,
     binary,
     decode,
@@ -37,7 +37,7 @@ from engine.ledger.redis_packing import (
     read_grants,
     without_stock,
 )
-from engine.ledger.redis_shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
+from engine.ledger.redis.shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
 from engine.model import DispatchState, GatewayReceipt, Match, Offer, Option, ReserveAnswer, ReserveRequest
 
 log = structlog.get_logger("opportune.ledger")

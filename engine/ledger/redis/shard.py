@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import structlog
 
 from engine.errors import StoreCorrupt, StoreFenced
-from engine.ledger.redis_link import RedisLink
-from engine.ledger.redis_log import GrantRow, LoggedCommit, ReleaseRow, ReservationLog, read_commits
-from engine.ledger.redis_packing import binary, decode, encode
+from engine.ledger.redis.link import RedisLink
+from engine.ledger.redis.log import GrantRow, LoggedCommit, ReleaseRow, ReservationLog, read_commits
+from engine.ledger.redis.packing import binary, decode, encode
 from engine.model import ReserveRequest
 
 log = structlog.get_logger("opportune.ledger")
