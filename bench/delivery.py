@@ -36,8 +36,9 @@ from engine.gateway_settings import SgipSettings
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import DispatchState, Offer
 from engine.runtime.journal import Journal
+from tests.peers.programs import free_port
 from tests.peers.rig import Book, Rig
-from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath, free_port
+from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath
 
 NODE = 3010012345
 SEQUENCE = (NODE, 1122013000, 0)

@@ -19,11 +19,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    keep_together(items)
     if config.getoption("--long"):
         return
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long suite: make test-long"))
+
+
+def keep_together(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, a file stays in one, and all that need the broker in one, as it is big.
+
+    What waits longest comes first, so that the processes end together.
+    """
+    items.sort(key=lambda item: "integration" not in item.path.parts)
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("kafka" if "kafka_address" in names else str(item.path)))
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.peers.programs import absent, free_port, is_open, need, wait_for
+from tests.peers.programs import absent, cache_folder, free_port, is_open, need, one_at_a_time, wait_for
 
 
 class RedisServer:
@@ -44,15 +44,17 @@ _POM = Path(__file__).parent / "kafka" / "pom.xml"
 
 def kafka_libraries() -> Path:
     """The broker's jars, fetched once by Maven into the user's cache."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    libraries = cache / "opportune" / f"kafka-{KAFKA}" / "libs"
-    if not any(libraries.glob("kafka_2.13-*.jar")):
-        maven = need("mvn", "maven")
-        command = [maven, "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies"]
-        command += [f"-DoutputDirectory={libraries}", "-DincludeScope=runtime"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-        if done.returncode:
-            absent(f"Apache Kafka {KAFKA} could not be fetched by Maven:\n{done.stdout[-500:]}")
+    libraries = cache_folder() / f"kafka-{KAFKA}" / "libs"
+    if any(libraries.glob("kafka_2.13-*.jar")):
+        return libraries
+    maven = need("mvn", "maven")
+    with one_at_a_time():
+        if not any(libraries.glob("kafka_2.13-*.jar")):
+            command = [maven, "-q", "-B", "-f", str(_POM), "dependency:copy-dependencies"]
+            command += [f"-DoutputDirectory={libraries}", "-DincludeScope=runtime"]
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            if done.returncode:
+                absent(f"Apache Kafka {KAFKA} could not be fetched by Maven:\n{done.stdout[-500:]}")
     return libraries
 
 

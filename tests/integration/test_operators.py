@@ -16,8 +16,9 @@ from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sgip import SgipGateway
 from engine.gateway_settings import CmppSettings, SgipSettings, SmgpSettings
 from engine.model import DispatchState as S
+from tests.peers.programs import free_port
 from tests.peers.rig import TEXT, Rig
-from tests.peers.smsgate import LOGIN, PASSWORD, PROTOCOLS, SmsGate, classpath, free_port
+from tests.peers.smsgate import LOGIN, PASSWORD, PROTOCOLS, SmsGate, classpath
 
 pytestmark = pytest.mark.integration
 

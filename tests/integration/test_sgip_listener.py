@@ -11,8 +11,9 @@ from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sgip import SgipGateway
 from engine.deliver.operators import sgip
 from engine.gateway_settings import SgipSettings
+from tests.peers.programs import free_port
 from tests.peers.rig import Rig
-from tests.peers.smsgate import LOGIN, PASSWORD, free_port
+from tests.peers.smsgate import LOGIN, PASSWORD
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter, Rig], Awaitable[None]]
 

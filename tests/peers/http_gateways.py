@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.peers.programs import absent, free_port, is_open, need, wait_for
+from tests.peers.programs import absent, cache_folder, free_port, is_open, need, one_at_a_time, wait_for
 
 PRISM = "@stoplight/prism-cli@5.14.2"
 PUSH_SERVER = "web-push-testing@1.2.2"
@@ -29,8 +29,13 @@ def npm_program(package: str, program: str) -> str:
 
 def npm_folder(package: str) -> Path:
     """Return where a version of an npm package is installed, installing it into the cache where it is missing."""
-    cache = Path(os.environ.get("OPPORTUNE_TEST_CACHE", Path.home() / ".cache" / "opportune-tests"))
-    folder = cache / "npm" / package.replace("/", "-").replace("@", "_")
+    folder = cache_folder() / "npm" / package.replace("/", "-").replace("@", "_")
+    with one_at_a_time():
+        _install_npm(package, folder)
+    return folder
+
+
+def _install_npm(package: str, folder: Path) -> None:
     if not (folder / "package-lock.json").exists():
         if shutil.which("npm") is None:
             absent(f"npm is missing, so {package} cannot be installed: install Node.js 20 or later")
@@ -39,7 +44,6 @@ def npm_folder(package: str) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         if done.returncode:
             absent(f"{package} could not be installed: {done.stderr.strip()[-300:]}")
-    return folder
 
 
 @contextlib.contextmanager

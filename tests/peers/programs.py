@@ -6,34 +6,69 @@ fails where OPPORTUNE_REQUIRE=all. npm packages go into a cache outside the tree
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import itertools
 import os
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 
+# Below the ports that the system gives to clients, and for each process of tests others: nobody comes in between.
+_FIRST_PORT, _PORTS = 12_000, 4_000
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 5
+_ports = itertools.cycle(range(_FIRST_PORT + _worker * _PORTS, _FIRST_PORT + (_worker + 1) * _PORTS))
+for _ in range(os.getpid() % _PORTS):
+    next(_ports)
+
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Return a port on loopback that nobody has and that this process does not give out again soon."""
+    for port in _ports:
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise AssertionError("unreachable")
+
+
+def cache_folder() -> Path:
+    """Return where what tests fetch is kept: OPPORTUNE_CACHE_DIR, or the user's cache."""
+    given = os.environ.get("OPPORTUNE_CACHE_DIR")
+    folder = Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opportune"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let only one process of all install or fetch something."""
+    with (cache_folder() / "tests.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def need(program: str, package: str) -> str:
     """Return the path of a program (a name or a whole path), installing its Debian package where that is allowed."""
     path = _found(program)
     if path is None and os.environ.get("OPPORTUNE_INSTALL") == "1" and os.geteuid() == 0 and shutil.which("apt-get"):
-        quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "timeout": 300}
-        subprocess.run(["apt-get", "update", "-qq"], **quiet)
-        subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package], **quiet)
-        path = _found(program)
+        with one_at_a_time():
+            path = _found(program) or _install(program, package)
     if path is None:
         absent(f"{program} is missing: install {package}, or set OPPORTUNE_INSTALL=1 as root")
     return path
+
+
+def _install(program: str, package: str) -> str | None:
+    quiet = {"env": os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "capture_output": True, "timeout": 600}
+    subprocess.run(["apt-get", "update", "-qq"], **quiet)
+    subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", package], **quiet)
+    return _found(program)
 
 
 def _found(program: str) -> str | None:

@@ -7,25 +7,21 @@ under OPPORTUNE_REQUIRE=all.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import queue
 import shutil
 import signal
-import socket
 import subprocess
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
+from tests.peers.programs import absent, cache_folder, need, one_at_a_time
 
 HERE = Path(__file__).parent
 PROTOCOLS = ("sgip", "cmpp30", "cmpp20", "smgp")
 LOGIN, PASSWORD = "901234", "s3cret"
-PACKAGES = ("openjdk-17-jdk-headless", "maven")
 
 
 @dataclass(frozen=True)
@@ -132,13 +128,11 @@ class SmsGate:
 
 def classpath() -> str:
     """Return the class path of the compiled peer, built once; skip or fail where Java or Maven is missing."""
-    _need_java()
+    need("javac", "openjdk-17-jdk-headless")
+    need("mvn", "maven")
     digest = hashlib.sha256(b"".join((HERE / name).read_bytes() for name in ("pom.xml", "Peer.java"))).hexdigest()[:12]
-    cache = Path(os.environ.get("OPPORTUNE_CACHE_DIR") or Path.home() / ".cache" / "opportune")
-    folder = cache / "peers" / f"smsgate-{digest}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / "smsgate.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    folder = cache_folder() / "peers" / f"smsgate-{digest}"
+    with one_at_a_time():
         if not (folder / "complete").exists():
             _build(folder)
     return f"{folder / 'classes'}:{folder / 'jars'}/*"
@@ -176,27 +170,4 @@ def _build(folder: Path) -> None:
 def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode:
-        _absent(f"{command[0]} failed: {(done.stdout + done.stderr)[-800:]}")
-
-
-def _need_java() -> None:
-    if shutil.which("javac") and shutil.which("mvn"):
-        return
-    if os.environ.get("OPPORTUNE_INSTALL"):
-        subprocess.run(["apt-get", "update", "-q"], capture_output=True, timeout=300, check=False)
-        command = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
-        subprocess.run(command, capture_output=True, timeout=900, check=False)
-    if not (shutil.which("javac") and shutil.which("mvn")):
-        _absent(f"SMSGate needs Java and Maven: apt-get install {' '.join(PACKAGES)}, or OPPORTUNE_INSTALL=1")
-
-
-def _absent(why: str) -> None:
-    if os.environ.get("OPPORTUNE_REQUIRE") == "all":
-        pytest.fail(why)
-    pytest.skip(why)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        absent(f"{command[0]} failed: {(done.stdout + done.stderr)[-800:]}")
