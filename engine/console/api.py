@@ -16,6 +16,8 @@ from starlette.routing import Route
 
 from engine import metrics
 from engine.console.access import Access, basic_credentials
+from engine.console.at_once import EVENTS_ROUTE as EVENTS
+from engine.console.at_once import AtOnce, told_of
 from engine.console.callbacks import Callbacks
 from engine.console.claims import QR_FORMATS, Claims
 from engine.console.contract import Engine
@@ -33,7 +35,6 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
-EVENTS = "/v1/events"
 _JSON = (b"content-type", b"application/json")
 _NO_STORE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
@@ -67,6 +68,7 @@ class Api:
         self._claims = claims
         self._stream = OccupancyStream(engine.occupancy, lambda: engine.is_accepting)
         self._counts: dict[tuple[str, int], Any] = {}
+        self.at_once = AtOnce(self._access, self._intake, self._count)
         open_routes = [
             Route("/healthz", self._healthz, methods=["GET"]),
             Route("/readyz", self._readyz, methods=["GET"]),
@@ -151,7 +153,7 @@ class Api:
         accepted = await self._intake.take(payloads, count, EVENTS)
         if query == b"wait=processed":
             await self._engine.processed(accepted.position)
-        return Answer(202, b'{"accepted":%d,"position":%d}' % (accepted.events, accepted.position))
+        return Answer(202, told_of(accepted))
 
     async def _answer(self, send: Send, status: int, body: bytes, route: str, extra: Headers | None = None) -> None:
         headers: Headers = [_JSON, (b"content-length", b"%d" % len(body)), *(extra or ())]

@@ -48,6 +48,10 @@ class Engine(Protocol):
         """
         ...
 
+    def append_at_once(self, payloads: Sequence[bytes]) -> Sequence[int] | None:
+        """`append` of events without waiting; None where it would wait for the disk, and nothing is journaled."""
+        ...
+
     async def processed(self, position: int) -> None:
         """Return once the record at `position` and all its effects are committed; raises StoreUnavailable."""
         ...

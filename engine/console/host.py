@@ -67,19 +67,16 @@ class Host:
         self._addresses = addresses
         self._messages: deque[SandboxMessage] = deque(maxlen=1000)
         self._is_stopping = False
-        self.server = HttpServer(
-            Api(
-                self,
-                api_key=settings.api_key,
-                queue_bytes=settings.queue_bytes,
-                now_ms=wall_ms,
-                callback_secrets=callback_secrets(settings),
-                claims=lambda: self.links,
-                answers=self._answers,
-            ),
-            settings.host,
-            settings.port,
+        api = Api(
+            self,
+            api_key=settings.api_key,
+            queue_bytes=settings.queue_bytes,
+            now_ms=wall_ms,
+            callback_secrets=callback_secrets(settings),
+            claims=lambda: self.links,
+            answers=self._answers,
         )
+        self.server = HttpServer(api, settings.host, settings.port, at_once=api.at_once.answer)
         self.service = Service(settings, clock=clock, on_batch=on_batch)
         now_ms = wall_ms if clock == "log" else self._log_now_ms
         maker = GatewayMaker(settings, now_ms=now_ms, messages=self._messages, on_message=on_message)
@@ -147,6 +144,9 @@ class Host:
 
     async def append(self, payloads: Sequence[bytes], kind: RecordKind = RecordKind.EVENTS) -> Sequence[int]:
         return await self.service.append(payloads, kind)
+
+    def append_at_once(self, payloads: Sequence[bytes]) -> Sequence[int] | None:
+        return self.service.append_at_once(payloads)
 
     async def processed(self, position: int) -> None:
         await self.service.processed(position)

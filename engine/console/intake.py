@@ -15,6 +15,7 @@ import orjson
 
 from engine import metrics
 from engine.console.contract import Engine
+from engine.errors import StoreUnavailable
 
 BODY_LIMIT = 8 << 20
 """Largest body, before and after decompression."""
@@ -56,7 +57,7 @@ class Intake:
     async def take(self, payloads: list[bytes], events: int, route: str) -> Accepted:
         """Return once `payloads` are journaled; raise Refused when the queue is full."""
         size = sum(map(len, payloads))
-        if self._waiting_bytes + self._engine.backlog_bytes + size > self._queue_bytes:
+        if not self._has_room(size):
             raise Refused(429, "overloaded", "more events wait than the queue may hold; send them again later", 1)
         if self._is_writing:
             future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -70,12 +71,32 @@ class Intake:
                 position = (await self._engine.append(payloads))[-1]
             finally:
                 self._go_on()
+        self._note(route, events, size)
+        return Accepted(events, position)
+
+    def take_at_once(self, payloads: list[bytes], events: int, route: str) -> Accepted | None:
+        """Journal `payloads` now; None, and nothing done, where that would have to wait or is refused."""
+        size = sum(map(len, payloads))
+        if self._is_writing or not self._has_room(size):
+            return None
+        try:
+            positions = self._engine.append_at_once(payloads)
+        except StoreUnavailable:
+            return None  # asked again on the usual way, which says why
+        if positions is None:
+            return None
+        self._note(route, events, size)
+        return Accepted(events, positions[-1])
+
+    def _has_room(self, size: int) -> bool:
+        return self._waiting_bytes + self._engine.backlog_bytes + size <= self._queue_bytes
+
+    def _note(self, route: str, events: int, size: int) -> None:
         counter = self._events_counters.get(route)
         if counter is None:
             counter = self._events_counters[route] = metrics.INTAKE_EVENTS.labels(route)
         counter.inc(events)
         metrics.INTAKE_BYTES.inc(size)
-        return Accepted(events, position)
 
     def _go_on(self) -> None:
         """Write what came in meanwhile, in a task that no request's end can cancel."""

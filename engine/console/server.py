@@ -5,28 +5,39 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from engine.console.at_once import EVENTS_ROUTE
 from engine.errors import SettingsError
 
 MOST_HEAD_BYTES = 512 << 10
 """What may arrive before a request's headers are complete; a generous read of a socket included."""
 
 
-class HttpServer:
-    """Serve an ASGI application until `stop`. Signals stay with the caller."""
+SWIFT_BYTES = 64 << 10
+"""Larger bodies take the usual way, which reads them in pieces and may pause the sender."""
 
-    def __init__(self, app: Any, host: str, port: int) -> None:
+Answer = Callable[[list[tuple[bytes, bytes]], bytes], bytes | None]
+_EVENTS = EVENTS_ROUTE.encode()
+
+
+class HttpServer:
+    """Serve an ASGI application until `stop`. Signals stay with the caller.
+
+    at_once  asked first about each ordinary POST of events (`AtOnce.answer`); None: the application answers all
+    """
+
+    def __init__(self, app: Any, host: str, port: int, *, at_once: Answer | None = None) -> None:
         self._socket = _listen(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
-            http=_Protocol,
+            http=_Protocol if at_once is None else _answering(at_once),
             loop="none",  # the caller's: uvloop in `opportune serve`
             ws="none",
             lifespan="off",
@@ -58,9 +69,18 @@ class HttpServer:
 
 
 class _Protocol(HttpToolsProtocol):
-    """Refuse endless request heads: the parser would keep all of them in memory before anyone can ask for a key."""
+    """Refuse endless request heads, which the parser would keep in memory before anyone can ask for a key.
+
+    And answer ordinary requests at once: uvicorn's own way begins only where that is not possible.
+    """
 
     _head_bytes = 0
+    _swift_body: bytes | None = None
+    """What came so far of a request that may be answered at once; uvicorn does not know of it yet."""
+
+    @staticmethod
+    def answer_at_once(headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
+        return None
 
     def data_received(self, data: bytes) -> None:
         self._head_bytes += len(data)
@@ -69,12 +89,53 @@ class _Protocol(HttpToolsProtocol):
             self.send_400_response(f"a request's head may have at most {MOST_HEAD_BYTES} bytes")
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
         self._head_bytes = -(1 << 62)  # the body is limited where it is read
+        if (
+            self.url == _EVENTS
+            and (self.cycle is None or self.cycle.response_complete)
+            and self.parser.get_method() == b"POST"
+            and self.parser.should_keep_alive()
+            and not self.expect_100_continue
+            and not self.parser.should_upgrade()
+            and not self.flow.write_paused
+        ):
+            self._swift_body = b""
+        else:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._swift_body is None:
+            super().on_body(body)
+            return
+        self._swift_body = self._swift_body + body if self._swift_body else body
+        if len(self._swift_body) > SWIFT_BYTES:
+            self._take_usual_way()
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
         self._head_bytes = 0
+        if self._swift_body is not None:
+            answer = self.answer_at_once(self.headers, self._swift_body)
+            if answer is not None:
+                self._swift_body = None
+                self.transport.write(answer)
+                self.server_state.total_requests += 1
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+                return
+            self._take_usual_way()
+        super().on_message_complete()
+
+    def _take_usual_way(self) -> None:
+        body, self._swift_body = self._swift_body, None
+        super().on_headers_complete()
+        if body:
+            super().on_body(body)
+
+
+def _answering(at_once: Answer) -> type[_Protocol]:
+    return type("_Answering", (_Protocol,), {"answer_at_once": staticmethod(at_once)})
 
 
 class _Server(uvicorn.Server):

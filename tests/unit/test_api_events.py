@@ -53,6 +53,15 @@ class ListEngine:
         self.payloads.extend(payloads)
         return range(first, len(self.payloads))
 
+    def append_at_once(self, payloads: Sequence[bytes]) -> Sequence[int] | None:
+        if self.fails:
+            raise StoreUnavailable("disk full")
+        if self.gate is not None:
+            return None
+        first = len(self.payloads)
+        self.payloads.extend(payloads)
+        return range(first, len(self.payloads))
+
     async def processed(self, position: int) -> None:
         self.waited = position
         if self.fails:
