@@ -96,7 +96,7 @@ class Cluster:
             "OPPORTUNE_GATEWAYS__SMS__URL": self.receiver.url,
             "OPPORTUNE_GATEWAYS__SMS__SECRET": SECRET,
             "OPPORTUNE_GATEWAYS__SMS__ALLOW_HTTP": "true",
-            "OPPORTUNE_GATEWAYS__SMS__WINDOW": "4",
+            "OPPORTUNE_GATEWAYS__SMS__WINDOW": "32",
             "OPPORTUNE_GATEWAYS__SMS__ALLOW_NETWORKS": '["127.0.0.0/8"]',
             **more,
         }
