@@ -73,7 +73,7 @@ class Receiver:
 
         class Server(ThreadingHTTPServer):
             # More connections at once than a gateway's window: what does not fit is reset by the kernel after the request
-            # was written, and so is unknown and rightly never sent again (G2).
+            # was written, and is unknown, rightly never sent again (G2).
             request_queue_size = 128
 
             def handle_error(self, *_: object) -> None:
