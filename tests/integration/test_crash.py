@@ -72,8 +72,8 @@ class Receiver:
                 return None
 
         class Server(ThreadingHTTPServer):
-            # More connections at once than a gateway's window: what does not fit is reset by the kernel after the request
-            # was written, and is unknown, rightly never sent again (G2).
+            # More connections at once than a gateway's window. What does not fit is reset by the kernel after the
+            # request was written: unknown, rightly never sent again (G2).
             request_queue_size = 128
 
             def handle_error(self, *_: object) -> None:
