@@ -83,7 +83,7 @@ class Stock:
         Requests are handed to the caps in runs, as long as it is certain what stock says to each whatever becomes of
         those before it; so the answers are those of one at a time.
         """
-        if not any(option.take is not None for request in requests for option in request.options):
+        if not _any_takes(requests):
             return self._told_again(requests, caps.reserve(requests, made))
         answers: list[ReserveAnswer] = []
         start = 0
@@ -188,6 +188,8 @@ class Stock:
 
     def _told_again(self, requests: Sequence[ReserveRequest], answers: list[ReserveAnswer]) -> list[ReserveAnswer]:
         """Name to a repeated question the code that its offer holds, whatever is asked for this time."""
+        if not self._taken_row:
+            return answers
         for number, answer in enumerate(answers):
             if answer.duplicate:
                 held = self.code_of(requests[number].options[answer.granted].offer_id)
@@ -445,6 +447,14 @@ class _Rows:
         self.used = len(rows)
         self.rows = np.zeros(self.used + self.used // 2 + 64, self.rows.dtype)
         self.rows[: self.used] = rows
+
+
+def _any_takes(requests: Sequence[ReserveRequest]) -> bool:
+    for request in requests:
+        for option in request.options:
+            if option.take is not None:
+                return True
+    return False
 
 
 def _with_refusals(request: ReserveRequest, verdicts: Mapping[int, str]) -> ReserveRequest:
