@@ -206,6 +206,8 @@ class Pipeline:
     def _set_content(self, content: Content) -> None:
         self.content = content
         self.index = FenceIndex.build(content.fences, content.cells)
+        # A tiling covers the land: going from tile to tile visits nothing.
+        self._is_place = np.array([not fence.tiling for fence in content.fences], np.bool_)
         size_m = self.index.arrays.row["characteristic_m"]
         self._maker = CandidateMaker(content, size_m)
         plan = compile_plan(content, self.feeds, hash_text)
@@ -285,6 +287,7 @@ class Pipeline:
         effects.note_evicted(slots, self.users)
         self.presence.reset_users(slots)
         self.behavior.reset_users(slots)
+        self.profiles.activity.reset(slots)
         self.users.evict(slots)
 
     def _process_events(self, block: Block, effects: Effects) -> None:
@@ -378,6 +381,7 @@ class Pipeline:
     ) -> None:
         if len(transitions):
             effects.add_transitions(transitions, self.content.fences)
+            self.profiles.activity.note(transitions, self._is_place, self.content.policy.time_zone)
 
         def places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             if block is None:

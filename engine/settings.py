@@ -15,6 +15,7 @@ from engine.gateway_settings import GatewaySettings
 from engine.model import FEED, Datum
 
 PositiveSeconds = Annotated[float, Field(gt=0)]
+KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
 
 
 class FeedSettings(BaseModel):
@@ -82,6 +83,9 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
     api_key: str | None = Field(None, description="asked for as `Authorization: Bearer`; none: open on loopback only")
+    api_keys: dict[KeyName, str] = Field(
+        default_factory=dict, repr=False, description="further keys, by the name that the audit log gives their holder"
+    )
     fsync: Literal["always", "interval", "never"] = "interval"
     fsync_interval_s: PositiveSeconds = 0.05
     journal_hours: Annotated[float, Field(gt=0, le=72)] = 48

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import getpass
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,7 +78,7 @@ def forget(
     warm_aloud()
     book = open_address_book(settings)
     try:
-        done = forget_user(settings, book, user)
+        done = forget_user(settings, book, user, by=f"local, {getpass.getuser()}")
     finally:
         book.close()
     print(

@@ -11,13 +11,19 @@ import typer
 from rich.table import Table
 
 from engine.cli.content import print_table
-from engine.ledger.audit import SELECT_HEAD, SELECT_ROWS, Row, first_break, read_rows
+from engine.ledger.audit import SELECT_HEAD, SELECT_ROWS, Row, first_break, forgotten_name, read_rows
 from engine.ledger.reading import LedgerReader
+from engine.runtime.id_key import load_id_key
 from engine.settings import load_settings
 
 StateOption = Annotated[Path | None, typer.Option("--state", help="state folder; the service may be running")]
 
-audit_app = typer.Typer(help="Changes of content, mode, pause and consent.", no_args_is_help=True)
+_OF_USERS = ("consent", "forget")
+_WHATS = ("content", "mode", "stage", "pause", *_OF_USERS)
+
+audit_app = typer.Typer(
+    help="Changes of content, modes, stages, pauses and consent, and erasures.", no_args_is_help=True
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -28,19 +34,18 @@ def register(app: typer.Typer) -> None:
 def list_rows(
     state: StateOption = None,
     limit: Annotated[int, typer.Option(help="newest rows shown", min=1)] = 100,
-    what: Annotated[str | None, typer.Option(help="only content, mode, pause or consent")] = None,
-    user: Annotated[str | None, typer.Option(help="only consents of this user")] = None,
+    what: Annotated[str | None, typer.Option(help="only content, mode, stage, pause, consent or forget")] = None,
+    user: Annotated[str | None, typer.Option(help="only consents of this user, and when it was forgotten")] = None,
 ) -> None:
-    """Show changes, oldest first. Users of consents stand under an alias that only --user resolves."""
+    """Show changes, oldest first. Users stand under an alias or a keyed hash that only --user resolves."""
+    if what is not None and what not in _WHATS:
+        raise typer.BadParameter(f"one of {', '.join(_WHATS)}", param_hint="--what")
     reader = _reader(state)
-    alias = None
-    if user is not None:
-        found = next(iter(reader.rows("SELECT hex(alias) FROM audit_aliases WHERE user = ?", user)), None)
-        alias = str(found[0]).lower() if found is not None else ""
+    names = None if user is None else _names_of(user, reader)
     lines: list[tuple[str, ...]] = []
     for row in read_rows(reader.rows(SELECT_ROWS)):
-        if (what is None or row.what == what) and (alias is None or row.what == "consent"):
-            lines += [line for one in _told(row) if (line := _line(row, one, alias)) is not None]
+        if (what is None or row.what == what) and (names is None or row.what in _OF_USERS):
+            lines += [line for one in _told(row) if (line := _line(row, one, names)) is not None]
     reader.close()
     table = Table("row", "at", "who", "what", "subject", "old", "new")
     for line in lines[-limit:]:
@@ -74,19 +79,25 @@ def _reader(state: Path | None) -> LedgerReader:
     return LedgerReader(load_settings(state=state).state / "ledger.db")
 
 
+def _names_of(user: str, reader: LedgerReader) -> set[str]:
+    """Return what a user is called in the log: the alias of its consents, and its hash once it was forgotten."""
+    aliases = {str(one).lower() for (one,) in reader.rows("SELECT hex(alias) FROM audit_aliases WHERE user = ?", user)}
+    key = reader.path.parent / "offer-id.key"
+    return aliases | ({forgotten_name(load_id_key(key), user)} if key.exists() else set())
+
+
 def _told(row: Row) -> list[dict[str, Any]]:
     body: dict[str, Any] = orjson.loads(row.body)
     return list(body.get("changes", [body]))
 
 
-def _line(row: Row, one: dict[str, Any], alias: str | None) -> tuple[str, ...] | None:
+def _line(row: Row, one: dict[str, Any], names: set[str] | None) -> tuple[str, ...] | None:
     at = datetime.fromtimestamp(row.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-    if row.what != "consent":
-        return str(row.seq), at, row.who, row.what, one["subject"], _said(one["old"]), _said(one["new"])
-    if alias is not None and one["user"] != alias:
+    if names is not None and one.get("user", one.get("subject")) not in names:
         return None
-    subject = f"{one['purpose']} of {one['user']}"
-    return str(row.seq), at, one["source"], row.what, subject, _said(one["old"]), _said(one["new"])
+    is_consent = row.what == "consent"
+    who, subject = (one["source"], f"{one['purpose']} of {one['user']}") if is_consent else (row.who, one["subject"])
+    return str(row.seq), at, who, row.what, subject, _said(one["old"]), _said(one["new"])
 
 
 def _said(value: object) -> str:

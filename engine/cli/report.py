@@ -1,4 +1,4 @@
-"""`opportune report`: effect of scenarios, settlement with partners, reconciliation with the file of a partner."""
+"""`opportune report`: effect of scenarios, settlement with partners, reconciliation, activity of organisations."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MonthOption = Annotated[str | None, typer.Option("--month", help="YYYY-MM in the
 CsvOption = Annotated[Path | None, typer.Option("--csv", help="write CSV here, fit for spreadsheets")]
 ParquetOption = Annotated[Path | None, typer.Option("--parquet", help="write Parquet here")]
 
-report_app = typer.Typer(help="What came of it: effect, settlement, reconciliation.", no_args_is_help=True)
+report_app = typer.Typer(help="What came of it: effect, settlement, reconciliation, activity.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
@@ -75,6 +75,23 @@ def reconcile(
     _give(sheet, to_csv, to_parquet)
     if sheet.rows:
         raise typer.Exit(1)
+
+
+@report_app.command("activity")
+def activity(
+    organisations: Annotated[
+        list[str], typer.Argument(help="paths as in profiles: beijing/haidian; several: a row each")
+    ],
+    state: StateOption = None,
+    month: Annotated[
+        str | None, typer.Option("--month", help="YYYY-MM, this month or the last; default: the log's running one")
+    ] = None,
+    to_csv: CsvOption = None,
+    to_parquet: ParquetOption = None,
+) -> None:
+    """Per organisation subtree: the share of its users who paid 3 visits or received 3 messages in a month."""
+    with _reports(state) as reports:
+        _give(reports.activity(organisations, month), to_csv, to_parquet)
 
 
 def read_claims(file: Path) -> list[tuple[int, str, int | None]]:

@@ -6,34 +6,46 @@ import base64
 import binascii
 import hmac
 import ipaddress
+from collections.abc import Mapping
 
 from engine.errors import SettingsError
+
+SHORTEST_KEY = 16
 
 
 class Access:
     """Check the key of a request. The key may come as Bearer token or as either half of Basic credentials.
 
     Phones (OwnTracks) and Segment's clients can only send Basic: the former as password, the latter as user name.
+
+    api_key   a key without a name; None: there is none
+    api_keys  further keys by name; with no key at all everybody may call
     """
 
-    def __init__(self, api_key: str | None) -> None:
-        self._key = api_key.encode() if api_key else None
+    def __init__(self, api_key: str | None, api_keys: Mapping[str, str] | None = None) -> None:
+        self._keys = [("", api_key.encode())] if api_key else []
+        self._keys += [(name, key.encode()) for name, key in sorted((api_keys or {}).items())]
 
     @property
     def asks_for_key(self) -> bool:
-        return self._key is not None
+        return bool(self._keys)
 
     def allows(self, authorization: bytes | None) -> bool:
-        if self._key is None:
-            return True
+        return not self._keys or self.name_of(authorization) is not None
+
+    def name_of(self, authorization: bytes | None) -> str | None:
+        """Return the name of the key a request shows, "" for the one without a name; None where it shows none."""
         if authorization is None:
-            return False
+            return None
         scheme, _, value = authorization.partition(b" ")
-        if scheme.lower() == b"bearer":
-            return hmac.compare_digest(value.strip(), self._key)
-        user, password = basic_credentials(authorization) or (b"", b"")
-        # Both are compared always, so that the time tells nothing.
-        return hmac.compare_digest(user, self._key) | hmac.compare_digest(password, self._key)
+        bearer = (value.strip(), b"") if scheme.lower() == b"bearer" else None
+        shown = bearer or basic_credentials(authorization) or (b"", b"")
+        found = None
+        for name, key in self._keys:
+            # Every key and both halves are compared always, so that the time tells nothing.
+            if hmac.compare_digest(shown[0], key) | hmac.compare_digest(shown[1], key):
+                found = name
+        return found
 
 
 def basic_credentials(authorization: bytes | None) -> tuple[bytes, bytes] | None:
@@ -47,9 +59,14 @@ def basic_credentials(authorization: bytes | None) -> tuple[bytes, bytes] | None
     return (user, password) if colon else None
 
 
-def check_binding(host: str, api_key: str | None) -> None:
-    """Refuse to listen beyond this machine without a key; raise SettingsError."""
-    if api_key:
+def check_binding(host: str, api_key: str | None, api_keys: Mapping[str, str] | None = None) -> None:
+    """Refuse to listen beyond this machine without a key; raise SettingsError. Every key named must be one."""
+    for name, key in (api_keys or {}).items():
+        if len(key) < SHORTEST_KEY:
+            raise SettingsError(
+                f"api_keys.{name} has fewer than {SHORTEST_KEY} characters; whoever guesses it may call"
+            )
+    if api_key or api_keys:
         return
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback

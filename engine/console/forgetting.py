@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import orjson
 
+from engine.changes import Change
 from engine.decode.envelopes import Ignored, unwrap
 from engine.decode.split import split
 from engine.deliver.addressbook import AddressBook
 from engine.errors import EventError
+from engine.ledger.audit import forgotten_name
 from engine.runtime import checkpoint
+from engine.runtime.id_key import load_id_key
 from engine.runtime.service import Service
 from engine.settings import Settings
 
@@ -28,12 +31,16 @@ class Forgotten:
     journal_records: int
 
 
-def forget(settings: Settings, book: AddressBook, user: str) -> Forgotten:
-    """Remove every trace of `user`; raises StoreUnavailable while another process writes the journal."""
+def forget(settings: Settings, book: AddressBook, user: str, *, by: str = "local") -> Forgotten:
+    """Remove every trace of `user`; raises StoreUnavailable while another process writes the journal.
+
+    by  who asked for it, for the audit log, which names the user by a keyed hash
+    """
     service = Service(settings)
     try:
         had_state = service.pipeline.forget(user)
-        service.ledger.forget(user)
+        name = forgotten_name(load_id_key(settings.state / "offer-id.key"), user)
+        service.ledger.forget(user, Change(-1, service.pipeline.now_ms, by, "forget", name, None, None))
         folder = settings.state / "checkpoints"
         old = set(folder.glob("*.checkpoint")) if folder.is_dir() else set()
         written = checkpoint.write(folder, service.snapshot_checkpoint())

@@ -60,7 +60,7 @@ class Host:
         on_batch: Callable[[Effects], None] | None = None,
         on_message: Callable[[SandboxMessage], None] | None = None,
     ) -> None:
-        check_binding(settings.host, settings.api_key)
+        check_binding(settings.host, settings.api_key, settings.api_keys)
         self.settings = settings
         self._audience = AudienceCount()
         self._answers = Answers(settings.state / "answers.db", wall_ms)
@@ -70,6 +70,7 @@ class Host:
         api = Api(
             self,
             api_key=settings.api_key,
+            api_keys=settings.api_keys,
             queue_bytes=settings.queue_bytes,
             now_ms=wall_ms,
             callback_secrets=callback_secrets(settings),

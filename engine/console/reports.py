@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import structlog
 
+from engine.console.seen import read_seen
 from engine.definitions import Content
 from engine.errors import OpportuneError, StoreError
 from engine.ledger.codes import CodeStore
@@ -64,6 +66,16 @@ class Reports:
         here = [one for one in credited if from_ms <= one.use.at_ms < until_ms]
         late = [one for one in unexplained if from_ms <= one.at_ms < until_ms]
         return reconciliation_sheet(partner, made, here, late, known, terms_of)
+
+    def activity(self, organisations: Sequence[str], month: str | None) -> Sheet:
+        """Return the activity rate of each organisation subtree in a month `YYYY-MM`; None: the log's running one.
+
+        Visits are as of the newest checkpoint, messages as of now. Raises OpportuneError where there is no checkpoint,
+        for a month that is not kept, and for an organisation that nobody belongs to.
+        """
+        seen = read_seen(self._state / "checkpoints", self._content)
+        from_ms, until_ms = month_of(month or seen.running_month, seen.time_zone)
+        return seen.sheet(organisations, from_ms, self._ledger.received(from_ms, until_ms))
 
     def time_zone(self) -> str:
         """The zone of the newest content that decided; days and months are its own."""

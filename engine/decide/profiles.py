@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
+from engine.decide.activity import Activity
 from engine.decide.columns import MISSING, Column, Names, TextColumn
 from engine.decide.local_time import is_zone
 from engine.decide.persons import Persons
@@ -75,6 +76,7 @@ class ProfileTable:
         self.void_ms: dict[int, int] = {}
         self.generation: dict[int, int] = {}
         self.ignored_attributes = 0
+        self.activity = Activity()
 
     # --- size -------------------------------------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class ProfileTable:
 
     def _columns(self) -> list[Column]:
         optional = [one for one in (self.organisation, self.province, self.person) if one is not None]
-        fixed = [self.flags, self.zone, *self.tag_words, *optional]
+        fixed = [self.flags, self.zone, self.activity.column, *self.tag_words, *optional]
         return [*fixed, *self.texts.values(), *self.numbers.values(), *self.purposes.values()]
 
     # --- columns, made when first named -----------------------------------------------------------------------------
@@ -382,7 +384,7 @@ class ProfileTable:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Return every column by name, cut to `count`; `objects()` names what they mean."""
-        named = {"flags": self.flags, "zone": self.zone}
+        named = {"flags": self.flags, "zone": self.zone, "activity": self.activity.column}
         named |= {f"tags/{row}": column for row, column in enumerate(self.tag_words)}
         named |= {f"number/{name}": column for name, column in self.numbers.items()}
         named |= {f"text/{name}": column for name, column in self.texts.items()}
@@ -406,6 +408,7 @@ class ProfileTable:
             "void_ms": [list(pair) for pair in self.void_ms.items()],
             "generation": [list(pair) for pair in self.generation.items()],
             "refused": self.persons.state(),
+            "activity": self.activity.state(),
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray], objects: Mapping[str, Any]) -> None:
@@ -416,6 +419,9 @@ class ProfileTable:
         self.count = self.capacity = len(arrays["flags"])
         self.tag_words, self.texts, self.numbers, self.purposes = [], {}, {}, {}
         self.organisation = self.province = self.person = None
+        self.activity = Activity(self.capacity)  # a checkpoint older than this count begins it anew
+        if "activity" in objects:
+            self.activity.restore(objects["activity"])
         self.tags, self.sources = Names(objects["tags"]), Names(objects["sources"])
         for tag in self.tags.texts:
             self.tag_place(tag)
@@ -441,6 +447,8 @@ class ProfileTable:
             return self.purpose_column(rest)
         if kind == "flags":
             return self.flags
+        if kind == "activity":
+            return self.activity.column
         return self._text_named(name)
 
     def _text_named(self, name: str) -> TextColumn:

@@ -1,8 +1,10 @@
-"""The audit log: every change of content, mode, pause and consent, each row hashed over the one before (FAULTS A14).
+"""The audit log: every change that `engine.changes` names, each row hashed over the one before (FAULTS A14).
 
 A row that is edited, taken out or put in breaks the chain there, and `first_break` names it. Consents stand under an
 alias per user, random and kept in a table of its own: forgetting a user takes the alias's meaning away and leaves the
-chain whole (I2). Functions over a cursor inside a transaction; the caller owns it.
+chain whole (I2). That somebody was forgotten is a row under a hash keyed with the deployment's key: who asks about a
+user whose id they know finds it, while there is that key. Functions over a cursor inside a transaction; the caller
+owns it.
 """
 
 from __future__ import annotations
@@ -84,6 +86,11 @@ def first_break(rows: Iterable[Row], head: str | None) -> str | None:
             else "the head is another"
         )
     return None
+
+
+def forgotten_name(id_key: bytes, user: str) -> str:
+    """Return what a forgotten user is called in the log: 24 hexadecimal digits of a keyed hash of the id."""
+    return hashlib.blake2b(user.encode(), digest_size=12, key=id_key[:64], person=b"opportune forget").hexdigest()
 
 
 def alias_of(cursor: sqlite3.Cursor, user: str) -> str | None:

@@ -447,8 +447,11 @@ class EmbeddedLedger:
         with self._database.writing() as cursor:
             receipts_of.expire(cursor, now_ms)
 
-    def forget(self, user: str) -> None:
-        """Leave no trace of a user or subject (I2): rows, caps, free pages and the write-ahead log."""
+    def forget(self, user: str, told: Change | None = None) -> None:
+        """Leave no trace of a user or subject (I2): rows, caps, free pages and the write-ahead log.
+
+        told  what the audit log says of it, in the same transaction
+        """
         self.caps.forget(user)
         self.stock.forget(user)
         with self._database.writing() as cursor:
@@ -460,6 +463,8 @@ class EmbeddedLedger:
             cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
             used.forget(cursor, user)
             audit.forget(cursor, user)
+            if told is not None:
+                audit.put_changes(cursor, [told], self._position)
         self._database.compact()
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -111,6 +111,14 @@ class LedgerReader:
             )
         return out
 
+    def received(self, from_ms: int, until_ms: int) -> list[tuple[str, int]]:
+        """List user and instant of every message delivered in [from_ms, until_ms), by the instant of its receipt."""
+        query = (
+            "SELECT user, min(at_ms) FROM dispatches JOIN offers USING (offer_id) "
+            "WHERE applied AND state = 'delivered' AND at_ms >= ? AND at_ms < ? GROUP BY offer_id"
+        )
+        return [(str(user), int(str(at_ms))) for user, at_ms in self.rows(query, from_ms, until_ms)]
+
     def redemptions(self, from_ms: int, until_ms: int, *, refunds: bool = False) -> list[Redemption]:
         """List redemptions, or refunds, with an instant in [from_ms, until_ms), in order of time."""
         try:

@@ -115,19 +115,22 @@ class Found:
     refused: list[str]
 
 
-def read_newest(folder: Path) -> Found:
-    """Return the newest checkpoint that is whole and of a known format."""
+def read_newest(folder: Path, only: tuple[str, ...] = ("",)) -> Found:
+    """Return the newest checkpoint that is whole and of a known format, with the arrays that `read` is asked for."""
     refused: list[str] = []
     for path in _newest_first(folder):
-        answer = read(path)
+        answer = read(path, only)
         if isinstance(answer, Checkpoint):
             return Found(answer, refused)
         refused.append(f"{path.name}: {answer}")
     return Found(None, refused)
 
 
-def read(path: Path) -> Checkpoint | str:
-    """Read one checkpoint; a text says why it is not usable. Arrays are owned and writable."""
+def read(path: Path, only: tuple[str, ...] = ("",)) -> Checkpoint | str:
+    """Read one checkpoint; a text says why it is not usable. Arrays are owned and writable.
+
+    only  what the names of the arrays wanted begin with; the others are passed over unread
+    """
     try:
         with path.open("rb") as file:
             line = file.readline(256 << 20)
@@ -142,6 +145,8 @@ def read(path: Path) -> Checkpoint | str:
             body = _padded(len(line), _BLOCK)
             arrays = {}
             for entry in header["arrays"]:
+                if not entry["name"].startswith(only):
+                    continue
                 array = np.empty(entry["shape"], _dtype(entry))
                 if array.nbytes != entry["bytes"]:
                     return f"array {entry['name']} has another size than its header says"

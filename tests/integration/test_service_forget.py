@@ -126,6 +126,10 @@ def test_the_command_imports_addresses_and_forgets(lived_in: Settings, tmp_path:
     assert done.returncode == 0, done.stderr
     assert "2 addresses, state" in done.stdout
     assert files_with(lived_in.state, GONE) == []
+    told = command("audit", "list", "--what", "forget", "--user", GONE).stdout  # A14
+    assert told.count("local,") == 1
+    assert "local," not in command("audit", "list", "--what", "forget", "--user", STAYS).stdout
+    assert "whole" in command("audit", "verify").stdout
 
 
 def test_blanking_keeps_lengths_and_other_events() -> None:

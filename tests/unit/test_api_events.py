@@ -19,6 +19,7 @@ from engine.console.intake import BODY_LIMIT
 from engine.deliver.contract import Callback, Reply
 from engine.errors import SettingsError, StoreUnavailable
 from engine.model import RecordKind
+from engine.settings import Settings, load_settings
 
 NOW_MS = 1_800_000_000_000
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -36,6 +37,7 @@ class ListEngine:
         self.fails = False
         self.waited = -1
         self.paused: list[tuple[str, bool]] = []
+        self.asked_by: list[str] = []
         self.components = {"journal": Component(True), "gateway sms": Component(True, critical=False)}
 
     @property
@@ -84,6 +86,7 @@ class ListEngine:
 
     async def pause(self, scenario: str, paused: bool, by: str) -> None:
         self.paused.append((scenario, paused))
+        self.asked_by.append(by)
 
     async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
         return None
@@ -101,12 +104,15 @@ class ListEngine:
 class Caller:
     """One application over one ListEngine."""
 
-    def __init__(self, api_key: str | None = None, queue_bytes: int = 1 << 20) -> None:
+    def __init__(
+        self, api_key: str | None = None, queue_bytes: int = 1 << 20, api_keys: dict[str, str] | None = None
+    ) -> None:
         self.engine = ListEngine()
         self.now_ms = NOW_MS
         self.api = Api(
             self.engine,
             api_key=api_key,
+            api_keys=api_keys,
             queue_bytes=queue_bytes,
             now_ms=lambda: self.now_ms,
             callback_secrets={"sms": SECRET},
@@ -388,3 +394,39 @@ def test_an_audience_is_asked_for_by_scenario_or_by_expression_and_nothing_else(
     assert ask == [{"scenario": "a/b", "expression": None}, {"scenario": None, "expression": '{"tag":"t"}'}]
     for body in ([], {"user": "u1"}, {"scenario": "a/b", "expression": "t"}, {"scenario": 5}):
         assert caller.ask("POST", "/v1/audience", json=body).status_code == 400
+
+
+def test_a14_a_pause_is_asked_for_by_the_name_of_the_key_that_was_shown() -> None:
+    keys = {"beijing.wang": "0123456789abcdef", "shanghai": "fedcba9876543210"}
+    caller = Caller("the key without a name", api_keys=keys)
+
+    def pause(key: str | None, basic: str = "") -> int:
+        headers = {"user-agent": "console/1"}
+        if basic:
+            headers["authorization"] = "Basic " + base64.b64encode(basic.encode()).decode()
+        elif key is not None:
+            headers["authorization"] = f"Bearer {key}"
+        return caller.ask("POST", "/v1/pause", json={"scenario": "*", "paused": True}, headers=headers).status_code
+
+    assert [pause(key) for key in keys.values()] == [200, 200]
+    assert pause("the key without a name") == 200
+    assert pause(None, basic="phone:fedcba9876543210") == 200
+    assert [pause(key) for key in (None, "", "shanghai", "0123456789abcdeg")] == [401] * 4
+    assert caller.engine.asked_by == [
+        "api key beijing.wang, console/1",
+        "api key shanghai, console/1",
+        "api key, console/1",
+        "api key shanghai, console/1",
+    ]
+    without = Caller()
+    assert without.ask("POST", "/v1/pause", json={"scenario": "*", "paused": True}).status_code == 200
+    assert without.engine.asked_by[0].startswith("local, ")
+
+
+def test_a_named_key_opens_the_service_to_others_and_must_not_be_short() -> None:
+    check_binding("0.0.0.0", None, {"ops": "0123456789abcdef"})
+    with pytest.raises(SettingsError, match=r"api_keys\.ops has fewer than 16"):
+        check_binding("127.0.0.1", "key", {"ops": "short"})
+    assert "0123456789abcdef" not in repr(Settings(api_keys={"ops": "0123456789abcdef"}))
+    with pytest.raises(SettingsError, match="api_keys"):
+        load_settings(api_keys={"Wang, the boss": "0123456789abcdef"})

@@ -9,8 +9,10 @@ from pathlib import Path
 import orjson
 import pytest
 
+from engine.changes import Change
 from engine.cli.audit import list_rows, verify
-from engine.ledger.audit import SELECT_HEAD, SELECT_ROWS, first_break, read_rows
+from engine.definitions import BenefitDefinition, Stage
+from engine.ledger.audit import SELECT_HEAD, SELECT_ROWS, first_break, forgotten_name, read_rows
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.reading import LedgerReader
 from engine.model import Mode, RecordKind
@@ -79,6 +81,63 @@ def test_changes_of_content_mode_pause_and_consent_are_rows_in_order(folder):
     assert first_break(rows, head) is None
 
 
+def test_a_benefit_that_is_listed_paused_stopped_new_or_gone_is_a_row(tmp_path):
+    def of(version: str, **stages: Stage):
+        benefits = tuple(
+            BenefitDefinition(f"national/{name}", name, "video", "wanda", stage=stage)
+            for name, stage in sorted(stages.items())
+        )
+        return small_content(version, benefits=benefits)
+
+    contents = {
+        "v1": of("v1", film=Stage.DRAFT, taxi=Stage.RUNNING),
+        "v2": of("v2", film=Stage.LISTED, taxi=Stage.PAUSED),
+        "v3": of("v3", film=Stage.RUNNING, taxi=Stage.STOPPED, game=Stage.DRAFT),
+        "v4": of("v4", film=Stage.RUNNING, game=Stage.DRAFT),
+    }
+    pipeline, ledger = make_pipeline(contents["v1"]), EmbeddedLedger(tmp_path / "ledger.db")
+    record(pipeline, ledger, [{"version": version} for version in contents], 0, RecordKind.CONTENT, contents)
+    ledger.close()
+    rows, head = rows_of(tmp_path)
+    told = [
+        (row.position, body["subject"], body["old"], body["new"])
+        for row in rows
+        if row.what == "stage" and (body := orjson.loads(row.body))
+    ]
+    assert told == [
+        (1, "national/film", "draft", "listed"),
+        (1, "national/taxi", "running", "paused"),
+        (2, "national/film", "listed", "running"),
+        (2, "national/game", None, "draft"),
+        (2, "national/taxi", "paused", "stopped"),
+        (3, "national/taxi", "stopped", None),
+    ]
+    assert first_break(rows, head) is None
+
+
+def test_that_a_user_was_forgotten_is_a_row_which_only_who_knows_the_id_and_has_the_key_finds(folder, capsys):
+    (folder / "offer-id.key").write_bytes(b"k" * 32)
+    name = forgotten_name(b"k" * 32, "zarathustra")
+    told = Change(-1, NOON_MS, "local, ops", "forget", name, None, None)
+    for _ in range(2):  # done again after a crash, it is one row
+        ledger = EmbeddedLedger(folder / "ledger.db")
+        ledger.forget("zarathustra", told)
+        ledger.close()
+    rows, head = rows_of(folder)
+    assert [(row.what, row.who) for row in rows if row.what == "forget"] == [("forget", "local, ops")]
+    assert first_break(rows, head) is None
+    assert all(b"zarathustra" not in path.read_bytes() for path in folder.iterdir())
+    list_rows(state=folder, limit=100, user="zarathustra")
+    assert "forget" in capsys.readouterr().out
+    list_rows(state=folder, limit=100, user="u2")
+    assert "forget" not in capsys.readouterr().out
+    (folder / "offer-id.key").write_bytes(b"another key of the deployment...")
+    list_rows(state=folder, limit=100, user="zarathustra")
+    assert "forget" not in capsys.readouterr().out
+    with pytest.raises(Exception, match="forget"):
+        list_rows(state=folder, limit=100, what="forgotten")
+
+
 def test_a_replay_cut_differently_writes_nothing_again(folder):
     before, _ = rows_of(folder)
     pipeline, ledger = make_pipeline(small_content("v2")), EmbeddedLedger(folder / "ledger.db")
@@ -139,8 +198,6 @@ def test_consents_of_a_user_are_found_until_the_user_is_forgotten_and_the_chain_
 
 
 def test_an_automatic_pause_is_written_once_whatever_a_replay_brings(tmp_path):
-    from engine.changes import Change
-
     ledger = EmbeddedLedger(tmp_path / "ledger.db")
     change = Change(-1, NOON_MS, "limit", "pause", "a/s", False, True)
     ledger.commit(1, NOON_MS, changes=[change])
