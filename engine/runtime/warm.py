@@ -33,6 +33,7 @@ from engine.ledger.codes_import import import_codes
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Mode, RecordKind
 from engine.pipeline import Effects, Pipeline
+from engine.runtime.cluster.batch_kernel import partitions_of, read_batch
 from engine.settings import FeedSettings, Settings, default_feeds
 
 _DAY_MS = 1_767_330_000_000
@@ -100,6 +101,17 @@ def _run_a_day() -> None:
         pipeline.behavior.reset_users(np.arange(pipeline.users.count))
         ledger.close()
         _import_codes(Path(folder))
+    _read_a_record_batch()
+
+
+def _read_a_record_batch() -> None:
+    """One record without key, value and headers, as Kafka writes it."""
+    data = np.frombuffer(b"\x0c\0\0\0\x01\x01\0", np.uint8)
+    name = np.zeros(14, np.uint8)
+    start, end, position, append_ms = (np.zeros(1, np.int64) for _ in range(4))
+    head, kind = np.zeros(7, np.int64), np.zeros(1, np.uint8)
+    assert read_batch(data, 0, len(data), 1, head, name, 0, start, end, position, append_ms, kind) == 1
+    partitions_of(data, start, end, 2, position)
 
 
 def _import_codes(folder: Path) -> None:

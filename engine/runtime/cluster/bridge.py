@@ -54,7 +54,8 @@ class Loop:
 class Rebalances:
     """Hand rebalances over to the engine, which handles them within its next `poll`."""
 
-    def __init__(self) -> None:
+    def __init__(self, wake: Callable[[], None] = lambda: None) -> None:
+        self._wake = wake
         self._waiting: deque[tuple[str, Sequence[int], Future[None]]] = deque()
         self.is_closed = False
 
@@ -65,6 +66,7 @@ class Rebalances:
             done.set_result(None)
         else:
             self._waiting.append((what, sorted(partitions), done))
+            self._wake()
         return asyncio.wrap_future(done)
 
     def handle(self, assigned: Callable[[Sequence[int]], None], revoked: Callable[[Sequence[int]], None]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,15 +23,13 @@ from faust.types import TP
 from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 from engine.model import Block
-from engine.runtime.cluster.blocks import block_of_records
 from engine.runtime.cluster.bridge import Loop, Rebalances
+from engine.runtime.cluster.fetch_queue import FetchQueue
 from engine.runtime.cluster.kafka_source import probe, unreachable
+from engine.runtime.cluster.record_batches import Fetched, RawConsumer
 from engine.runtime.source import Assigned, ignore_assignment
 
 log = structlog.get_logger("opportune.faust")
-
-_MOST_WAITING = 4
-"""Fetched batches that wait for the engine; beyond that nothing is fetched (back-pressure)."""
 
 PRIVATE_NAMES = {
     BaseConsumer: ("_drain_messages", "_wait_next_records", "_commit", "_stopped", "seek_wait"),
@@ -43,16 +40,17 @@ PRIVATE_NAMES = {
 
 
 class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
-    """Faust's consumer thread, with a fetch that waits as long as we say."""
+    """Faust's consumer thread, with a fetch that waits as long as we say and gives bytes instead of records."""
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
+        consumer.__class__ = RawConsumer
         consumer._fetch_max_wait_ms = transport.app.opportune.fetch_max_wait_ms
         return consumer
 
 
 class BatchConsumer(driver.Consumer):  # type: ignore[misc]
-    """Hands each partition's records to the source as one block."""
+    """Hands each partition's bytes to the source as they came."""
 
     def _new_consumer_thread(self) -> Any:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
@@ -68,7 +66,7 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
                     continue
                 for where, found in records.items():
                     if found and (active is None or where in active):
-                        source.take(where.topic, where.partition, found)
+                        source.take(where.topic, found)
                 if not records:
                     await asyncio.sleep(0)
         except self.consumer_stopped_errors:
@@ -114,11 +112,8 @@ class FaustSource:
         self._wait_s = wait_ms / 1000
         self._mine: set[int] = set()
         self._is_closed = False
-        self._next: dict[int, int] = {}
-        self._repaired: dict[int, int] = {}
-        self._paused: set[int] = set()
-        self._waiting: deque[tuple[int, list[Any]]] = deque()
-        self._rebalances = Rebalances()
+        self._queue = FetchQueue()
+        self._rebalances = Rebalances(self._queue.wake)
         self._loop = Loop("opportune-faust")
         try:
             # Faust's own answer to an unreachable broker is to try for ever; ask first.
@@ -167,11 +162,12 @@ class FaustSource:
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= _MOST_WAITING
+        return self._queue.is_full
 
-    def take(self, topic: str, partition: int, records: list[Any]) -> None:
+    def take(self, topic: str, found: list[Fetched]) -> None:
         if topic == self._topic:
-            self._waiting.append((partition, records))
+            for fetched in found:
+                self._queue.put(fetched)
 
     async def rebalance(self, what: str, partitions: set[TP]) -> None:
         await self._rebalances.announce(what, [one.partition for one in partitions if one.topic == self._topic])
@@ -188,45 +184,20 @@ class FaustSource:
             raise StoreUnavailable(f"the faust application does not start ({type(error).__name__})") from error
         while True:
             self._rebalances.handle(self._assigned, self._revoked)
-            blocks = self._take_blocks(max_events)
-            if blocks or monotonic_s() >= give_up_s:
+            blocks = self._queue.take(max_events, self._fetch_again)
+            left_s = give_up_s - monotonic_s()
+            if blocks or left_s <= 0:
                 return blocks
-            self._loop.run(asyncio.sleep(0.001))
+            self._queue.wait(left_s)
 
-    def _take_blocks(self, max_events: int) -> list[Block]:
-        blocks: list[Block] = []
-        kept: list[tuple[int, list[Any]]] = []
-        left = max_events
-        while self._waiting and left > 0:
-            partition, records = self._waiting.popleft()
-            expected = self._next.get(partition)
-            if expected is None or partition in self._paused:
-                # Not to be had now; before its assignment was announced here it only waits.
-                kept.append((partition, records))
-                continue
-            if records[0].offset > expected and self._repaired.get(partition) != expected:
-                # Something between was fetched for an assignment that is over: read it again. Once: it may be gone.
-                self._repaired[partition] = expected
-                self._loop.run(self._consumer.seek_wait({TP(self._topic, partition): expected}))
-                continue
-            # What was fetched before a seek, or twice around a rebalance, is passed over.
-            first = next((row for row, record in enumerate(records) if record.offset >= expected), len(records))
-            chosen = records[first : first + left]
-            if not chosen:
-                continue
-            blocks.append(block_of_records(chosen, partition))
-            self._next[partition] = chosen[-1].offset + 1
-            left -= len(chosen)
-            if first + len(chosen) < len(records):
-                kept.append((partition, records[first + len(chosen) :]))
-        self._waiting.extendleft(reversed(kept))
-        return blocks
+    def _fetch_again(self, partition: int, offset: int) -> None:
+        self._loop.run(self._consumer.seek_wait({TP(self._topic, partition): offset}))
 
     def seek(self, partition: int, position: int) -> None:
         if partition not in self._mine:
             raise ValueError(f"partition {partition} is not assigned")
-        self._next[partition] = position + 1
-        self._loop.run(self._consumer.seek_wait({TP(self._topic, partition): position + 1}))
+        self._queue.begin(partition, position + 1)
+        self._fetch_again(partition, position + 1)
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """Commit what is ours; what is not, or no longer, is refused and counted (F4)."""
@@ -247,20 +218,25 @@ class FaustSource:
             self.refused_commits += len(mine)
 
     def pause(self, partitions: Sequence[int]) -> None:
-        self._paused.update(partitions)
+        self._queue.paused.update(partitions)
 
     def resume(self, partitions: Sequence[int]) -> None:
-        self._paused.difference_update(partitions)
+        self._queue.paused.difference_update(partitions)
 
     def lag(self) -> dict[int, int]:
         """How many records of each partition are not handed over yet, as far as fetches have told."""
         found = {}
-        for partition, following in self._next.items():
+        for partition, following in self._queue.next.items():
             with contextlib.suppress(Exception):
                 end = self._consumer.highwater(TP(self._topic, partition))
                 if end is not None:
                     found[partition] = max(0, end - following)
         return found
+
+    @property
+    def misplaced(self) -> dict[int, int]:
+        """How many records of each partition belong into another, by their key."""
+        return self._queue.misplaced
 
     def close(self) -> None:
         if self._is_closed:
@@ -278,7 +254,7 @@ class FaustSource:
         offsets = self._loop.run(self._positions(partitions))
         for partition in partitions:
             self._mine.add(partition)
-            self._next[partition] = offsets[partition]
+            self._queue.begin(partition, offsets[partition])
         self.on_assign(partitions)
 
     async def _positions(self, partitions: Sequence[int]) -> dict[int, int]:
@@ -292,18 +268,15 @@ class FaustSource:
             if offset is None:
                 offset = (await consumer.earliest_offsets(where))[where]
             found[partition] = int(offset)
+        self._queue.partitions = len(thread._ensure_consumer().partitions_for_topic(self._topic) or ())
         return found
 
     def _revoked(self, partitions: Sequence[int]) -> None:
         try:
             self.on_revoke(partitions)
         finally:
-            gone = set(partitions)
-            self._waiting = deque(one for one in self._waiting if one[0] not in gone)
-            for partition in partitions:
-                self._mine.discard(partition)
-                self._next.pop(partition, None)
-                self._paused.discard(partition)
+            self._mine.difference_update(partitions)
+            self._queue.drop(partitions)
 
 
 def _source_of(app: Any) -> FaustSource:

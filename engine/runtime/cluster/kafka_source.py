@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import structlog
-from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
+from aiokafka import ConsumerRebalanceListener, TopicPartition
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 
+from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 from engine.model import Block
-from engine.runtime.cluster.blocks import block_of_records
 from engine.runtime.cluster.bridge import Loop, Rebalances
+from engine.runtime.cluster.fetch_queue import FetchQueue
+from engine.runtime.cluster.record_batches import RawConsumer
 from engine.runtime.source import Assigned, ignore_assignment
 
 log = structlog.get_logger("opportune.kafka")
@@ -42,10 +45,11 @@ class KafkaSource:
         self.committed: dict[int, int] = {}
         self.refused_commits = 0
         self._topic = topic
-        self._wait_ms = wait_ms
+        self._wait_s = wait_ms / 1000
         self._mine: set[int] = set()
         self._is_closed = False
-        self._rebalances = Rebalances()
+        self._queue = FetchQueue()
+        self._rebalances = Rebalances(self._queue.wake)
         self._loop = Loop("opportune-kafka")
         try:
             self._loop.run(probe(address))
@@ -56,7 +60,7 @@ class KafkaSource:
         self._started = self._loop.begin(self._start(address, group, fetch_max_wait_ms, session_timeout_ms))
 
     async def _start(self, address: str, group: str, fetch_max_wait_ms: int, session_timeout_ms: int) -> None:
-        self._consumer = AIOKafkaConsumer(
+        self._consumer = RawConsumer(
             bootstrap_servers=address,
             group_id=group,
             enable_auto_commit=False,
@@ -74,6 +78,19 @@ class KafkaSource:
         except BaseException:
             await self._consumer.stop()
             raise
+        self._pump = asyncio.create_task(self._fetch())
+
+    async def _fetch(self) -> None:
+        """In the loop: fetch ahead of the engine, as far as the queue allows."""
+        try:
+            while True:
+                while self._queue.is_full:
+                    await asyncio.sleep(0.001)
+                for found in (await self._consumer.getmany(timeout_ms=1000)).values():
+                    for fetched in found:
+                        self._queue.put(fetched)
+        finally:
+            self._queue.wake()
 
     def _has_started(self) -> bool:
         if not self._started.done():
@@ -90,25 +107,26 @@ class KafkaSource:
         return int(self._consumer._coordinator.generation)
 
     def poll(self, max_events: int) -> list[Block]:
-        self._rebalances.handle(self._assigned, self._revoked)
-        if not self._has_started():
-            return []
-        try:
-            found = self._loop.run(self._consumer.getmany(timeout_ms=self._wait_ms, max_records=max_events))
-        except KafkaError as error:
-            raise StoreUnavailable(f"kafka cannot be read ({type(error).__name__})") from None
-        self._rebalances.handle(self._assigned, self._revoked)
-        return [
-            block_of_records(records, where.partition)
-            for where, records in sorted(found.items())
-            if records and where.partition in self._mine
-        ]
+        give_up_s = monotonic_s() + self._wait_s
+        while True:
+            self._rebalances.handle(self._assigned, self._revoked)
+            if self._has_started() and self._pump.done():
+                error = self._pump.exception()
+                raise StoreUnavailable(f"kafka cannot be read ({type(error).__name__})") from error
+            blocks = self._queue.take(max_events, self._fetch_again)
+            left_s = give_up_s - monotonic_s()
+            if blocks or left_s <= 0:
+                return blocks
+            self._queue.wait(left_s)
+
+    def _fetch_again(self, partition: int, offset: int) -> None:
+        self._loop.run(_call(self._consumer.seek, TopicPartition(self._topic, partition), offset))
 
     def seek(self, partition: int, position: int) -> None:
-        where = TopicPartition(self._topic, partition)
         if partition not in self._mine:
             raise ValueError(f"partition {partition} is not assigned")
-        self._loop.run(_call(self._consumer.seek, where, position + 1))
+        self._queue.begin(partition, position + 1)
+        self._fetch_again(partition, position + 1)
 
     def commit(self, positions: Mapping[int, int]) -> None:
         """Commit what is ours; what is not, or no longer, is refused and counted (F4)."""
@@ -127,22 +145,26 @@ class KafkaSource:
         self.committed.update(mine)
 
     def pause(self, partitions: Sequence[int]) -> None:
-        self._loop.run(_call(self._consumer.pause, *self._named(partitions)))
+        self._queue.paused.update(partitions)
 
     def resume(self, partitions: Sequence[int]) -> None:
-        self._loop.run(_call(self._consumer.resume, *self._named(partitions)))
+        self._queue.paused.difference_update(partitions)
+        self._queue.wake()
 
     def lag(self) -> dict[int, int]:
         """How many records of each partition are not handed over yet, as far as fetches have told."""
         found = {}
-        for partition in self._mine:
-            where = TopicPartition(self._topic, partition)
+        for partition, following in self._queue.next.items():
             with contextlib.suppress(IllegalStateError, AssertionError):
-                end = self._consumer.highwater(where)
-                state = self._consumer._subscription.subscription.assignment.state_value(where)
-                if end is not None and state is not None and state.has_valid_position:
-                    found[partition] = max(0, end - state.position)
+                end = self._consumer.highwater(TopicPartition(self._topic, partition))
+                if end is not None:
+                    found[partition] = max(0, end - following)
         return found
+
+    @property
+    def misplaced(self) -> dict[int, int]:
+        """How many records of each partition belong into another, by their key."""
+        return self._queue.misplaced
 
     def close(self) -> None:
         if self._is_closed:
@@ -157,17 +179,30 @@ class KafkaSource:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _assigned(self, partitions: Sequence[int]) -> None:
+        offsets = self._loop.run(self._positions(partitions))
         self._mine.update(partitions)
+        for partition in partitions:
+            self._queue.begin(partition, offsets[partition])
         self.on_assign(partitions)
+
+    async def _positions(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Where reading begins: behind what was committed, else at the beginning."""
+        found = {}
+        for partition in partitions:
+            where = TopicPartition(self._topic, partition)
+            offset = await self._consumer.committed(where)
+            if offset is None:
+                offset = (await self._consumer.beginning_offsets([where]))[where]
+            found[partition] = int(offset)
+        self._queue.partitions = len(self._consumer.partitions_for_topic(self._topic) or ())
+        return found
 
     def _revoked(self, partitions: Sequence[int]) -> None:
         try:
             self.on_revoke(partitions)
         finally:
             self._mine.difference_update(partitions)
-
-    def _named(self, partitions: Sequence[int]) -> list[TopicPartition]:
-        return [TopicPartition(self._topic, partition) for partition in partitions if partition in self._mine]
+            self._queue.drop(partitions)
 
 
 class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
