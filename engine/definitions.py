@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -237,6 +237,9 @@ class StockLimits:
     budget_per_day_fen: int | None = None
     budget_per_user_fen: int | None = None
     pool: str | None = None  # codes; without codes there is nothing to give
+
+
+BenefitClass = Literal["video", "travel", "living", "entertainment", "education", "health"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ Assertions are for our own bugs, exceptions for the world, values for "no". No m
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from engine.model import DeadReason
@@ -53,7 +54,11 @@ class ContentError(OpportuneError):
 
 
 class SettingsError(OpportuneError):
-    """A setting that cannot work."""
+    """A setting that cannot work; `faults` lists them one by one where a file has several."""
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
 
 
 class EventError(OpportuneError):

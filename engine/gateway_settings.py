@@ -9,17 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from engine.definitions import BenefitClass
 from engine.errors import SettingsError
 
 PositiveSeconds = Annotated[float, Field(gt=0)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,29}$")]
 Port = Annotated[int, Field(gt=0, le=65535)]
+Province = Annotated[str, StringConstraints(pattern=r"^[^/\s]{1,40}$")]
+Words = Annotated[str, StringConstraints(pattern=r"^[^【】\r\n]*$")]
 
 
 class GatewayBase(BaseModel):
-    """What every gateway may say of itself (rule G4)."""
+    """What every gateway may say of itself (rule G4), and which offers of its channel it takes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -29,7 +32,18 @@ class GatewayBase(BaseModel):
     daily_quota: Annotated[int, Field(gt=0)] | None = Field(
         None, description="segments a calendar day in the deployment's zone"
     )
+    signature: Annotated[Words, Field(max_length=20)] | None = Field(
+        None, description='of an SMS, filed for this sender; none: the policy\'s, "": the gateway adds its own'
+    )
+    opt_out_text: Annotated[Words, Field(max_length=30)] | None = Field(
+        None, description='of an SMS; none: the policy\'s, "": the gateway adds its own'
+    )
     signature_at_end: bool = Field(False, description="where the gateway wants the signature of an SMS")
+    provinces: tuple[Province, ...] = Field((), description="of the users it is for; none: all")
+    benefit_classes: tuple[BenefitClass, ...] = Field((), description="of the benefits it is for; none: all")
+    weight: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1, description="its share among gateways alike; 0: a stand-in for when none of them can take an offer"
+    )
 
 
 class SandboxSettings(GatewayBase):

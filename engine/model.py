@@ -362,6 +362,7 @@ class Offer:
     fallback_channel: str | None = None  # where it goes after a definite failure or a missing receipt (G5)
     fallback_after_ms: int = 0
     attempt: int = 1  # 2: on the fallback channel
+    benefit_class: str = ""  # one of the six classes, for routing
 
 
 @dataclass(frozen=True, slots=True)

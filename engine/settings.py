@@ -10,12 +10,14 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
-from engine.errors import SettingsError
+from engine.errors import Fault, SettingsError
 from engine.gateway_settings import GatewaySettings
 from engine.model import FEED, Datum
 
+FILE = "opportune.toml"
 PositiveSeconds = Annotated[float, Field(gt=0)]
 KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
+_FOUND = {"missing": "nothing", "extra_forbidden": "a field that is not known"}
 
 
 class FeedSettings(BaseModel):
@@ -117,10 +119,17 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
-        lines = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors(include_input=False)]
-        raise SettingsError("settings (opportune.toml or OPPORTUNE_*):\n  " + "\n  ".join(lines)) from None
+        faults = [
+            Fault(
+                FILE, ".".join(map(str, one["loc"])), _FOUND.get(one["type"], "a value that does not fit"), one["msg"]
+            )
+            for one in error.errors(include_input=False)
+        ]
+        lines = [f"{one.path}: {one.expected}" for one in faults]
+        raise SettingsError("settings (opportune.toml or OPPORTUNE_*):\n  " + "\n  ".join(lines), faults) from None
     except tomllib.TOMLDecodeError as error:
-        raise SettingsError(f"opportune.toml is not valid TOML: {error}") from None
+        fault = Fault(FILE, "", "what is not TOML", str(error))
+        raise SettingsError(f"opportune.toml is not valid TOML: {error}", [fault]) from None
     settings.feeds = {**default_feeds(), **settings.feeds}
     return settings
 

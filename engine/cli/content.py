@@ -16,8 +16,8 @@ from rich.text import Text
 from engine.clock import wall_ms
 from engine.content import Inspection, inspect_content, outdated
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
-from engine.deliver.gateways.build import unserved
-from engine.errors import Fault
+from engine.deliver.gateways.checking import gateway_faults
+from engine.errors import Fault, SettingsError
 from engine.settings import load_settings
 
 FencesOption = Annotated[
@@ -39,12 +39,8 @@ def check(
     scenarios: ScenariosOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object instead of tables")] = False,
 ) -> None:
-    """Load all content as the engine would and report everything that is wrong; exit status 1 where anything is."""
-    inspection = inspect_folders(geofences, scenarios)
-    if inspection.content is not None:
-        warnings = (*outdated(inspection.content, wall_ms()), *unserved(inspection.content, load_settings()))
-        faults = (*inspection.faults, *warnings)
-        inspection = Inspection(inspection.content, faults)
+    """Load settings, content and gateways as the engine would; report all that is wrong; then exit status 1."""
+    inspection = _inspect_all(geofences, scenarios)
     if as_json:
         print(json.dumps(_report(inspection), ensure_ascii=False, indent=2))
     else:
@@ -53,6 +49,23 @@ def check(
             _print_summary(inspection.content)
     if inspection.content is None:
         raise typer.Exit(1)
+
+
+def _inspect_all(geofences: Path | None, scenarios: Path | None) -> Inspection:
+    """Inspect settings, content and gateways; there is no content where any of them is wrong."""
+    try:
+        settings = load_settings()
+    except SettingsError as error:
+        # Without settings nobody knows which folders are meant.
+        inspection = inspect_content(geofences, scenarios) if geofences and scenarios else Inspection(None, ())
+        return Inspection(None, (*error.faults, *inspection.faults))
+    inspection = inspect_content(geofences or settings.geofences, scenarios or settings.scenarios)
+    if inspection.content is None:
+        return inspection
+    of_gateways = gateway_faults(inspection.content, settings)
+    faults = (*inspection.faults, *outdated(inspection.content, wall_ms()), *of_gateways)
+    is_sound = all(fault.severity == "warning" for fault in of_gateways)
+    return Inspection(inspection.content if is_sound else None, faults)
 
 
 def inspect_folders(geofences: Path | None, scenarios: Path | None) -> Inspection:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,6 +14,10 @@ from rich.text import Text
 from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults
 from engine.definitions import Content, PresenceTrigger, Scenario
 from engine.errors import OpportuneError
+from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    from engine.deliver.contract import Capabilities
 
 SAMPLE_CODE = "XXXXXXXXXXXX"
 _SAMPLE_MS = 1_767_326_400_000
@@ -60,6 +64,9 @@ def preview(
     ] = None,
     fence: Annotated[str | None, typer.Option(help="id of the fence; default the first of the trigger")] = None,
     channel: Annotated[str | None, typer.Option(help="default the first of the scenario")] = None,
+    gateway: Annotated[
+        str | None, typer.Option(help="a declared gateway: with its signature and opt-out text, counted as it counts")
+    ] = None,
     code: Annotated[str, typer.Option(help="what stands for {code}")] = SAMPLE_CODE,
     geofences: FencesOption = None,
     scenarios: ScenariosOption = None,
@@ -71,7 +78,12 @@ def preview(
         print_faults(inspection.errors)
         raise typer.Exit(1)
     values = dict(_pair(one) for one in attribute or ())
-    made = make_preview(inspection.content, scenario, values, fence=fence, channel=channel, code=code)
+    capabilities, served = _gateway(gateway) if gateway else (None, channel)
+    if channel not in (None, served):
+        raise OpportuneError(f"gateway {gateway} serves {served}, not {channel}")
+    made = make_preview(
+        inspection.content, scenario, values, fence=fence, channel=served, code=code, capabilities=capabilities
+    )
     if as_json:
         print(json.dumps(asdict(made), ensure_ascii=False, indent=2))
     else:
@@ -88,12 +100,17 @@ def make_preview(
     fence: str | None = None,
     channel: str | None = None,
     code: str = SAMPLE_CODE,
+    capabilities: Capabilities | None = None,
 ) -> Preview:
-    """Write the message of one scenario for a user with these attributes; raise OpportuneError for unknown names."""
+    """Write the message of one scenario for a user with these attributes; raise OpportuneError for unknown names.
+
+    capabilities  of the gateway it is to go through; None: of any that places the policy's texts as usual
+    """
     from engine.claim_token import token_maker
     from engine.content.faults import did_you_mean
     from engine.decide.compose import Refusal, Sources, compose
-    from engine.deliver.sms import count_segments, finish_text, forces_ucs2
+    from engine.deliver.contract import Capabilities
+    from engine.deliver.sms import count_segments, forces_ucs2
     from engine.model import CODE_MARK
 
     by_id = {one.id: one for one in content.scenarios}
@@ -128,10 +145,11 @@ def make_preview(
         return Preview(
             scenario_id, chosen, text, "", {}, "utf-8", len(text.encode()), 1, "", costs.get(chosen, 0), benefit_fen
         )
-    opt_out = policy.opt_out_text if offer.offer_class == "marketing" else ""
-    text = finish_text(text, signature=policy.signature, opt_out=opt_out)
+    way = capabilities or Capabilities(sms=True)
+    text = way.finish(text, policy.signature, policy.opt_out_text, is_service=offer.offer_class == "service")
     length = count_segments(text)
-    cost_fen = costs.get(chosen, 0) * length.segments
+    segments = way.parts(text)
+    cost_fen = costs.get(chosen, 0) * segments
     forced_by = forces_ucs2(text)
     return Preview(
         scenario_id,
@@ -141,11 +159,24 @@ def make_preview(
         {},
         length.encoding,
         length.units,
-        length.segments,
+        segments,
         forced_by,
         cost_fen,
         benefit_fen,
     )
+
+
+def _gateway(name: str) -> tuple[Capabilities, str]:
+    """Return what a declared gateway can do, and the channel it serves."""
+    from engine.content.faults import did_you_mean
+    from engine.deliver.gateways.build import GatewayMaker
+
+    settings = load_settings()
+    chosen = settings.gateways.get(name)
+    if chosen is None:
+        raise OpportuneError(f"no gateway is named {name!r}; {did_you_mean(name, settings.gateways)}")
+    made = GatewayMaker(settings, now_ms=lambda: 0).make(name, chosen)
+    return made.capabilities, made.channel
 
 
 def _fence_name(content: Content, scenario: Scenario, fence: str | None) -> str | None:

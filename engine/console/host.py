@@ -26,7 +26,7 @@ from engine.console.server import HttpServer
 from engine.definitions import Content
 from engine.deliver.contract import Addresses, Callback, CallsBack, Gateway, Reply
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.gateways.build import GatewayMaker, callback_secrets
+from engine.deliver.gateways.build import GatewayMaker, callback_secrets, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import ContentError, StoreUnavailable
 from engine.ledger.links import Link
@@ -90,6 +90,7 @@ class Host:
             emit=self.service.append,
             tenant=settings.tenant,
             texts=self._texts,
+            routes=routes(settings),
             make_missing=maker.sandbox,
             executor=self._claims,
             why_not_again=self._why_not_again,

@@ -13,6 +13,7 @@ from engine.content.conditions import Model
 from engine.content.faults import refuse
 from engine.content.fence_model import Word
 from engine.content.spans import InstantText, Span
+from engine.definitions import BenefitClass
 
 SUB_CLASSES: dict[str, tuple[str, ...]] = {
     "video": ("general", "sports", "live", "short"),
@@ -26,7 +27,6 @@ BENEFIT_CLASSES = tuple(SUB_CLASSES)
 STAGES = ("draft", "listed", "running", "paused", "stopped")
 PRODUCT_KINDS = ("package", "card", "bundle")
 
-BenefitClass = Literal["video", "travel", "living", "entertainment", "education", "health"]
 Stage = Literal["draft", "listed", "running", "paused", "stopped"]
 Slug = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}$")]
 BenefitId = Annotated[str, StringConstraints(pattern=r"^([a-z0-9][a-z0-9_-]*/)?[a-z0-9][a-z0-9._-]{0,99}$")]

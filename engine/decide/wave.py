@@ -304,4 +304,5 @@ def make_offer(case: Case, profiles: ProfileTable) -> Offer:
         profiles.province_of(case.slot) if case.slot < profiles.count else None,
         offer.fallback_channel if offer.fallback_channel != case.channel else None,
         offer.fallback_after_ms,
+        benefit_class=offer.benefit_class,
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Protocol, runtime_checkable
 
-from engine.deliver.sms import count_segments
+from engine.deliver.sms import count_segments, finish_text
 from engine.model import DispatchState, GatewayReceipt, Match, Offer
 
 
@@ -71,13 +71,26 @@ class Capabilities:
     window: int = 32  # submits without an answer, over all its connections
     messages_per_s: float = 1000.0  # parts, where a text has several
     receipts: bool = False  # whether it reports what became of a message
+    signature: str | None = None  # of an SMS; None: the policy's
+    opt_out_text: str | None = None  # likewise
     signature_at_end: bool = False  # where 【...】 must stand in an SMS
     sms: bool = False  # text gets signature and opt-out, and is counted in segments
     daily_quota: int | None = None  # parts a day
     timeout_s: float | None = None  # longest submit; None: the dispatcher's. A session's own timeout must be below
     count_parts: Callable[[str], int] | None = None  # of a finished text; None: segments of an SMS, else 1
 
+    def finish(self, text: str, signature: str, opt_out: str, *, is_service: bool = False) -> str:
+        """Add the policy's signature and opt-out text, or this gateway's own, where it wants them (rule O2)."""
+        opt_out = opt_out if self.opt_out_text is None else self.opt_out_text
+        return finish_text(
+            text,
+            signature=signature if self.signature is None else self.signature,
+            opt_out="" if is_service else opt_out,
+            signature_at_end=self.signature_at_end,
+        )
+
     def parts(self, text: str) -> int:
+        """Count the messages that a finished text becomes."""
         return (self.count_parts or (_segments if self.sms else _one))(text)
 
 

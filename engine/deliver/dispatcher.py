@@ -7,7 +7,7 @@ The ledger's outbox is the truth; the queues here are a cache of it. `enqueue` t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -15,22 +15,14 @@ import structlog
 
 from engine import metrics
 from engine.clock import monotonic_s
-from engine.deliver.breaker import Breaker, Quota
-from engine.deliver.contract import (
-    Addresses,
-    Capabilities,
-    ClaimAnswer,
-    Dispatch,
-    DispatchLedger,
-    DispatchRecord,
-    Gateway,
-    Sessionless,
-    Submitted,
-)
-from engine.deliver.lane import Lane, dispatch_id, gives_back
+from engine.deliver.breaker import Breaker
+from engine.deliver.contract import Addresses, ClaimAnswer, DispatchLedger, DispatchRecord, Gateway
+from engine.deliver.lane import dispatch_id, gives_back
+from engine.deliver.lanes import Lanes
 from engine.deliver.returns import Returns
+from engine.deliver.routing import Route
 from engine.deliver.settler import Settled, Settler
-from engine.errors import GatewayPermanent, SettingsError, StoreError
+from engine.errors import StoreError
 from engine.model import DispatchState, Offer
 
 log = structlog.get_logger("opportune.deliver")
@@ -52,7 +44,7 @@ class Dispatcher:
     due_fallbacks  lists offers whose second channel is due at an instant (G5); None: there is no second channel
     day       counts local days, for daily quotas; `sent_today` says what a gateway was given on that day before
     texts     the signature and the opt-out text of an SMS as they are now
-    route     chooses among several gateways of one channel; None: the first that is ready
+    routes    which offers each gateway takes, by its name; one that is not named takes all of its channel
     make_missing  makes the gateway of a channel that none serves, or None: its offers end as `no_gateway`
     """
 
@@ -68,7 +60,7 @@ class Dispatcher:
         day: Callable[[], int] = lambda: 0,
         sent_today: Callable[[str], int] = lambda gateway: 0,
         texts: Callable[[], tuple[str, str]] = lambda: ("", ""),
-        route: Callable[[Offer, Sequence[Gateway]], Gateway] | None = None,
+        routes: Mapping[str, Route] | None = None,
         make_missing: Callable[[str], Gateway | None] = lambda channel: None,
         executor: Executor | None = None,
         why_not_again: Callable[[Offer], str | None] | None = None,
@@ -96,21 +88,12 @@ class Dispatcher:
         self._due_fallbacks = due_fallbacks
         self.returns = Returns(ledger, addresses, emit, self._call, now_ms=now_ms, tenant=tenant)
         self._settler = Settler(ledger, emit, self._call, tenant, self.returns.announce)
-        self._route = route or _first_ready
-        self._make_missing = make_missing
-        self._lanes: dict[str, Lane] = {}
-        self._by_channel: dict[str, list[Gateway]] = {}
-        for gateway in gateways:
-            self._add(gateway)
-        self._no_lane = Lane(self, _NoGateway())
+        self._lanes = Lanes(self, gateways, routes or {}, make_missing)
         self._paused: set[str] = set()
         self._parked: dict[str, Offer] = {}
         self._known: set[str] = set()
         self._overflowed = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._lane_tasks: list[asyncio.Task[None]] = []
-        self._opening: set[asyncio.Task[None]] = set()
-        self._is_started = False
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -120,37 +103,28 @@ class Dispatcher:
             asyncio.create_task(work)
             for work in (self._settler.run(), self.returns.run(), self.returns.watch_silence(), self._refill())
         ]
-        self._is_started = True
-        for lane in (*self._lanes.values(), self._no_lane):
-            await self._open(lane)
+        await self._lanes.open()
         self._overflowed = True
         await self._fetch()
 
     async def stop(self, timeout_s: float = 20.0) -> None:
         """Claim nothing more, wait for answers, write outcomes; what is unclaimed stays in the outbox."""
         self.is_stopping = True
-        lanes = [*self._lanes.values(), self._no_lane]
-        for lane in lanes:
-            lane.wake()
-        if self._lane_tasks:
-            await asyncio.wait(self._lane_tasks, timeout=timeout_s)
-        await asyncio.gather(*(lane.finish(timeout_s) for lane in lanes))
-        # Sessions stay open until here: answers and receipts may come as long as anything is in flight.
-        await asyncio.gather(*(lane.gateway.close() for lane in lanes), return_exceptions=True)
+        await self._lanes.finish(timeout_s)
         try:
             async with asyncio.timeout(5.0):
                 await self._settler.flushed()
                 await self.returns.flushed()
         except TimeoutError:
             log.error("some dispatch outcomes could not be written; their claims will read as unknown")
-        tasks = [*self._tasks, *self._lane_tasks]
-        for task in tasks:
+        await self._lanes.close()
+        for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def idle(self) -> None:
         """Return once nothing waits and every outcome is written (parked offers do not count)."""
-        while not all(lane.is_idle for lane in (*self._lanes.values(), self._no_lane)):
+        while not all(lane.is_idle for lane in self._lanes):
             await asyncio.sleep(0.005)
         await self._settler.flushed()
 
@@ -183,16 +157,16 @@ class Dispatcher:
 
     def gateway(self, name: str) -> Gateway | None:
         """Return the gateway of this name, for its callbacks."""
-        lane = self._lanes.get(name)
+        lane = self._lanes.named(name)
         return lane.gateway if lane is not None else None
 
     def held_back(self) -> dict[str, str]:
         """Say of each gateway why nothing goes to it now; empty where it does."""
-        return {name: lane.why_held_back for name, lane in self._lanes.items()}
+        return self._lanes.held_back()
 
     def reset_breakers(self) -> None:
         """Let every gateway be tried at once: somebody mended it."""
-        for lane in self._lanes.values():
+        for lane in self._lanes:
             lane.breaker = Breaker()
             lane.wake()
 
@@ -231,6 +205,11 @@ class Dispatcher:
             if answer != ClaimAnswer.ALREADY:
                 log.warning("offer not claimed", offer_id=offer.offer_id, answer=str(answer))
 
+    async def sent_today(self, gateway: str) -> int:
+        """Count what a gateway was given on this day before the start."""
+        used: int = await self._call(self._sent_today, gateway)
+        return used
+
     def why_not_again(self, offer: Offer) -> str | None:
         if self._is_paused(offer):
             return "paused"
@@ -250,39 +229,9 @@ class Dispatcher:
     # --- inside -----------------------------------------------------------------------------------------------------
 
     def _queue(self, offer: Offer) -> None:
-        lane = self._lane_for(offer)
+        lane = self._lanes.lane_for(offer)
         lane.queue.push(offer)
         lane.wake()
-
-    def _lane_for(self, offer: Offer) -> Lane:
-        gateways = self._by_channel.get(offer.channel)
-        if not gateways:
-            made = self._make_missing(offer.channel)
-            if made is None:
-                return self._no_lane
-            log.info("a new channel gets a gateway", channel=offer.channel, gateway=made.name)
-            lane = self._add(made)
-            if self._is_started:
-                task = asyncio.get_running_loop().create_task(self._open(lane))
-                self._opening.add(task)
-                task.add_done_callback(self._opening.discard)
-            return lane
-        gateway = gateways[0] if len(gateways) == 1 else self._route(offer, gateways)
-        return self._lanes[gateway.name]
-
-    def _add(self, gateway: Gateway) -> Lane:
-        if gateway.name in self._lanes:
-            raise SettingsError(f"two gateways are named {gateway.name}")
-        lane = self._lanes[gateway.name] = Lane(self, gateway)
-        self._by_channel.setdefault(gateway.channel, []).append(gateway)
-        return lane
-
-    async def _open(self, lane: Lane) -> None:
-        if lane.quota.most is not None:
-            used = await self._call(self._sent_today, lane.gateway.name)
-            lane.quota = Quota(lane.quota.most, self.day(), used)
-        await lane.gateway.start(self.returns)
-        self._lane_tasks.append(asyncio.create_task(lane.run()))
 
     def _is_paused(self, offer: Offer) -> bool:
         return bool(self._paused) and (ALL in self._paused or offer.scenario in self._paused)
@@ -327,8 +276,9 @@ class Dispatcher:
         while True:
             await asyncio.sleep(REFILL_S)
             self._unpark()
-            for lane in list(self._lanes.values()):
+            for lane in self._lanes:
                 await lane.drop_expired()
+            self._lanes.move_on()
             await self._fall_back()
             await self._fetch()
 
@@ -338,21 +288,3 @@ class Dispatcher:
         if self._executor is None or not self._ledger.would_wait:
             return function(*arguments)
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
-
-
-def _first_ready(offer: Offer, gateways: Sequence[Gateway]) -> Gateway:
-    return next((one for one in gateways if one.standing.ready), gateways[0])
-
-
-class _NoGateway(Sessionless):
-    """Where offers of a channel that nobody serves end: a definite failure, said once per offer."""
-
-    name = "none"
-    channel = "none"
-    capabilities = Capabilities()
-
-    async def submit(self, dispatch: Dispatch) -> Submitted:
-        raise GatewayPermanent("no_gateway")
-
-    async def close(self, timeout_s: float = 5.0) -> None:
-        return None

@@ -65,13 +65,17 @@ class FairQueue:
             del self._shares[key]
         return offer
 
-    def take(self, is_wanted: Callable[[Offer], bool]) -> list[Offer]:
-        """Take out every offer of which `is_wanted` is true, whoever's turn it is; walks over all."""
+    def take(self, is_wanted: Callable[[Offer], bool], most: int | None = None) -> list[Offer]:
+        """Take out every offer of which `is_wanted` is true, or the first `most`, whoever's turn it is."""
         taken: list[Offer] = []
         for share in self._shares.values():
-            if any(is_wanted(offer) for offer in share.waiting):
-                taken += [offer for offer in share.waiting if is_wanted(offer)]
-                share.waiting = deque(offer for offer in share.waiting if not is_wanted(offer))
+            before = len(taken)
+            kept: deque[Offer] = deque()
+            for offer in share.waiting:
+                wanted = (most is None or len(taken) < most) and is_wanted(offer)
+                (taken if wanted else kept).append(offer)
+            if len(taken) > before:
+                share.waiting = kept
         if taken:
             self._count -= len(taken)
             self._heap = [entry for entry in self._heap if self._shares[entry[3]].waiting]

@@ -18,7 +18,6 @@ from engine.deliver.breaker import Breaker, Bucket, Quota
 from engine.deliver.contract import ClaimAnswer, Dispatch, DispatchRecord, Gateway
 from engine.deliver.fair_queue import FairQueue
 from engine.deliver.settler import Settled
-from engine.deliver.sms import finish_text
 from engine.errors import GatewayGone, GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
 from engine.model import CODE_MARK, DispatchState, Offer
 
@@ -81,6 +80,15 @@ class Lane:
         if self.breaker.is_open:
             return "circuit breaker open"
         return "daily quota spent" if self.quota.is_spent(self._owner.day()) else ""
+
+    @property
+    def can_send(self) -> bool:
+        """Whether an offer that comes now may go: a breaker that is due for its probe needs one to send."""
+        return (
+            self.gateway.standing.ready
+            and self.breaker.wait_s(self._owner.monotonic_s()) == 0
+            and (self.quota.most is None or not self.quota.is_spent(self._owner.day()))
+        )
 
     def wake(self) -> None:
         self._wake.set()
@@ -211,13 +219,7 @@ class Lane:
         capabilities = self.gateway.capabilities
         text = offer.text if code is None else offer.text.replace(CODE_MARK, code)
         if capabilities.sms:
-            signature, opt_out = self._owner.texts()
-            text = finish_text(
-                text,
-                signature=signature,
-                opt_out=opt_out if offer.offer_class != "service" else "",
-                signature_at_end=capabilities.signature_at_end,
-            )
+            text = capabilities.finish(text, *self._owner.texts(), is_service=offer.offer_class == "service")
         parts = capabilities.parts(text)
         if capabilities.sms:
             metrics.SMS_SEGMENTS.inc(parts)

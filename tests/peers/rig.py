@@ -79,6 +79,8 @@ class Rig:
                 created_ms=now_ms,
                 fallback_channel=more.get("fallback_channel"),
                 fallback_after_ms=more.get("fallback_after_ms", 0),
+                province=more.get("province"),
+                benefit_class=more.get("benefit_class", ""),
             )
             for number in numbers
         ]

@@ -6,14 +6,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 
 from engine.clock import wall_ms
-from engine.definitions import Content
 from engine.deliver.contract import Gateway
 from engine.deliver.gateways.common import allowed_networks, capabilities_of
 from engine.deliver.gateways.http import make_http
 from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sandbox import SandboxGateway, SandboxMessage
 from engine.deliver.gateways.webhook import WebhookGateway
-from engine.errors import Fault, SettingsError
+from engine.deliver.routing import EVERYTHING, Route
+from engine.errors import SettingsError
 from engine.gateway_settings import (
     AppriseSettings,
     CmppSettings,
@@ -27,26 +27,6 @@ from engine.gateway_settings import (
     read_secret,
 )
 from engine.settings import Settings
-
-
-def content_channels(content: Content) -> set[str]:
-    """Return every channel that scenarios name."""
-    named: set[str] = set()
-    for scenario in content.scenarios:
-        named |= {*scenario.offer.channels, *filter(None, [scenario.offer.fallback_channel])}
-    return named
-
-
-def unserved(content: Content, settings: Settings) -> list[Fault]:
-    """List, as warnings, channels for which no gateway is declared although others are: their offers reach nobody."""
-    served = served_channels(settings)
-    if not served:
-        return []
-    hint = "declare one in opportune.toml, or the sandbox takes its offers and sends nothing"
-    return [
-        Fault("scenarios", f"channel {channel}", "no gateway for it", "a table [gateways.NAME]", hint, "warning")
-        for channel in sorted(content_channels(content) - served)
-    ]
 
 
 def served_channels(settings: Settings) -> set[str]:
@@ -75,7 +55,16 @@ class GatewayMaker:
         self._on_message = on_message
 
     def declared(self) -> list[Gateway]:
-        return [self._make(name, chosen) for name, chosen in sorted(self._settings.gateways.items())]
+        """Make all that are declared; raises one SettingsError that names everything that is wrong with them."""
+        made, wrong = [], []
+        for name, chosen in sorted(self._settings.gateways.items()):
+            try:
+                made.append(self.make(name, chosen))
+            except SettingsError as error:
+                wrong.append(str(error))
+        if wrong:
+            raise SettingsError("\n  ".join(wrong))
+        return made
 
     def sandbox(self, channel: str, name: str | None = None, chosen: GatewayBase | None = None) -> Gateway:
         capabilities = capabilities_of(channel, chosen or SandboxSettings())
@@ -88,7 +77,7 @@ class GatewayMaker:
             capabilities=capabilities,
         )
 
-    def _make(self, name: str, chosen: GatewayBase) -> Gateway:
+    def make(self, name: str, chosen: GatewayBase) -> Gateway:
         channel = chosen.channel or name
         match chosen:
             case SandboxSettings():
@@ -100,6 +89,16 @@ class GatewayMaker:
             case HttpSettings() | AppriseSettings():
                 return make_http(name, channel, chosen)
         raise SettingsError(f"gateways.{name}: this kind of gateway cannot be made here")
+
+
+def routes(settings: Settings) -> dict[str, Route]:
+    """Return which offers the declared gateways take, of those that do not simply take all of their channel."""
+    found = {name: route_of(one) for name, one in settings.gateways.items()}
+    return {name: route for name, route in found.items() if route != EVERYTHING}
+
+
+def route_of(chosen: GatewayBase) -> Route:
+    return Route(frozenset(chosen.provinces), frozenset(chosen.benefit_classes), chosen.weight)
 
 
 def build_gateways(

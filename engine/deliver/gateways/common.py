@@ -18,6 +18,8 @@ def capabilities_of(channel: str, chosen: GatewayBase, *, receipts: bool = False
         "window": chosen.window,
         "messages_per_s": chosen.messages_per_s,
         "receipts": receipts,
+        "signature": chosen.signature,
+        "opt_out_text": chosen.opt_out_text,
         "signature_at_end": chosen.signature_at_end,
         "sms": channel == "sms",
         "daily_quota": chosen.daily_quota,

@@ -18,7 +18,7 @@ from engine import metrics
 from engine.clock import wall_ms
 from engine.deliver.contract import Addresses
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.gateways.build import GatewayMaker
+from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import SettingsError, StoreError, StoreUnavailable
 from engine.ledger.redis.ledger import RedisLedger
@@ -68,6 +68,7 @@ class DispatchHost:
             emit=self._emit,
             tenant=settings.tenant,
             texts=lambda: (self.policy.signature, self.policy.opt_out_text),
+            routes=routes(settings),
             make_missing=maker.sandbox,
             executor=self._calls,
             why_not_again=self.store.why_not_again,
