@@ -20,6 +20,7 @@ import numpy as np
 import orjson
 
 from bench import workload
+from bench.peer import Event
 from engine.decode.decoder import Decoder
 from engine.decode.users import UserTable
 from engine.definitions import CellTable
@@ -28,26 +29,6 @@ from engine.settings import FeedTable, default_feeds
 
 BATCH = 4096
 ROUNDS = 5
-
-
-class Event(msgspec.Struct):
-    """The fields of pings and usage events, as a peer would declare them."""
-
-    type: str
-    user: str
-    at: int
-    v: int = 1
-    feed: str = "default"
-    id: str | None = None
-    lon: float | None = None
-    lat: float | None = None
-    accuracy_m: float | None = None
-    method: str | None = None
-    cell: str | None = None
-    app: str | None = None
-    category: str | None = None
-    action: str | None = None
-    props: dict[str, Any] | None = None
 
 
 def run(smoke: bool = False) -> list[dict[str, Any]]:

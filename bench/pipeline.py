@@ -10,11 +10,11 @@ import hashlib
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import msgspec
 
 from bench import workload
+from bench.peer import Event
 from engine.decide.records import encode_lines
 from engine.definitions import Content
 from engine.ledger.embedded import EmbeddedLedger
@@ -25,25 +25,6 @@ from engine.runtime.outcome import count
 from engine.settings import Settings
 
 BATCH = 4096
-
-
-class Event(msgspec.Struct):
-    """The fields of pings and usage events, as a peer would declare them."""
-
-    type: str
-    user: str
-    at: int
-    feed: str = "default"
-    id: str | None = None
-    lon: float | None = None
-    lat: float | None = None
-    accuracy_m: float | None = None
-    method: str | None = None
-    cell: str | None = None
-    app: str | None = None
-    category: str | None = None
-    action: str | None = None
-    props: dict[str, Any] | None = None
 
 
 def run(smoke: bool) -> list[dict]:

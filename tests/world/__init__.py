@@ -25,45 +25,24 @@ from engine.definitions import (
     Shape,
     UsageTrigger,
 )
-from engine.ledger.caps import Caps
-from engine.ledger.stock import Stock
 from engine.model import Block, Mode, RecordKind, ReserveAnswer, ReserveRequest, Scope
 from engine.pipeline import Effects, Pipeline
+from engine.runtime.backtest import ShadowLedger
 from engine.settings import Settings
 
 NOON_MS = 1_767_326_400_000  # 2026-01-02 12:00 in Beijing
 KEY = b"a key for the tests' offer ids"
 
 
-class MemoryLedger:
-    """Caps and stock in memory and nothing else: what the pipeline needs of a ledger."""
+class MemoryLedger(ShadowLedger):
+    """Caps and stock in memory and nothing else: what the pipeline needs of a ledger; keeps what was granted."""
 
     def __init__(self) -> None:
-        self.caps = Caps()
-        self.stock = Stock()
+        super().__init__(endless_codes=False)
         self.grants: list[Any] = []
 
     def reserve(self, requests: Sequence[ReserveRequest]) -> list[ReserveAnswer]:
         return self.stock.reserve(requests, self.caps, self.grants)
-
-    def release(self, offer_id: str) -> None:
-        if self.caps.release(offer_id):
-            self.stock.release(offer_id)
-
-    def delivered(self, offer_id: str) -> None:
-        self.caps.delivered(offer_id)
-
-    def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None:
-        self.stock.lease(pool, first, count, epoch)
-
-    def recall_codes(self, pool: str, epoch: int) -> None:
-        self.stock.recall(pool, epoch)
-
-    def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
-        self.stock.spend(pool, spans)
-
-    def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
-        self.stock.accept_return(pool, spans)
 
 
 def circle(name: str, lon: float, lat: float, radius_m: float, **more: Any) -> Fence:
