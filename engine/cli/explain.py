@@ -37,7 +37,7 @@ def explain(
     if (user is None) == (offer is None):
         raise typer.BadParameter("name one user or one offer", param_hint="--user / --offer")
     at_ms = None if at is None else _instant(at)
-    answer = _ask(user, offer, at_ms, scenario, url, state)
+    answer = ask_explainer(user=user, offer=offer, at_ms=at_ms, scenario=scenario, url=url, state=state)
     console = Console()
     if as_json:
         console.print_json(data=answer)
@@ -51,9 +51,16 @@ def explain(
         view.as_of_now(with_gates=gates)
 
 
-def _ask(
-    user: str | None, offer: str | None, at_ms: int | None, scenario: str | None, url: str | None, state: Path | None
+def ask_explainer(
+    *,
+    user: str | None = None,
+    offer: str | None = None,
+    at_ms: int | None = None,
+    scenario: str | None = None,
+    url: str | None = None,
+    state: Path | None = None,
 ) -> dict[str, Any]:
+    """Ask the running service about a user or an offer, or a state folder that no service has open."""
     asked = {"user": user, "offer": offer, "at_ms": at_ms, "scenario": scenario}
     params = {name: value for name, value in asked.items() if value is not None}
     if state is None:

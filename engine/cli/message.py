@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.console import Console
@@ -62,8 +64,16 @@ def preview(
         list[str] | None,
         typer.Option("--attribute", "-a", help="an attribute of the user, name=value; may be repeated"),
     ] = None,
-    fence: Annotated[str | None, typer.Option(help="id of the fence; default the first of the trigger")] = None,
-    channel: Annotated[str | None, typer.Option(help="default the first of the scenario")] = None,
+    user: Annotated[
+        str | None, typer.Option("--user", help="fill in what is known of this user; --attribute goes before it")
+    ] = None,
+    fence: Annotated[
+        str | None,
+        typer.Option(help="id of the fence; default the one of the trigger that the user is in, else its first"),
+    ] = None,
+    channel: Annotated[
+        str | None, typer.Option(help="default the first of the scenario, with --user the first agreed to")
+    ] = None,
     gateway: Annotated[
         str | None, typer.Option(help="a declared gateway: with its signature and opt-out text, counted as it counts")
     ] = None,
@@ -71,16 +81,28 @@ def preview(
     geofences: FencesOption = None,
     scenarios: ScenariosOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
+    url: Annotated[
+        str | None, typer.Option(help="of the service that knows the user; default from the settings")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="state folder that knows the user, where no service runs")] = None,
 ) -> None:
     """Show a text as it is sent: signature, opt-out text and claim link, encoding, segments, cost. Sends nothing."""
     inspection = inspect_folders(geofences, scenarios)
     if inspection.content is None:
         print_faults(inspection.errors)
         raise typer.Exit(1)
-    values = dict(_pair(one) for one in attribute or ())
+    values: dict[str, float | str] = dict(_pair(one) for one in attribute or ())
     capabilities, served = _gateway(gateway) if gateway else (None, channel)
     if channel not in (None, served):
         raise OpportuneError(f"gateway {gateway} serves {served}, not {channel}")
+    now: dict[str, Any] | None = None
+    if user is not None:
+        from engine.cli.explain import ask_explainer
+
+        answer = ask_explainer(user=user, scenario=scenario, url=url, state=state)
+        found = of_user(inspection.content, scenario, answer)
+        values, fence, served = found.attributes | values, fence or found.fence, served or found.channel
+        now = next(iter(answer["now"]), None)
     made = make_preview(
         inspection.content, scenario, values, fence=fence, channel=served, code=code, capabilities=capabilities
     )
@@ -88,14 +110,48 @@ def preview(
         print(json.dumps(asdict(made), ensure_ascii=False, indent=2))
     else:
         _show(made)
+        if now is not None:
+            print(f"for {user} as of now, with the content in force: {now['outcome']} / {now['reason']}")
     if made.refused:
         raise typer.Exit(1)
+
+
+class OfUser(NamedTuple):
+    """What a message to one user is written from. fence: of the trigger's, which the user is in; None: in none."""
+
+    attributes: dict[str, float | str]
+    fence: str | None
+    channel: str | None
+
+
+def of_user(content: Content, scenario_id: str, answer: dict[str, Any]) -> OfUser:
+    """Take from an explainer's answer what the engine would write with; raise OpportuneError for a stranger."""
+    profile = answer["profile"]
+    if profile is None:
+        raise OpportuneError(f"nothing is known of {answer['user']}: neither a profile nor a consent came")
+    scenario = next((one for one in content.scenarios if one.id == scenario_id), None)
+    if scenario is None:
+        return OfUser(profile["attributes"], None, None)  # whoever writes says so
+    trigger, besides = scenario.trigger, scenario.while_
+    places = trigger.fences if isinstance(trigger, PresenceTrigger) else besides.inside if besides else ()
+    inside = {one["fence"] for one in answer["presence"] if one["state"] in ("INSIDE", "EXITING")}
+    channels = scenario.offer.channels
+    if scenario.offer.offer_class != "service":
+        said = {purpose: one["granted"] for purpose, one in profile["consent"].items()}
+        assumed = content.policy.assumed_consent
+        purposes = {channel: f"marketing.{channel}" for channel in channels}
+        channels = tuple(one for one in channels if said.get(purposes[one], purposes[one] in assumed))
+    return OfUser(
+        profile["attributes"],
+        next((one for one in places if one in inside), None),
+        channels[0] if channels else None,
+    )
 
 
 def make_preview(
     content: Content,
     scenario_id: str,
-    attributes: dict[str, str],
+    attributes: Mapping[str, float | str],
     *,
     fence: str | None = None,
     channel: str | None = None,
@@ -180,9 +236,10 @@ def _gateway(name: str) -> tuple[Capabilities, str]:
 
 
 def _fence_name(content: Content, scenario: Scenario, fence: str | None) -> str | None:
-    trigger = scenario.trigger
-    if fence is None and isinstance(trigger, PresenceTrigger) and trigger.fences:
-        fence = trigger.fences[0]
+    trigger, besides = scenario.trigger, scenario.while_
+    places = trigger.fences if isinstance(trigger, PresenceTrigger) else besides.inside if besides else ()
+    if fence is None and places:
+        fence = places[0]
     if fence is None:
         return None
     for one in content.fences:

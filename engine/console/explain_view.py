@@ -104,6 +104,7 @@ class View:
         inside = [one for one in self._answer.get("presence", []) if one["state"] not in ("OUTSIDE", "ENTERING")]
         places = "; ".join(f"{one['fence']} since {self.instant(one['crossed_at'])} ({one['state']})" for one in inside)
         self._console.print(f"now {self.instant(self._answer['now_ms'])}, inside: {places or 'no fence'}")
+        self._print_profile()
         if with_gates:
             for trace in traces:
                 self._print_gates(trace)
@@ -115,7 +116,47 @@ class View:
             outcome = Text(trace["outcome"], _STYLES.get(trace["outcome"], ""))
             table.add_row(trace["scenario"], outcome, trace["reason"], self._again(trace["again"]))
         self._console.print(table)
+        self._print_contest()
         self._console.print("every gate of one: opportune explain --user U --scenario ID --gates", style="dim")
+
+    def _print_profile(self) -> None:
+        known = self._answer.get("profile")
+        if known is None:
+            return
+        facts = {"tags": known["tags"], **known["attributes"]}
+        facts |= {name: known[name] for name in ("organisation", "province", "time_zone", "dnd")}
+        shown = {name: value for name, value in facts.items() if value not in (None, False, [])}
+        said = ", ".join(
+            f"{purpose} {'yes' if one['granted'] else 'no'}" for purpose, one in sorted(known["consent"].items())
+        )
+        parts = [f"profile: {self.values(shown)}" if shown else "", f"consent: {said}" if said else ""]
+        self._console.print("; ".join(part for part in parts if part), style="dim")
+
+    def _print_contest(self) -> None:
+        """Who would win if all these triggers came together, and who waits already."""
+        contest = self._answer.get("contest")
+        if contest is None:
+            return
+        for one in contest["waiting"]:
+            self._console.print(f"waiting: {one['scenario']} until {self.instant(one['until'])} ({one['why']})")
+        if not contest["competitors"]:
+            return
+        together = "with one event"
+        if contest["window_ms"]:
+            together = f"within {_span(contest['window_ms'] / 1000)} of each other"
+        table = Table(
+            title=f"if all of these came now, {together}: {contest['winner'] or 'nobody'} would win",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+        )
+        for column in ("scenario", "score", "factors", "outcome", "reason"):
+            table.add_column(column, overflow="fold")
+        for one in contest["competitors"]:
+            outcome = Text(one["outcome"], _STYLES.get(one["outcome"], ""))
+            name = f"{one['scenario']} (waits)" if one["waits"] else one["scenario"]
+            table.add_row(name, f"{one['score']:.4g}", self.values(one["factors"]), outcome, one["reason"])
+        self._console.print(table)
 
     def _print_gates(self, trace: dict[str, Any]) -> None:
         title = f"{trace['scenario']}, if its trigger came now: {trace['outcome']} / {trace['reason']}"

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from engine.decide.case import Case
+from engine.decide.contest import Contest, hold_contest, passing
 from engine.decide.explain import Trace, explain_again, explain_case
 from engine.decide.held import Held
 from engine.decide.local_time import LocalTime
@@ -436,6 +437,23 @@ class Decider:
             trace.again = explain_again(case_at, now_ms, self.profiles, zone, self.reserve)
             traces.append(trace)
         return traces
+
+    def contenders(self, slot: int, user_id: str, now_ms: int, rows: Iterable[int]) -> list[Case]:
+        """Return those of these scenarios that would compete if their triggers came now, or that wait to do so (D2)."""
+        gathering = {one.scenario: one for one in self.recorder.held.of_user(slot) if one.gathers}
+        cases = []
+        for row in rows:
+            held = gathering.get(self.plans[row].id)
+            if held is None:
+                cases.append(self._case_at(row, slot, user_id, now_ms))
+            else:
+                cases.append(self._case(self.plans[row], held, now_ms))
+        return passing(cases)
+
+    def contest(self, slot: int, contenders: list[Case], now_ms: int) -> Contest:
+        """Say who of the contenders of one user would win, and who waits already; nothing is written."""
+        waiting, zone = self.recorder.held.of_user(slot), self.content.policy.time_zone
+        return hold_contest(contenders, waiting, self._window_ms, now_ms, self.profiles, zone, self.reserve)
 
     def _case_at(self, row: int, slot: int, user_id: str, at_ms: int) -> Case:
         """The case of a trigger that comes at an instant.

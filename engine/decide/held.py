@@ -48,6 +48,9 @@ class HeldQueue:
         """Say when the user's open arbitration window ends, if one is open."""
         return next((one.release_ms for one in self._by_user.get(slot, {}).values() if one.gathers), None)
 
+    def of_user(self, slot: int) -> list[Held]:
+        return list(self._by_user.get(slot, {}).values())
+
     def push(self, held: Held) -> None:
         assert self.find(held.slot, held.scenario) is None, "one held candidate per user and scenario"
         self._by_user.setdefault(held.slot, {})[held.scenario] = held

@@ -183,6 +183,26 @@ class ProfileTable:
             return None
         return Evidence(state == GRANTED, packed >> 16, self.sources.texts[(packed >> 2) & 0x3FFF])
 
+    def about(self, slot: int, now_ms: int) -> dict[str, Any] | None:
+        """Tell all that is known of one user, for explaining; None where there is neither profile nor consent."""
+        said = {one: told for one in sorted(self.purposes) if (told := self.evidence(slot, one)) is not None}
+        if not self.is_known(slot) and not said:
+            return None
+        tags = [tag for tag in self.tags.texts if self.has_tag(slot, tag, now_ms)]
+        tags += [tag for tag, until in self.dynamic.get(slot, {}).items() if until > now_ms and tag not in tags]
+        names = sorted({*self.numbers, *self.texts})
+        return {
+            "tags": sorted(tags),
+            "attributes": {name: held for name in names if (held := self.attribute(slot, name)) is not None},
+            "organisation": None if self.organisation is None else self.organisation.get(slot),
+            "province": self.province_of(slot),
+            "time_zone": self.zone.get(slot),
+            "dnd": bool(self.flags.view[slot] & DO_NOT_DISTURB),
+            "consent": {
+                one: {"granted": told.granted, "at": told.at_ms, "source": told.source} for one, told in said.items()
+            },
+        }
+
     def allows(self, purpose: str, slots: np.ndarray) -> np.ndarray:
         """Say for each slot whether the purpose may be served: granted, or not denied where the policy assumes it."""
         column = self.purposes.get(purpose)

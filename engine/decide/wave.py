@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -107,7 +107,7 @@ def settle_alone(decider: Decider, case: Case, request: ReserveRequest, answer: 
     if answer is None:
         case.end(_REFUSED, _STORE_UNAVAILABLE, {})
     else:
-        _judge(decider, request, [case], [case], answer)
+        judge(decider, request, [case], [case], answer)
     _emit(decider, case)
 
 
@@ -188,7 +188,7 @@ def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | 
             for case in group.ranked[number]:
                 case.end(_REFUSED, _STORE_UNAVAILABLE, {})
         else:
-            _judge(decider, request, group.ranked[number], group.owners[number], answers[number])
+            judge(decider, request, group.ranked[number], group.owners[number], answers[number])
     recorder = decider.recorder
     for case in group.cases:
         plan = case.plan
@@ -203,9 +203,19 @@ def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | 
             recorder.refuse_by_gate(case)
 
 
-def _judge(
-    decider: Decider, request: ReserveRequest, ranked: list[Case], owners: list[Case], answer: ReserveAnswer
+class Asker(Protocol):
+    """Whom judging asks once more where a withheld winner's slot goes to the next; None: no answer."""
+
+    def ask(self, requests: list[ReserveRequest]) -> list[ReserveAnswer] | None: ...
+
+
+def judge(
+    decider: Asker, request: ReserveRequest, ranked: list[Case], owners: list[Case], answer: ReserveAnswer
 ) -> None:
+    """End every case of one request as the ledger's answer says.
+
+    ranked  the cases in arbitration order; owners: for each option of the request its case
+    """
     granted = answer.granted
     winner = owners[granted] if granted >= 0 else None
     if granted:
@@ -238,7 +248,7 @@ def _judge(
             for case in rest:
                 case.end(_REFUSED, _STORE_UNAVAILABLE, {})
         else:
-            _judge(decider, again, rest, owners[first:], replies[0])
+            judge(decider, again, rest, owners[first:], replies[0])
         return
     for case in rest:
         values = {**_score_values(case), "winner": winner.plan.scenario.id, "winner_score": winner.score}

@@ -116,18 +116,32 @@ class Explainer:
         }
 
     def _as_of_now(self, user: str, now_ms: int, scenario: str | None) -> dict[str, Any]:
-        """What every scenario would do now, and where the user is known to be; nothing for one never heard of."""
+        """What every scenario would do now, who would win, and what is known of the user; nothing of a stranger."""
         pipeline = self._pipeline()
         slot = pipeline.users.slot_of(user, intern=False)
         if slot < 0:
-            return {"now": [], "presence": []}
+            return {"now": [], "contest": None, "profile": None, "presence": []}
         rows = [row for row, one in enumerate(pipeline.content.scenarios) if scenario is None or one.id == scenario]
         traces: list[Any] = []
         for first in range(0, len(rows), _SCENARIOS_AT_ONCE):
             traces += self._traces(pipeline, slot, user, now_ms, rows[first : first + _SCENARIOS_AT_ONCE])
+        contest = self._contest(pipeline, slot, user, now_ms)
         with self._lock:
-            visits = pipeline.presence.open_visits(slot)
-        return {"now": traces, "presence": visits}
+            visits, known = pipeline.presence.open_visits(slot), pipeline.profiles.about(slot, now_ms)
+        return {"now": traces, "contest": contest, "profile": known, "presence": visits}
+
+    def _contest(self, pipeline: Pipeline, slot: int, user: str, now_ms: int) -> Any:
+        """Who would win if the triggers of all scenarios came now."""
+        version, contenders, first = pipeline.content.version, list[Any](), 0
+        while True:
+            with self._lock:
+                if pipeline.content.version != version:  # rows are of the old one: begin anew
+                    version, contenders, first = pipeline.content.version, [], 0
+                last = min(first + _SCENARIOS_AT_ONCE, len(pipeline.content.scenarios))
+                contenders += pipeline.decider.contenders(slot, user, now_ms, range(first, last))
+                if last == len(pipeline.content.scenarios):
+                    return msgspec.to_builtins(pipeline.decider.contest(slot, contenders, now_ms))
+                first = last
 
     def _traces(self, pipeline: Pipeline, slot: int, user: str, now_ms: int, rows: Iterable[int]) -> list[Any]:
         with self._lock:

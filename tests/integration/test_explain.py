@@ -32,6 +32,20 @@ offer: {benefit: video-month, channels: [sms], text: 您好}
 reentry: {cooldown: 2 h}
 holdout: {percent: 0}
 """
+WATCH = """
+id: national/watch
+name: watch
+goal: touchpoints
+mode: live
+trigger: {usage: {app: iqiyi}}
+offer:
+  benefit: video-month
+  channels: [push, sms]
+  text: "{who}您好"
+  placeholders: {who: {from: attribute.nickname, max_length: 8}}
+holdout: {percent: 0}
+priority: 3
+"""
 FENCE = {
     "type": "FeatureCollection",
     "features": [
@@ -66,6 +80,7 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     (folder / "scenarios" / "national").mkdir()
     (folder / "scenarios" / "policy.yaml").write_text(POLICY)
     (folder / "scenarios" / "national" / "arrival.yaml").write_text(SCENARIO)
+    (folder / "scenarios" / "national" / "watch.yaml").write_text(WATCH)
     (folder / "geofences" / "national").mkdir(parents=True)
     (folder / "geofences" / "national" / "plaza.geojson").write_bytes(orjson.dumps(FENCE))
     return Settings(state=folder / "state", geofences=folder / "geofences", scenarios=folder / "scenarios")
@@ -81,7 +96,20 @@ def offer_id(settings: Settings) -> str:
     """A user walks in and gets an offer, which is delivered, and twice expired too late."""
     service = Service(settings, clock="events")
     granted = orjson.dumps({"type": "consent", "user": "u1", "at": AT_MS, "purpose": "marketing.sms", "granted": True})
-    events = [granted, ping(AT_MS, 116.42), ping(AT_MS + 60_000, 116.42), ping(AT_MS + 120_000, 116.4002)]
+    known = {
+        "type": "profile",
+        "user": "u1",
+        "at": AT_MS,
+        "tags": ["film"],
+        "attributes": {"nickname": "小王", "age": 30},
+    }
+    events = [
+        granted,
+        orjson.dumps(known),
+        ping(AT_MS, 116.42),
+        ping(AT_MS + 60_000, 116.42),
+        ping(AT_MS + 120_000, 116.4002),
+    ]
     offers: list[Any] = []
     service.start(offers.extend)
     service.journal.append_many(events, wall_ms=AT_MS)
@@ -100,7 +128,10 @@ def offer_id(settings: Settings) -> str:
 
 
 def explain(settings: Settings, *asked: str) -> str:
-    command = [sys.executable, "-m", "engine.cli", "explain", "--state", str(settings.state), *asked]
+    return command(settings, "explain", "--state", str(settings.state), *asked)
+
+
+def command(settings: Settings, *asked: str, fails: bool = False) -> str:
     where = {
         "OPPORTUNE_GEOFENCES": str(settings.geofences),
         "OPPORTUNE_SCENARIOS": str(settings.scenarios),
@@ -108,9 +139,10 @@ def explain(settings: Settings, *asked: str) -> str:
         "COLUMNS": "200",
         "NO_COLOR": "1",
     }
-    run = subprocess.run(command, cwd=ROOT, env={**_environment(), **where}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
+    line = [sys.executable, "-m", "engine.cli", *asked]
+    run = subprocess.run(line, cwd=ROOT, env={**_environment(), **where}, capture_output=True, text=True)
+    assert (run.returncode != 0) == fails, run.stderr
+    return run.stderr if fails else run.stdout
 
 
 def _environment() -> dict[str, str]:
@@ -176,6 +208,34 @@ def test_asking_leaves_the_state_folder_as_it_was(settings: Settings, offer_id: 
         "explained by the content in force"
     )
     assert journal() == before
+
+
+def test_what_is_known_of_the_user_and_who_would_win_now_are_told(settings: Settings, offer_id: str) -> None:  # D2
+    told = explain(settings, "--user", "u1")
+    assert "profile: tags film, age 30, nickname 小王; consent: marketing.sms yes" in told
+    assert "if all of these came now, with one event: national/watch would win" in told
+    answer = orjson.loads(explain(settings, "--user", "u1", "--json"))
+    assert answer["contest"]["window_ms"] == 0
+    assert [(one["scenario"], one["outcome"], one["score"]) for one in answer["contest"]["competitors"]] == [
+        ("national/watch", "offer", 3.0)
+    ]
+    assert answer["profile"]["consent"]["marketing.sms"]["granted"] is True
+
+
+def test_a_preview_is_filled_from_the_users_profile_as_the_engine_would(settings: Settings, offer_id: str) -> None:
+    def preview(*asked: str) -> Any:
+        return orjson.loads(command(settings, "message", "preview", *asked, "--json", "--state", str(settings.state)))
+
+    made = preview("national/watch", "--user", "u1")
+    assert made["text"].startswith("小王您好")
+    assert made["channel"] == "sms", "push is the first, and was not agreed to"
+    assert preview("national/watch", "--user", "u1", "-a", "nickname=Ann")["text"].startswith("Ann您好")
+    told = command(settings, "message", "preview", "national/arrival", "--user", "u1", "--state", str(settings.state))
+    assert "for u1 as of now, with the content in force: refused / reentry" in told
+    stranger = command(
+        settings, "message", "preview", "national/watch", "--user", "nobody", "--state", str(settings.state), fails=True
+    )
+    assert "nothing is known of nobody" in stranger
 
 
 def test_what_is_not_known_is_said(settings: Settings, offer_id: str) -> None:

@@ -103,6 +103,36 @@ def test_a_restart_anywhere_changes_nothing(events: list[list[Candidate]], at: i
 
 
 @settings(max_examples=60, deadline=None)
+@given(streams(), st.integers(0, USERS - 1), WINDOWS_MS)
+def test_explain_foretells_the_arbitration_that_comes_when_all_triggers_come(
+    events: list[list[Candidate]], user: int, window_ms: int
+) -> None:  # D2: whatever was granted, waits or is paused before
+    world = mixed_world(window_ms)
+    for event in events:
+        world.decider.decide(event)
+    now_ms = events[-1][0].now_ms + 1
+    world.decider.release_due(now_ms)
+    rows = range(len(MIXED))
+    before = (world.decider.state(), len(world.ledger.grants))
+    told = world.decider.contest(user, world.decider.contenders(user, f"u{user}", now_ms, rows), now_ms)
+    assert (world.decider.state(), len(world.ledger.grants)) == before
+    world.decider.take_alarms()
+    made = world.decider.decide([candidate(user, now_ms, row, position=1 << 40, key="app|now") for row in rows])
+    # Of a window the end is told as if nothing changed until then; limits by time may.
+    expected = {one.scenario: (one.outcome, one.reason) for one in told.competitors}
+    if not window_ms:
+        came = {one.scenario: (one.outcome, str(one.reason)) for one in made if one.scenario in expected}
+        # A refusal that repeats the one before is counted there, and is no decision of its own (D5).
+        assert {name: how for name, how in expected.items() if name in came} == came
+        assert all(how[0] == "refused" for name, how in expected.items() if name not in came)
+    else:
+        gathered = {one.scenario for one in world.decider.recorder.held.of_user(user) if one.gathers}
+        assert gathered - {"a/shadow"} == set(expected)
+    speaks = [one.scenario for one in told.competitors if one.outcome in ("offer", "withheld")]
+    assert told.winner == (speaks[0] if speaks else None)
+
+
+@settings(max_examples=60, deadline=None)
 @given(streams())
 def test_every_candidate_ends_exactly_once_and_offers_are_what_the_ledger_granted(
     events: list[list[Candidate]],

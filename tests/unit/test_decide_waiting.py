@@ -9,6 +9,7 @@ import pytest
 from engine.definitions import (
     TAG_CLASS,
     BenefitDefinition,
+    Cap,
     GrantTag,
     HasTag,
     Limits,
@@ -19,7 +20,8 @@ from engine.definitions import (
     Scenario,
     UsageTrigger,
 )
-from engine.model import Mode
+from engine.errors import StoreUnavailable
+from engine.model import Mode, Scope
 from tests.oracle.decide_world import (
     DAY_MS,
     HOUR_MS,
@@ -280,3 +282,71 @@ def test_a_model_is_asked_before_the_profile_and_kept_within_its_bounds(
     world.decider.propensity = lambda slot, asked: told if asked.id == "national/cinema" and slot == 0 else None
     world.decider._compile()
     assert world.one().values["factors"]["propensity"] == expected
+
+
+# --- who would win, explained ----------------------------------------------------------------------------------------
+
+
+def contest(world: World, user: int = 0, now_ms: int = NOON_MS) -> Any:
+    rows = range(len(world.decider.plans))
+    return world.decider.contest(user, world.decider.contenders(user, f"u{user}", now_ms, rows), now_ms)
+
+
+def test_explain_names_those_that_would_compete_and_who_would_win_and_writes_nothing() -> None:  # D2
+    world = gathering(
+        scenario("a/low"),
+        scenario("a/high", priority=5),
+        scenario("a/capped", priority=9, limits=Limits(caps=(Cap(Scope.SCENARIO, 1, "day"),))),
+        scenario("a/vip", audience=HasTag("vip"), priority=99),
+        scenario("a/shadow", mode=Mode.SHADOW, priority=99),
+        tagging(),
+    )
+    world.decide(candidate(0, NOON_MS - HOUR_MS, 2))
+    world.decider.release_due(NOON_MS)
+    before = (world.decider.state(), len(world.ledger.grants))
+    told = contest(world)
+    assert (told.winner, told.window_ms, told.closes, told.waiting) == ("a/high", 2000, None, [])
+    assert [(one.scenario, one.outcome, one.reason, one.waits) for one in told.competitors] == [
+        ("a/capped", "refused", "cap:scenario", False),
+        ("a/high", "offer", "granted", False),
+        ("a/low", "lost", "outscored", False),
+    ]
+    assert told.competitors[1].score == 5
+    assert told.competitors[1].factors["priority"] == 5
+    assert (world.decider.state(), len(world.ledger.grants)) == before
+
+
+def test_explain_names_what_waits_already_and_when_the_users_window_closes() -> None:  # D2, C6
+    quiet = QuietHours(12 * 60, 13 * 60, "hold")
+    world = gathering(scenario("a/low"), scenario("a/high", priority=5), scenario("a/held", quiet_hours=quiet))
+    world.decide(candidate(0, NOON_MS, 0), candidate(0, NOON_MS + 1, 2))
+    told = contest(world, now_ms=NOON_MS + 500)
+    assert told.closes == NOON_MS + 2000
+    assert [(one.scenario, one.why) for one in told.waiting] == [("a/low", "arbitration"), ("a/held", "quiet_hours")]
+    assert [(one.scenario, one.waits) for one in told.competitors] == [("a/high", False), ("a/low", True)]
+    assert contest(world, user=1).closes is None
+
+
+def test_a_withheld_winner_leaves_the_slot_empty_or_to_the_next_as_it_would_then() -> None:  # D3
+    for substitutes, expected in ((False, "lost"), (True, "offer")):
+        held_out = scenario("a/high", priority=5, holdout_percent=99.999999, substitute=substitutes)
+        world = gathering(scenario("a/low"), held_out)
+        told = contest(world)
+        assert [(one.scenario, one.outcome) for one in told.competitors] == [
+            ("a/high", "withheld"),
+            ("a/low", expected),
+        ]
+        assert told.winner == "a/high"
+        assert world.ledger.grants == []
+
+
+def test_without_a_ledger_nobody_would_win() -> None:  # C4
+    world = World(scenario("a/one"))
+
+    def fail(requests: Any) -> Any:
+        raise StoreUnavailable("gone")
+
+    world.decider.reserve = fail
+    told = contest(world)
+    assert (told.winner, told.window_ms) == (None, 0)
+    assert [(one.outcome, one.reason) for one in told.competitors] == [("refused", "store_unavailable")]
