@@ -102,6 +102,22 @@ CHECKPOINT_POSITION = _gauge("checkpoint_position_bytes", "Journal position of t
 PARTITIONS = _gauge("partitions", "Partitions that this worker has")
 PARTITION_LAG = _gauge("partition_lag_records", "Records of a partition that are not processed yet", "partition")
 PARTITION_NOW_SECONDS = _gauge("partition_now_timestamp_seconds", "The log's now of a partition (T2)", "partition")
+PARTITION_STOPPED = _gauge(
+    "partition_stopped", "1 where a partition is not read on: its events cannot be used (F2)", "partition"
+)
+PARTITION_MISPLACED = _counter(
+    "partition_misplaced_records_total", "Records whose key belongs to another partition", "partition"
+)
+PARTITION_BATCH_EVENTS = _histogram(
+    "partition_batch_events", "Events in one batch of a partition", (1, 16, 256, 1024, 4096, 16384), "partition"
+)
+PARTITION_STAGE_SECONDS = _histogram(
+    "partition_stage_seconds",
+    "A batch's time by stage: waited (append to take-up), decide, commit, publish",
+    (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0, 60.0),
+    "partition",
+    "stage",
+)
 COMPILED = _gauge("compiled", "1 where the compiled hot path is live")
 BUILD = _gauge("build_info", "Version of the engine, always 1", "version")
 CONTENT = _gauge("content_info", "Version of the live content, always 1", "version")

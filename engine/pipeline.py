@@ -170,6 +170,8 @@ class Pipeline:
     ) -> None:
         self.settings = settings
         self.ledger = ledger
+        self.on_decoded: Callable[[Block, Decoded], None] | None = None
+        """Told what a block held, for whoever watches the feeds; changes nothing."""
         self.now_ms = 0
         self._swept_hour = 0
         self._state_ttl_ms = int(settings.state_ttl_days * 24 * HOUR_MS)
@@ -294,6 +296,8 @@ class Pipeline:
         decoded = self.decoder.decode(block, self.now_ms)
         effects.events += len(decoded.events)
         effects.dead.extend(decoded.dead)
+        if self.on_decoded is not None:
+            self.on_decoded(block, decoded)
         self._ensure()
         row = 0
         for stop, rare, record in _stops(block, decoded):

@@ -54,6 +54,10 @@ class ClusterSettings(BaseModel):
     checkpoints: Path = Field(
         Path("var/cluster/checkpoints"), description="a folder that all workers share, or one each"
     )
+    dead_letter_percent: Annotated[float, Field(ge=0, le=100)] = Field(
+        1, description="of some 5,000 events; beyond it the partition stops and alarms; 0: never"
+    )
+    dead_letters_in_a_row: Annotated[int, Field(ge=0)] = Field(1000, description="likewise; 0: never")
     health_port: int = Field(0, ge=0, le=65535, description="/healthz, /readyz and /metrics; 0: any free port")
 
     def topic(self, role: str) -> str:

@@ -10,11 +10,13 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 from aiokafka import AIOKafkaProducer
 
+from engine import metrics
 from engine.deliver.addressbook import open_address_book
 from engine.runtime.cluster.outputs import read_records
 from engine.settings import Settings
@@ -33,6 +35,21 @@ offer:
   text: 您正在网购，{benefit_name}送给您。
 limits: {caps: [{at_most: 2, rolling: 24 h}]}
 """
+LINGER = """
+id: national/linger
+name: linger
+goal: raise_revenue
+mode: live
+trigger: {dwell: {kind: stop, for: 5 s}}
+offer:
+  benefit: shopping-plan-voucher
+  channels: [sms]
+  text: 您在{fence_name}，{benefit_name}送给您。
+"""
+STOP = """{"type": "FeatureCollection", "datum": "wgs84", "features": [{"type": "Feature",
+ "properties": {"id": "beijing/stop", "name": "车站", "kind": "stop", "radius_m": 100},
+ "geometry": {"type": "Point", "coordinates": [116.41, 39.91]}}]}
+"""
 POLICY = """
 time_zone: UTC
 caps: [{at_most: 3, rolling: 24 h}]
@@ -44,8 +61,8 @@ opt_out_text: 拒收请回复R
 """
 
 
-def write_content(folder: Path) -> Path:
-    """Content with one usage scenario; the quiet hour is the one furthest from now."""
+def write_content(folder: Path, *, linger: bool = False) -> Path:
+    """Content with one usage scenario, and one that waits on request; the quiet hour is the one furthest from now."""
     scenarios = folder / "scenarios"
     (scenarios / "national").mkdir(parents=True)
     (folder / "geofences").mkdir()
@@ -53,6 +70,9 @@ def write_content(folder: Path) -> Path:
     hour = (time.gmtime().tm_hour + 12) % 24
     (scenarios / "policy.yaml").write_text(POLICY % (hour, hour))
     (scenarios / "national" / "shopping.yaml").write_text(SCENARIO)
+    if linger:
+        (scenarios / "national" / "linger.yaml").write_text(LINGER)
+        (folder / "geofences" / "stop.geojson").write_text(STOP)
     benefits = scenarios / "benefits"
     benefits.mkdir()
     (benefits / "national.yaml").write_bytes((ROOT / "scenarios" / "benefits" / "national.yaml").read_bytes())
@@ -120,8 +140,8 @@ class Cluster:
         assert done.returncode == status, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def start(self, command: str) -> Part:
-        part = Part(command, self.environment, self.folder / f"{command}.log")
+    def start(self, command: str, **more: str) -> Part:
+        part = Part(command, self.environment | more, self.folder / f"{command}.log")
         self._processes.append(part.process)
         return part
 
@@ -138,17 +158,18 @@ class Cluster:
 
         asyncio.run(send())
 
-    def values(self, role: str) -> list[bytes]:
-        """Everything in a topic, over its partitions."""
+    def records(self, role: str) -> dict[int, list[Any]]:
+        """Everything in a topic, by partition."""
         partitions = range(self.partitions if role in ("events", "offers", "decisions", "reservations") else 1)
 
-        async def read() -> list[bytes]:
-            found = []
-            for partition in partitions:
-                found += await read_records(self.kafka, f"{self.prefix}{role}", partition)
-            return [record.value for record in found]
+        async def read() -> dict[int, list[Any]]:
+            topic = f"{self.prefix}{role}"
+            return {partition: await read_records(self.kafka, topic, partition) for partition in partitions}
 
         return asyncio.run(read())
+
+    def values(self, role: str) -> list[bytes]:
+        return [record.value for records in self.records(role).values() for record in records]
 
     def close(self) -> None:
         for process in self._processes:
@@ -188,9 +209,22 @@ class Part:
             assert time.monotonic() < end_s, f"not ready: {answer.text}\n{self.log.read_text()[-3000:]}"
             time.sleep(0.1)
 
+    def metric(self, name: str) -> dict[tuple[str, ...], float]:
+        """A metric's values by labels; {} where the process does not answer."""
+        try:
+            text = httpx.get(f"{self.url}/metrics", trust_env=False, timeout=5.0).text
+        except httpx.HTTPError:
+            return {}
+        return metrics.read_exposition(text).get(name, {})
+
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+
+    @property
+    def resident_bytes(self) -> int:
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
 
     def stop(self) -> None:
         """Drain within the 25 s of F24."""

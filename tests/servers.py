@@ -58,16 +58,57 @@ def kafka_libraries() -> Path:
     return libraries
 
 
-class KafkaServer:
-    """One broker (KRaft, one node) of our own; its folder is kept, so that it can be killed and started again."""
+class Sentinel:
+    """One sentinel that watches a master and promotes its replica at once."""
 
-    def __init__(self, folder: Path) -> None:
+    service = "opportune"
+
+    def __init__(self, folder: Path, master: RedisServer) -> None:
+        self.port = free_port()
+        self.url = f"redis+sentinel://127.0.0.1:{self.port}/{self.service}/0"
+        self._folder = folder
+        self._master = master
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Sentinel:
+        program = need("redis-server", "redis-server")
+        self._folder.mkdir(parents=True, exist_ok=True)
+        settings = self._folder / "sentinel.conf"
+        lines = [
+            f"port {self.port}",
+            "bind 127.0.0.1",
+            f"dir {self._folder}",
+            f"sentinel monitor {self.service} 127.0.0.1 {self._master.port} 1",
+            f"sentinel down-after-milliseconds {self.service} 1000",
+            f"sentinel failover-timeout {self.service} 10000",
+        ]
+        settings.write_text("\n".join(lines) + "\n")
+        self._process = subprocess.Popen([program, str(settings), "--sentinel"], stdout=subprocess.DEVNULL)
+        wait_for(lambda: is_open(self.port), "sentinel", self._process)
+        return self
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+class KafkaServer:
+    """One broker (KRaft) of our own; its folder is kept, so that it can be killed and started again.
+
+    voters  of a cluster: node id and controller port of each; None: one node alone
+    """
+
+    def __init__(self, folder: Path, *, node: int = 1, voters: dict[int, int] | None = None) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
+        self.node = node
+        self._voters = voters
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> KafkaServer:
+    def launch(self) -> KafkaServer:
         java = need("java", "openjdk-17-jre-headless")
         libraries = kafka_libraries()
         settings = self._folder / "server.properties"
@@ -77,11 +118,19 @@ class KafkaServer:
             self._folder.mkdir(parents=True, exist_ok=True)
             settings.write_text(self._settings())
             format_ = ["kafka.tools.StorageTool", "format", "-t", "MkU3OEVBNTcwNTJENDM2Qk", "-c", str(settings)]
-            subprocess.run([*command, *format_, "--standalone"], check=True, capture_output=True, timeout=120)
+            alone = [] if self._voters else ["--standalone"]
+            subprocess.run([*command, *format_, *alone], check=True, capture_output=True, timeout=120)
         with (self._folder / "server.log").open("ab") as out:
             self._process = subprocess.Popen([*command, "kafka.Kafka", str(settings)], stdout=out, stderr=out)
+        return self
+
+    def wait(self) -> KafkaServer:
+        assert self._process is not None
         wait_for(lambda: is_open(self.port), "kafka", self._process)
         return self
+
+    def start(self) -> KafkaServer:
+        return self.launch().wait()
 
     def kill(self) -> None:
         if self._process is not None:
@@ -90,27 +139,55 @@ class KafkaServer:
             self._process = None
 
     def _settings(self) -> str:
-        controller = free_port()
+        controller = self._voters[self.node] if self._voters else free_port()
+        if self._voters:
+            voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in self._voters.items())
+            quorum = {"controller.quorum.voters": voters}
+        else:
+            quorum = {"controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}"}
+        copies = min(3, len(self._voters or (1,)))
         return "\n".join(
             f"{name}={value}"
             for name, value in {
                 "process.roles": "broker,controller",
-                "node.id": 1,
-                "controller.quorum.bootstrap.servers": f"127.0.0.1:{controller}",
+                "node.id": self.node,
+                **quorum,
                 "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
                 "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
                 "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
                 "controller.listener.names": "CONTROLLER",
                 "log.dirs": self._folder / "log",
-                "offsets.topic.replication.factor": 1,
+                "min.insync.replicas": max(1, copies - 1),
+                "offsets.topic.replication.factor": copies,
                 "offsets.topic.num.partitions": 1,
-                "transaction.state.log.replication.factor": 1,
+                "transaction.state.log.replication.factor": copies,
                 "transaction.state.log.min.isr": 1,
                 "group.initial.rebalance.delay.ms": 0,
                 "group.min.session.timeout.ms": 1000,
+                "broker.session.timeout.ms": 6000,
                 "auto.create.topics.enable": "false",
                 "num.network.threads": 2,
                 "num.io.threads": 2,
                 "log.cleaner.dedupe.buffer.size": 2 << 20,
             }.items()
         )
+
+
+class KafkaCluster:
+    """Three brokers that are controllers too; any one can be killed."""
+
+    def __init__(self, folder: Path) -> None:
+        voters = {node: free_port() for node in (1, 2, 3)}
+        self.nodes = {node: KafkaServer(folder / f"node-{node}", node=node, voters=voters) for node in voters}
+        self.address = ",".join(one.address for one in self.nodes.values())
+
+    def start(self) -> KafkaCluster:
+        for one in self.nodes.values():
+            one.launch()
+        for one in self.nodes.values():
+            one.wait()
+        return self
+
+    def kill(self) -> None:
+        for one in self.nodes.values():
+            one.kill()

@@ -25,7 +25,7 @@ def main() -> None:
     groups = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     for group in groups:
         importlib.import_module(f"engine.cli.{group}").register(app)
-    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    _configure_logs()
     try:
         app()
     except ContentError as error:
@@ -34,3 +34,12 @@ def main() -> None:
     except OpportuneError as error:
         print(f"opportune: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _configure_logs() -> None:
+    """Write logs to stderr. Tracebacks are plain: the pretty ones print local variables, and so what events hold."""
+    renderer = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
+    )
+    processors = [*structlog.get_config()["processors"][:-1], renderer]
+    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))

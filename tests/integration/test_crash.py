@@ -51,6 +51,7 @@ class Receiver:
 
     def __init__(self) -> None:
         self.got: Counter[str] = Counter()
+        self.came_ms: dict[str, float] = {}
         self.bodies: list[dict] = []
         receiver = self
 
@@ -61,6 +62,7 @@ class Receiver:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 Webhook(SECRET).verify(body, {name.lower(): value for name, value in self.headers.items()})
                 receiver.got[self.headers["webhook-id"]] += 1
+                receiver.came_ms.setdefault(self.headers["webhook-id"], time.time() * 1000)
                 receiver.bodies.append(orjson.loads(body))
                 answer = b"{}"
                 self.send_response(200)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import redis
 import structlog
@@ -22,6 +21,7 @@ from redis.exceptions import AuthenticationError, NoScriptError, RedisError, Res
 from engine.clock import monotonic_s
 from engine.errors import SettingsError, StoreUnavailable
 from engine.ledger.dispatch import FOLLOWS
+from engine.ledger.redis.address import read_address
 
 log = structlog.get_logger("opportune.ledger")
 
@@ -48,14 +48,12 @@ class RedisLink:
         self.patience_s = patience_s
         self.run_id = ""
         self.reconnects = -1
-        self._where = _without_password(url)
+        self._address = read_address(url)
+        self._where = self._address.where
+        self._timeout_s = timeout_s
         self._is_stopped = is_stopped
-        try:
-            self._pool = ConnectionPool.from_url(
-                url, socket_timeout=timeout_s, socket_connect_timeout=min(timeout_s, 2.0), protocol=2
-            )
-        except ValueError as error:
-            raise SettingsError(f"redis address {self._where!r} is not one: {error}") from None
+        if not self._address.sentinels:
+            self._pool(url)
         self._connection: Any = None
         self._lock = threading.RLock()
 
@@ -137,12 +135,22 @@ class RedisLink:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _connect(self) -> None:
-        connection = self._pool.connection_class(**self._pool.connection_kwargs)
+        pool = self._pool(self._address.current())
+        connection = pool.connection_class(**pool.connection_kwargs)
         connection.connect()
         self._connection = connection
         self.reconnects += 1
         facts = _ask(connection, _pack((b"INFO", b"everything")))
         self.run_id = check_server(_facts(facts), self._where, self._setting)
+
+    def _pool(self, url: str) -> ConnectionPool:
+        """Read an address as redis-py does; SettingsError where it is not one."""
+        try:
+            return ConnectionPool.from_url(
+                url, socket_timeout=self._timeout_s, socket_connect_timeout=min(self._timeout_s, 2.0), protocol=2
+            )
+        except ValueError as error:
+            raise SettingsError(f"redis address {self._where!r} is not one: {error}") from None
 
     def _setting(self, name: str) -> str | None:
         try:
@@ -238,8 +246,3 @@ def _reason(error: Exception) -> str:
 def _facts(text: bytes) -> dict[str, str]:
     pairs = (line.partition(":") for line in text.decode(errors="replace").splitlines() if ":" in line)
     return {name: value for name, _, value in pairs}
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}:{parts.port or 6379}"

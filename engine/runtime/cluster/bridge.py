@@ -9,9 +9,11 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 
 T = TypeVar("T")
+_LOOK_S = 0.5
 
 
 class Loop:
@@ -30,6 +32,25 @@ class Loop:
         except TimeoutError:
             future.cancel()
             raise StoreUnavailable("kafka does not answer in time") from None
+
+    def run_until(
+        self, work: Coroutine[Any, Any, T], timeout_s: float, is_stopped: Callable[[], bool], last_wait_s: float
+    ) -> T:
+        """Run a coroutine there; who is told to stop waits no longer than `last_wait_s` more."""
+        future = asyncio.run_coroutine_threadsafe(work, self.loop)
+        give_up_s = monotonic_s() + timeout_s
+        told = False
+        while True:
+            try:
+                return future.result(_LOOK_S)
+            except TimeoutError:
+                if future.done():
+                    raise
+                if not told and is_stopped():
+                    told, give_up_s = True, min(give_up_s, monotonic_s() + last_wait_s)
+                if monotonic_s() >= give_up_s:
+                    future.cancel()
+                    raise StoreUnavailable("kafka does not answer in time") from None
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Begin a coroutine there."""

@@ -17,6 +17,7 @@ import structlog
 from engine.content import load_content
 from engine.definitions import Content
 from engine.errors import StoreCorrupt, StoreUnavailable
+from engine.ledger.redis.address import read_address
 from engine.model import RecordKind
 from engine.runtime.archive import ContentArchive, content_record
 from engine.runtime.cluster.bridge import Loop
@@ -48,7 +49,7 @@ def push_content(settings: Settings, folder: Path) -> Content:
 
 def pause(settings: Settings, scenario: str, paused: bool) -> None:
     """Pause or resume a scenario, or all with "*": in the claim store at once, in the log for what is decided (D8)."""
-    client = redis.Redis.from_url(settings.cluster.redis)
+    client = redis.Redis.from_url(read_address(settings.cluster.redis).current())
     key = f"{{{settings.tenant}}}p"
     outputs = Outputs(settings.cluster)
     try:

@@ -25,14 +25,14 @@ from engine.errors import StoreUnavailable
 from engine.model import Block
 from engine.runtime.cluster.bridge import Loop, Rebalances
 from engine.runtime.cluster.fetch_queue import FetchQueue
-from engine.runtime.cluster.kafka_source import probe, unreachable
+from engine.runtime.cluster.kafka_source import call, probe, unreachable
 from engine.runtime.cluster.record_batches import Fetched, RawConsumer
 from engine.runtime.source import Assigned, ignore_assignment
 
 log = structlog.get_logger("opportune.faust")
 
 PRIVATE_NAMES = {
-    BaseConsumer: ("_drain_messages", "_wait_next_records", "_commit", "_stopped", "seek_wait"),
+    BaseConsumer: ("_drain_messages", "_wait_next_records", "_commit", "_stopped", "seek_wait", "pause_partitions"),
     driver.Consumer: ("_new_consumer_thread", "on_partitions_revoked", "on_partitions_assigned"),
     driver.AIOKafkaConsumerThread: ("_create_worker_consumer", "_ensure_consumer", "call_thread", "getmany"),
     driver.Transport: ("Consumer",),
@@ -218,10 +218,16 @@ class FaustSource:
             self.refused_commits += len(mine)
 
     def pause(self, partitions: Sequence[int]) -> None:
-        self._queue.paused.update(partitions)
+        mine = [partition for partition in partitions if partition in self._mine]
+        self._queue.pause(mine)
+        self._loop.run(call(self._consumer.pause_partitions, {TP(self._topic, one) for one in mine}))
 
     def resume(self, partitions: Sequence[int]) -> None:
-        self._queue.paused.difference_update(partitions)
+        mine = [partition for partition in partitions if partition in self._queue.paused]
+        self._loop.run(call(self._consumer.resume_partitions, {TP(self._topic, one) for one in mine}))
+        for partition in mine:
+            self._queue.paused.discard(partition)
+            self.seek(partition, self._queue.next[partition] - 1)
 
     def lag(self) -> dict[int, int]:
         """How many records of each partition are not handed over yet, as far as fetches have told."""
@@ -254,7 +260,7 @@ class FaustSource:
         offsets = self._loop.run(self._positions(partitions))
         for partition in partitions:
             self._mine.add(partition)
-            self._queue.begin(partition, offsets[partition])
+            self.seek(partition, offsets[partition] - 1)
         self.on_assign(partitions)
 
     async def _positions(self, partitions: Sequence[int]) -> dict[int, int]:

@@ -11,6 +11,8 @@ from engine.runtime.cluster.record_batches import Fetched
 
 _MOST_WAITING = 8
 """Fetched pieces that wait for the engine; beyond that nothing is fetched (back-pressure)."""
+_TRIES = 2
+"""Times that a gap is fetched again. One fetch may be on its way while the first seek is made; never two."""
 
 
 class FetchQueue:
@@ -26,7 +28,8 @@ class FetchQueue:
         self.paused: set[int] = set()
         self.misplaced: dict[int, int] = {}
         self._waiting: deque[Fetched] = deque()
-        self._repaired: dict[int, int] = {}
+        self._repaired: dict[int, tuple[int, int]] = {}
+        self._lock = threading.Lock()  # held while `_waiting` changes: the loop adds, the engine takes
         self._has_news = threading.Event()
 
     # --- in the loop ----------------------------------------------------------------------------------------------
@@ -36,7 +39,11 @@ class FetchQueue:
         return len(self._waiting) >= _MOST_WAITING
 
     def put(self, fetched: Fetched) -> None:
-        self._waiting.append(fetched)
+        """Keep what was fetched. What belongs to nobody here now is fetched again by a seek once it does."""
+        with self._lock:
+            if fetched.partition not in self.next or fetched.partition in self.paused:
+                return
+            self._waiting.append(fetched)
         self._has_news.set()
 
     def wake(self) -> None:
@@ -51,19 +58,22 @@ class FetchQueue:
         self._has_news.clear()
 
     def begin(self, partition: int, offset: int) -> None:
-        """Hand over from this offset on."""
+        """Hand over from this offset on, and nothing that was fetched before."""
+        self._drop_waiting({partition})
+        self._repaired.pop(partition, None)
         self.next[partition] = offset
+
+    def pause(self, partitions: Sequence[int]) -> None:
+        """Keep nothing of these: what waits must not take the place of others'."""
+        self.paused.update(partitions)
+        self._drop_waiting(set(partitions))
 
     def drop(self, partitions: Sequence[int]) -> None:
         """Forget partitions that are no longer ours."""
-        gone = set(partitions)
-        for _ in range(len(self._waiting)):
-            fetched = self._waiting.popleft()
-            if fetched.partition not in gone:
-                self._waiting.append(fetched)
         for partition in partitions:
             self.next.pop(partition, None)
             self.paused.discard(partition)
+        self._drop_waiting(set(partitions))
 
     def take(self, most: int, seek: Callable[[int, int], None]) -> list[Block]:
         """Return blocks of at most `most` records in all, in the order in which they came.
@@ -71,19 +81,18 @@ class FetchQueue:
         seek  asked to fetch a partition from an offset again, where a piece between was fetched in vain
         """
         blocks: list[Block] = []
-        kept: list[Fetched] = []
         left = most
-        while self._waiting and left > 0:
-            fetched = self._waiting.popleft()
+        while left > 0:
+            with self._lock:
+                if not self._waiting:
+                    break
+                fetched = self._waiting.popleft()
             partition = fetched.partition
-            expected = self.next.get(partition)
-            if expected is None or partition in self.paused:
-                # Not to be had now; before its assignment was announced here it only waits.
-                kept.append(fetched)
-                continue
-            if fetched.offset > expected and self._repaired.get(partition) != expected:
-                # Something between was fetched for an assignment that is over: read it again. Once: it may be gone.
-                self._repaired[partition] = expected
+            expected = self.next[partition]
+            if fetched.offset > expected and self._is_worth_a_try(partition, expected):
+                # Something between was fetched for an assignment that is over. What else waits of the partition goes
+                # too: it was fetched before the seek, and is no sign that what is missing is gone from the topic.
+                self._drop_waiting({partition})
                 seek(partition, expected)
                 continue
             # What was fetched before a seek, or twice around a rebalance, is passed over.
@@ -97,7 +106,17 @@ class FetchQueue:
             blocks.append(block)
             left -= len(block)
             self.next[partition] = int(block.position[-1]) + 1
-            kept.append(fetched)
-        # Oldest first; a piece that is not empty yet stays in front of what came after it.
-        self._waiting.extendleft(reversed(kept))
+            with self._lock:
+                # What is left of it goes before what came after it.
+                self._waiting.appendleft(fetched)
         return blocks
+
+    def _is_worth_a_try(self, partition: int, expected: int) -> bool:
+        place, tries = self._repaired.get(partition, (-1, 0))
+        tries = tries if place == expected else 0
+        self._repaired[partition] = (expected, tries + 1)
+        return tries < _TRIES
+
+    def _drop_waiting(self, partitions: set[int]) -> None:
+        with self._lock:
+            self._waiting = deque(one for one in self._waiting if one.partition not in partitions)

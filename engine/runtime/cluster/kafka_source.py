@@ -120,7 +120,7 @@ class KafkaSource:
             self._queue.wait(left_s)
 
     def _fetch_again(self, partition: int, offset: int) -> None:
-        self._loop.run(_call(self._consumer.seek, TopicPartition(self._topic, partition), offset))
+        self._loop.run(call(self._consumer.seek, TopicPartition(self._topic, partition), offset))
 
     def seek(self, partition: int, position: int) -> None:
         if partition not in self._mine:
@@ -145,11 +145,16 @@ class KafkaSource:
         self.committed.update(mine)
 
     def pause(self, partitions: Sequence[int]) -> None:
-        self._queue.paused.update(partitions)
+        mine = [partition for partition in partitions if partition in self._mine]
+        self._queue.pause(mine)
+        self._loop.run(call(self._consumer.pause, *(TopicPartition(self._topic, one) for one in mine)))
 
     def resume(self, partitions: Sequence[int]) -> None:
-        self._queue.paused.difference_update(partitions)
-        self._queue.wake()
+        mine = [partition for partition in partitions if partition in self._queue.paused]
+        self._loop.run(call(self._consumer.resume, *(TopicPartition(self._topic, one) for one in mine)))
+        for partition in mine:
+            self._queue.paused.discard(partition)
+            self.seek(partition, self._queue.next[partition] - 1)
 
     def lag(self) -> dict[int, int]:
         """How many records of each partition are not handed over yet, as far as fetches have told."""
@@ -182,7 +187,7 @@ class KafkaSource:
         offsets = self._loop.run(self._positions(partitions))
         self._mine.update(partitions)
         for partition in partitions:
-            self._queue.begin(partition, offsets[partition])
+            self.seek(partition, offsets[partition] - 1)
         self.on_assign(partitions)
 
     async def _positions(self, partitions: Sequence[int]) -> dict[int, int]:
@@ -235,5 +240,6 @@ async def probe(address: str) -> None:
         await client.close()
 
 
-async def _call(function: Any, *arguments: Any) -> Any:
+async def call(function: Any, *arguments: Any) -> Any:
+    """Call a plain function in the loop."""
     return function(*arguments)

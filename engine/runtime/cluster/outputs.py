@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -17,13 +17,19 @@ from engine.runtime.cluster.kafka_source import probe, unreachable
 from engine.settings import ClusterSettings
 
 MOST_IN_FLIGHT = 20_000
+PATIENCE_MS = 120_000
+_LAST_WAIT_S = 8.0
 
 
 class Outputs:
-    """One producer in a loop of its own; what was sent is acknowledged by all replicas in sync once `flush` returns."""
+    """One producer in a loop of its own; what was sent is acknowledged by all replicas in sync once `flush` returns.
 
-    def __init__(self, cluster: ClusterSettings) -> None:
+    A broker that does not answer is waited for: two minutes, or until `is_stopped`, and some seconds more.
+    """
+
+    def __init__(self, cluster: ClusterSettings, *, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._cluster = cluster
+        self._is_stopped = is_stopped
         self._loop = Loop("opportune-outputs")
         self._waiting: list[asyncio.Future[Any]] = []
         try:
@@ -39,6 +45,7 @@ class Outputs:
             acks="all",
             enable_idempotence=True,
             linger_ms=1,
+            request_timeout_ms=PATIENCE_MS,
             max_request_size=8 << 20,
         )
         await self._producer.start()
@@ -91,7 +98,7 @@ class Outputs:
 
     def _run(self, work: Any) -> Any:
         try:
-            return self._loop.run(work)
+            return self._loop.run_until(work, PATIENCE_MS / 1000 + 10, self._is_stopped, _LAST_WAIT_S)
         except KafkaError as error:
             raise StoreUnavailable(f"kafka takes no records ({type(error).__name__})") from None
 

@@ -18,6 +18,7 @@ from engine.settings import ClusterSettings
 
 log = structlog.get_logger("opportune.kafka")
 
+STAMPS = "message.timestamp.type"
 _DAY_MS = 86_400_000
 
 
@@ -30,7 +31,7 @@ class Topic:
 
 def topics(cluster: ClusterSettings) -> dict[str, Topic]:
     """Return every topic by its role. The broker stamps all of them: time is in the log (T2)."""
-    stamped = {"message.timestamp.type": "LogAppendTime"}
+    stamped = {STAMPS: "LogAppendTime"}
     hours = {"retention.ms": str(72 * 3_600_000)}
     kept = {"retention.ms": str(cluster.reservation_days * _DAY_MS)}
     compacted = {"cleanup.policy": "compact"}
@@ -80,33 +81,48 @@ async def _ensure(cluster: ClusterSettings) -> None:
             log.info("topics created", topics=[one.name for one in missing])
         found = await _described(admin, [one.name for one in wanted.values()])
         for one in wanted.values():
-            count = found.get(one.name, 0)
-            if count != one.partitions:
+            replicas = found.get(one.name, [])
+            if len(replicas) != one.partitions:
                 raise SettingsError(
-                    f"topic {one.name} has {count} partitions, the settings say {one.partitions}: users belong to "
-                    "partitions, so set OPPORTUNE_CLUSTER__PARTITIONS to what is there"
+                    f"topic {one.name} has {len(replicas)} partitions, the settings say {one.partitions}: users belong "
+                    "to partitions, so set OPPORTUNE_CLUSTER__PARTITIONS to what is there"
                 )
-        await _check_stamps(admin, wanted["events"].name)
+            if min(replicas) < cluster.replication:
+                log.warning(
+                    "a topic has fewer replicas than the settings say; reassign its partitions",
+                    topic=one.name,
+                    replicas=min(replicas),
+                    wanted=cluster.replication,
+                )
+            await _compare(admin, one)
     finally:
         await admin.close()
 
 
-async def _described(admin: Any, names: list[str]) -> dict[str, int]:
-    """Count partitions; a topic just made may take a moment to be known."""
+async def _described(admin: Any, names: list[str]) -> dict[str, list[int]]:
+    """Count the replicas of every partition; a topic just made may take a moment to be known."""
     for _ in range(50):
-        found = {row["topic"]: len(row["partitions"]) for row in await admin.describe_topics(names)}
+        rows = await admin.describe_topics(names)
+        found = {row["topic"]: [len(one["replicas"]) for one in row["partitions"]] for row in rows}
         if all(found.get(name) for name in names):
             return found
         await asyncio.sleep(0.1)
     return found
 
 
-async def _check_stamps(admin: Any, topic: str) -> None:
-    answers = await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic)])
-    for answer in answers:
+async def _compare(admin: Any, topic: Topic) -> None:
+    """Report every setting of a topic that is not as it would be created; refuse stamps by producers."""
+    for answer in await admin.describe_configs([ConfigResource(ConfigResourceType.TOPIC, topic.name)]):
         for resource in answer.resources:
-            settings = {row[0]: row[1] for row in resource[4]}
-            if settings.get("message.timestamp.type", "LogAppendTime") != "LogAppendTime":
-                raise SettingsError(
-                    f"topic {topic} is stamped by its producers; set its message.timestamp.type to LogAppendTime (T2)"
+            there = {row[0]: row[1] for row in resource[4]}
+            for name, wanted in topic.settings.items():
+                found = there.get(name, wanted)
+                if found == wanted:
+                    continue
+                if name == STAMPS:
+                    raise SettingsError(
+                        f"topic {topic.name} is stamped by its producers; set its {STAMPS} to LogAppendTime (T2)"
+                    )
+                log.warning(
+                    "a topic is not set as it should be", topic=topic.name, setting=name, found=found, wanted=wanted
                 )

@@ -2,93 +2,110 @@
 
 An offset is committed only once a checkpoint that reflects it is durable and everything sent before it is acknowledged;
 what lies between is done again after a crash, with the same answers, the same ids and, by the claim, no second message.
+An event that the engine fails on is found by bisection and set aside; other partitions go on meanwhile.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import orjson
 import structlog
 
-from engine import __version__, metrics
-from engine.clock import monotonic_s
-from engine.decide.profiles import GRANTED
+from engine import metrics
+from engine.clock import monotonic_s, wall_ms
 from engine.decide.records import encode
-from engine.errors import StoreFenced, StoreUnavailable
+from engine.errors import OpportuneError, StoreFenced, StoreUnavailable
 from engine.ledger.redis.ledger import RedisLedger
-from engine.ledger.redis.shard import Authority
-from engine.model import Block, DeadLetter, RecordKind
-from engine.pipeline import Effects, Pipeline
+from engine.model import Block, DeadLetter, DeadReason, RecordKind
+from engine.pipeline import Effects
 from engine.runtime import checkpoint
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.control import ControlTopic
 from engine.runtime.cluster.faust_source import FaustSource
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.outputs import Outputs
+from engine.runtime.cluster.partition import Partition
 from engine.runtime.cluster.topics import ensure_topics
 from engine.runtime.id_key import load_id_key
 from engine.runtime.outcome import count, dispatch_rows
+from engine.runtime.quarantine import single_items
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.worker")
 
 MOST_EVENTS = 8192
 TICK_S = 1.0
+MOST_FAULTS = 100
+"""Events of one partition set aside by one process; beyond that the fault is not in single events."""
+_ALARM_S = 60.0
 _FOR_EVER_S = 1e9
 _WAIT_MS = 20
 
 
 @dataclass(slots=True)
-class Partition:
-    """What a worker holds of one partition."""
+class Parts:
+    """What a worker works with; `connect` makes the real ones, tests and the simulation their own."""
 
-    number: int
-    ledger: RedisLedger
-    pipeline: Pipeline
-    done: int = -1
-    saved: int = -1  # what the newest durable checkpoint reflects
-    committed: int = -1
-    due_s: float = 0.0
-    last_block_s: float = 0.0
-    ticking: bool = False  # a tick was sent and did not come back yet
-    has_begun: bool = False  # a record was processed, or a checkpoint restored
-    pending: checkpoint.Pending | None = field(default=None)
+    source: Any  # a RecordSource that also tells its `lag` and what is `misplaced`
+    outputs: Any
+    control: Any
+    open_ledger: Callable[[int, frozenset[str]], RedisLedger]
+    id_key: bytes
+
+
+def connect(settings: Settings, is_stopped: Callable[[], bool]) -> Parts:
+    """Reach Kafka and Redis; StoreUnavailable where they cannot be, SettingsError where they do not fit."""
+    cluster = settings.cluster
+    ensure_topics(cluster)
+    outputs = Outputs(cluster, is_stopped=is_stopped)
+    control = ControlTopic(cluster, ContentArchive(settings.state / "content"))
+    control.load_live()
+    RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
+
+    def open_ledger(shard: int, assumed_consent: frozenset[str]) -> RedisLedger:
+        return RedisLedger(
+            cluster.redis,
+            shard,
+            tenant=settings.tenant,
+            assumed_consent=assumed_consent,
+            dispatcher=False,
+            reservations=outputs,
+            patience_s=_FOR_EVER_S,
+            is_stopped=is_stopped,
+        )
+
+    home = FaustSource if cluster.source == "faust" else KafkaSource
+    source = home(
+        cluster.kafka,
+        cluster.topic("events"),
+        f"{cluster.prefix}worker",
+        fetch_max_wait_ms=cluster.fetch_max_wait_ms,
+        session_timeout_ms=int(cluster.session_timeout_s * 1000),
+        wait_ms=_WAIT_MS,
+    )
+    return Parts(source, outputs, control, open_ledger, load_id_key(cluster.checkpoints / "offer-id.key"))
 
 
 class Worker:
-    """Runs in one thread; `run` returns once `stopping` is set and everything is saved.
+    """Runs in one thread; `run` returns once `stopping` is set and everything is saved."""
 
-    Raises StoreUnavailable where Kafka or Redis cannot be reached at the start, saying what to do.
-    """
-
-    def __init__(self, settings: Settings, stopping: threading.Event) -> None:
-        cluster = settings.cluster
+    def __init__(self, settings: Settings, stopping: threading.Event, parts: Parts | None = None) -> None:
+        parts = parts or connect(settings, stopping.is_set)
         self.settings = settings
         self.stopping = stopping
         self.failure: str | None = None
         self.partitions: dict[int, Partition] = {}
-        ensure_topics(cluster)
-        self.outputs = Outputs(cluster)
-        self.control = ControlTopic(cluster, ContentArchive(settings.state / "content"))
-        self._checkpoints = cluster.checkpoints
-        self._id_key = load_id_key(cluster.checkpoints / "offer-id.key")
+        self.source, self.outputs, self.control = parts.source, parts.outputs, parts.control
+        self._open_ledger = parts.open_ledger
+        self._id_key = parts.id_key
         self._lost: dict[int, float] = {}
-        self.control.load_live()
-        RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
-        home = FaustSource if cluster.source == "faust" else KafkaSource
-        self.source: FaustSource | KafkaSource = home(
-            cluster.kafka,
-            cluster.topic("events"),
-            f"{cluster.prefix}worker",
-            fetch_max_wait_ms=cluster.fetch_max_wait_ms,
-            session_timeout_ms=int(cluster.session_timeout_s * 1000),
-            wait_ms=_WAIT_MS,
-        )
+        self._sought: set[int] = set()
+        self._alarm_due_s = 0.0
         self.source.on_assign = self._assign
         self.source.on_revoke = self._revoke
 
@@ -98,15 +115,23 @@ class Worker:
         """Work until told to stop, or until something fails that waiting does not mend."""
         try:
             while not self.stopping.is_set():
-                for block in self.source.poll(MOST_EVENTS):
-                    self._process(block)
-                self._look_after()
+                self.step()
         except BaseException as error:
             if not self.stopping.is_set():
                 self.failure = f"{type(error).__name__}: {error}"
                 raise
         finally:
             self._close()
+
+    def step(self) -> None:
+        """Take what there is, once."""
+        blocks = self.source.poll(MOST_EVENTS)
+        self._sought.clear()
+        for block in blocks:
+            if self.stopping.is_set():
+                return
+            self._process(block)
+        self._look_after()
 
     def _close(self) -> None:
         if self.failure is None:
@@ -117,7 +142,7 @@ class Worker:
                     log.error("a partition could not be saved; it is replayed", partition=number, error=str(error))
         self.source.close()
         for partition in self.partitions.values():
-            partition.ledger.close()
+            partition.close()
         self.partitions.clear()
         try:
             self.outputs.close()
@@ -128,36 +153,30 @@ class Worker:
 
     def _assign(self, numbers: Sequence[int]) -> None:
         for number in numbers:
-            started_s = monotonic_s()
-            found = checkpoint.read_newest(self._folder(number))
-            for refused in found.refused:
-                log.warning("checkpoint not used", partition=number, reason=refused)
-            newest = found.checkpoint
-            content = self.control.load_live() if newest is None else self.control.load(newest.content_version)
-            ledger = RedisLedger(
-                self.settings.cluster.redis,
-                number,
-                tenant=self.settings.tenant,
-                assumed_consent=content.policy.assumed_consent,
-                dispatcher=False,
-                reservations=self.outputs,
-                patience_s=_FOR_EVER_S,
-                is_stopped=self.stopping.is_set,
-            )
-            pipeline = Pipeline(content, self.settings, ledger, id_key=self._id_key)
-            partition = Partition(number, ledger, pipeline, last_block_s=started_s)
-            ledger.authority = lambda partition=partition: _authority(partition.pipeline)  # type: ignore[misc]
-            if newest is not None:
-                pipeline.restore(newest.arrays, newest.objects["pipeline"])
-                ledger.restore({}, newest.objects["ledger"])
-                partition.done = partition.saved = partition.committed = newest.position
-                partition.has_begun = True
-            partition.due_s = started_s + self.settings.checkpoint_interval_s
-            self.source.seek(number, partition.done)
+            newest, content = self._newest(number)
+            ledger = self._open_ledger(number, content.policy.assumed_consent)
+            folder = self.settings.cluster.checkpoints / f"partition-{number}"
+            partition = Partition(number, folder, self.settings, content, ledger, self._id_key)
+            partition.restore(newest, content)
+            partition.committed = partition.saved
+            self._seek(partition)
             ledger.recover()
             self.partitions[number] = partition
             self._lost.pop(number, None)
-            log.info("partition taken", partition=number, after=partition.done, users=pipeline.users.count)
+            users = partition.pipeline.users.count
+            log.info("partition taken", partition=number, after=partition.done, users=users)
+            self._stop_if_bad(partition)
+
+    def _newest(self, number: int) -> tuple[checkpoint.Checkpoint | None, Any]:
+        found = checkpoint.read_newest(self.settings.cluster.checkpoints / f"partition-{number}")
+        for refused in found.refused:
+            log.warning("checkpoint not used", partition=number, reason=refused)
+        newest = found.checkpoint
+        return newest, self.control.load_live() if newest is None else self.control.load(newest.content_version)
+
+    def _seek(self, partition: Partition) -> None:
+        self.source.seek(partition.number, partition.done)
+        self._sought.add(partition.number)
 
     def _revoke(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -170,27 +189,31 @@ class Worker:
     def _let_go(self, number: int) -> None:
         """Save a partition, commit it, and give it away."""
         partition = self.partitions[number]
-        if partition.pending is not None:
-            partition.pending.done(wait=True)
-            partition.pending = None
-        if partition.done > partition.saved:
-            self.outputs.flush()
-            checkpoint.write(self._folder(number), self._snapshot(partition))
-            partition.saved = partition.done
-        self._commit(partition)
-        partition.ledger.close()
+        if partition.is_whole:
+            if partition.done > partition.saved:
+                self.outputs.flush()
+            partition.save()
+            self._commit(partition)
+        partition.close()
         del self.partitions[number]
         log.info("partition let go", partition=number, done=partition.done)
 
     def _lose(self, number: int) -> None:
         """Another worker has the partition: nothing of it is saved or committed here (F4)."""
-        partition = self.partitions.pop(number)
-        partition.ledger.close()
+        self.partitions.pop(number).close()
         self._lost[number] = monotonic_s()
         log.warning("partition lost to another worker", partition=number)
 
-    def _folder(self, number: int) -> Path:
-        return self._checkpoints / f"partition-{number}"
+    def _stop_if_bad(self, partition: Partition) -> None:
+        if not partition.stopped and (reason := partition.intake.alarm()):
+            self._stop(partition, reason)
+
+    def _stop(self, partition: Partition, reason: str) -> None:
+        """Read nothing more of a partition until somebody has looked (F2)."""
+        partition.stopped = reason
+        self.source.pause([partition.number])
+        partition.measured.stopped.set(1)
+        log.error("partition stopped", partition=partition.number, after=partition.done, reason=reason)
 
     # --- records ----------------------------------------------------------------------------------------------------
 
@@ -198,45 +221,84 @@ class Worker:
         partition = self.partitions.get(block.partition)
         if partition is None:
             return
-        started_s = monotonic_s()
-        if not partition.has_begun:
-            # No checkpoint: numbers of requests go on from the oldest record that is still there.
-            partition.ledger.rebuild(int(block.position[0]) - 1)
-            partition.has_begun = True
+        for piece in partition.pieces(block):
+            # Whatever was fetched before the state went back, or was given up, is fetched again.
+            if block.partition in self._sought or self.partitions.get(block.partition) is not partition:
+                return
+            self._process_piece(partition, piece)
+            if partition.stopped:
+                return
+
+    def _process_piece(self, partition: Partition, block: Block) -> None:
+        first = int(block.position[0])
+        if partition.is_watched(first) and partition.done > partition.saved:
+            # What comes next may fail and go back to here; whatever came before is not done once more.
+            self.outputs.flush()
+            partition.save()
+        if partition.is_probed(first):
+            self._probe(partition, block)
+            return
+        partition.is_whole = False
         try:
-            effects = partition.pipeline.process(block, self.control.load_record)
-            partition.ledger.assumed_consent = partition.pipeline.content.policy.assumed_consent
-            position = int(block.position[-1])
-            if effects.is_stored:
-                partition.ledger.commit(
-                    position,
-                    effects.now_ms,
-                    offers=effects.offers,
-                    consents=effects.consents,
-                    closed_users=effects.closed_users,
-                    closed_at=effects.closed_at,
-                    pauses=effects.pauses,
-                    dispatches=dispatch_rows(effects.receipts),
-                )
+            self._decide(partition, block)
         except StoreFenced:
             self._lose(block.partition)
             return
-        self._publish(partition, effects)
-        partition.done = position
+        except (OpportuneError, MemoryError):
+            raise
+        except Exception as error:
+            self._suspect(partition, block, error)
+            return
+        partition.done = int(block.position[-1])
+        partition.is_whole = True
         partition.last_block_s = monotonic_s()
         partition.ticking = False
-        metrics.BATCH_SECONDS.observe(partition.last_block_s - started_s)
-        metrics.BATCH_EVENTS.observe(effects.events)
-        count(effects)
+        self._stop_if_bad(partition)
 
-    def _publish(self, partition: Partition, effects: Effects) -> None:
-        number = partition.number
+    def _decide(self, partition: Partition, block: Block) -> None:
+        started_s = monotonic_s()
+        waited_ms = wall_ms() - int(block.append_ms[0])
+        partition.begin(int(block.position[0]))
+        clean = partition.quarantine.without(block)
+        effects = partition.pipeline.process(clean, self.control.load_record)
+        effects.dead = partition.quarantine.named(effects.dead)
+        decisions = [encode(one) for one in effects.decisions if one.reason != "duplicate"]
+        partition.ledger.assumed_consent = partition.pipeline.content.policy.assumed_consent
+        decided_s = monotonic_s()
+        position = int(block.position[-1])
+        if effects.is_stored:
+            partition.ledger.commit(
+                position,
+                effects.now_ms,
+                offers=effects.offers,
+                consents=effects.consents,
+                closed_users=effects.closed_users,
+                closed_at=effects.closed_at,
+                pauses=effects.pauses,
+                dispatches=dispatch_rows(effects.receipts),
+            )
+        committed_s = monotonic_s()
+        if position > partition.told:
+            self._publish(partition.number, effects, decisions)
+            partition.told = position
+            count(effects)
+        self._measure(partition, effects, waited_ms, (started_s, decided_s, committed_s, monotonic_s()))
+
+    def _measure(self, partition: Partition, effects: Effects, waited_ms: int, times: Sequence[float]) -> None:
+        stage = partition.measured.stage
+        stage["waited"].observe(max(0, waited_ms) / 1000)
+        for name, begin_s, end_s in zip(("decide", "commit", "publish"), times, times[1:], strict=False):
+            stage[name].observe(end_s - begin_s)
+        metrics.BATCH_SECONDS.observe(times[-1] - times[0])
+        metrics.BATCH_EVENTS.observe(effects.events)
+        partition.measured.events.observe(effects.events)
+
+    def _publish(self, number: int, effects: Effects, decisions: Sequence[bytes]) -> None:
         if effects.offers:
             offers = [orjson.dumps(offer) for offer in effects.offers]
             self.outputs.send("offers", offers, partition=number, keys=[o.user_id.encode() for o in effects.offers])
-        if effects.decisions:
-            bodies = [encode(one) for one in effects.decisions if one.reason != "duplicate"]
-            self.outputs.send("decisions", bodies, partition=number)
+        if decisions:
+            self.outputs.send("decisions", decisions, partition=number)
         if effects.dead:
             self.outputs.send("dead-letters", [self._dead_letter(one) for one in effects.dead], partition=0)
 
@@ -255,12 +317,69 @@ class Worker:
             }
         )
 
+    # --- events that wake a fault of ours (F2) ------------------------------------------------------------------------
+
+    def _suspect(self, partition: Partition, block: Block, error: Exception) -> None:
+        """Go back to before a block that the engine failed on, to find the one event; it is set aside once found.
+
+        Nothing of the failed block is published; what it was granted is taken back with the state.
+        """
+        first, last = int(block.position[0]), int(block.position[-1])
+        log.warning("the engine failed", partition=partition.number, first=first, last=last, error=type(error).__name__)
+        is_content = len(block) == 1 and block.kind[0] == RecordKind.CONTENT
+        if is_content or partition.faults >= MOST_FAULTS:
+            self._go_back(partition)
+            self._stop(partition, f"the engine fails at offset {first}: {type(error).__name__}")
+            return
+        found = partition.suspect(block)
+        if found is not None:
+            self._set_aside(partition, *found, error)
+        self._go_back(partition)
+
+    def _probe(self, partition: Partition, record: Block) -> None:
+        """Try the events of one record one by one; the state goes back whatever comes of it."""
+        partition.is_whole = False
+        found, cause = -1, None
+        for item, one in enumerate(single_items(partition.quarantine.without(record))):
+            try:
+                for decision in partition.pipeline.process(one, self.control.load_record).decisions:
+                    encode(decision)
+            except OpportuneError:
+                raise
+            except Exception as error:
+                found, cause = item, error
+                break
+        self._set_aside(partition, int(record.position[0]), found, cause or RuntimeError("all events together"))
+        self._go_back(partition)
+
+    def _set_aside(self, partition: Partition, position: int, item: int, error: BaseException) -> None:
+        partition.set_aside(position, item, error)
+        log.error(
+            "an event was set aside",
+            partition=partition.number,
+            offset=position,
+            item=item,
+            error=type(error).__name__,
+            exc_info=error,
+        )
+        if item < 0:  # the whole record leaves no dead letter when it is passed over
+            letter = DeadLetter(DeadReason.ENGINE_FAULT, "", position, item, partition.number)
+            metrics.add_counts(metrics.DEAD_LETTERS, {letter.reason.value: 1})
+            self.outputs.send("dead-letters", [self._dead_letter(letter)], partition=0)
+
+    def _go_back(self, partition: Partition) -> None:
+        """Return to the newest checkpoint; what lies behind it is read again."""
+        partition.end_saving()
+        partition.ledger.rebuild(-1)  # what the failed block was granted is taken back
+        partition.restore(*self._newest(partition.number))
+        self._seek(partition)
+
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
         now_s = monotonic_s()
         for partition in list(self.partitions.values()):
-            if now_s - partition.last_block_s >= TICK_S and not partition.ticking:
+            if now_s - partition.last_block_s >= TICK_S and not partition.ticking and not partition.stopped:
                 # Nothing passes time while a partition is idle, so a record must (T2).
                 self.outputs.send("events", [b""], partition=partition.number, kind=RecordKind.TICK)
                 partition.ticking = True
@@ -270,60 +389,54 @@ class Worker:
                 # Nobody took it from us by the group's own rules: it is ours again.
                 del self._lost[number]
                 self._assign([number])
-        self._show(now_s)
+        self._show()
 
     def _save_if_due(self, partition: Partition, now_s: float) -> None:
-        if partition.pending is not None:
-            if partition.pending.done():
-                partition.saved = partition.pending.position
-                partition.pending = None
+        if partition.is_saving:
+            if partition.has_saved():
                 self._commit(partition)
         elif now_s >= partition.due_s and partition.done > partition.saved:
             self.outputs.flush()
-            partition.pending = checkpoint.write_in_background(
-                self._folder(partition.number), self._snapshot(partition)
-            )
+            partition.begin_saving()
             partition.due_s = now_s + self.settings.checkpoint_interval_s
+        elif partition.saved > partition.committed:
+            self._commit(partition)
 
     def _commit(self, partition: Partition) -> None:
-        if partition.saved > partition.committed:
+        """Commit what the newest checkpoint reflects; where Kafka takes no commit now, later."""
+        if partition.saved <= partition.committed:
+            return
+        with suppress(StoreUnavailable):
             self.source.commit({partition.number: partition.saved})
             partition.committed = partition.saved
 
-    def _snapshot(self, partition: Partition) -> checkpoint.Checkpoint:
-        arrays, objects = partition.pipeline.snapshot()
-        return checkpoint.Checkpoint(
-            position=partition.done,
-            now_ms=partition.pipeline.now_ms,
-            arrays=arrays,
-            objects={"pipeline": objects, "ledger": partition.ledger.objects()},
-            engine=__version__,
-            content_version=partition.pipeline.content.version,
-            partition=partition.number,
-        )
-
-    def _show(self, now_s: float) -> None:
+    def _show(self) -> None:
         for number, lag in self.source.lag().items():
-            metrics.PARTITION_LAG.labels(str(number)).set(lag)
-        for number, partition in self.partitions.items():
-            metrics.PARTITION_NOW_SECONDS.labels(str(number)).set(partition.pipeline.now_ms / 1000)
+            if number in self.partitions:
+                self.partitions[number].measured.lag.set(lag)
+        for number, records in self.source.misplaced.items():
+            if number in self.partitions and self.partitions[number].measured.misplaced(records):
+                self._alarm_misplaced(number)
+        for partition in self.partitions.values():
+            partition.measured.now.set(partition.pipeline.now_ms / 1000)
         metrics.PARTITIONS.set(len(self.partitions))
         metrics.USERS.set(sum(one.pipeline.users.live for one in self.partitions.values()))
 
+    def _alarm_misplaced(self, number: int) -> None:
+        now_s = monotonic_s()
+        if now_s >= self._alarm_due_s:
+            self._alarm_due_s = now_s + _ALARM_S
+            log.error(
+                "records that belong to another partition: key them by user, partition them by murmur2",
+                partition=number,
+            )
+
     def why_not_ready(self) -> str:
-        """Say why this worker decides nothing now; '' where it does."""
+        """Say why this worker decides nothing now, or not all it should; '' where it does."""
         if self.failure is not None:
             return self.failure
-        return "shutting down" if self.stopping.is_set() else "" if self.partitions else "no partition yet"
-
-
-def _authority(pipeline: Pipeline) -> Authority:
-    """What a rebuilt shard must know of consents and pauses: what the engine's state says (F10)."""
-
-    def consents() -> Iterator[tuple[str, str, bool]]:
-        for purpose, column in pipeline.profiles.purposes.items():
-            states = column.array[: pipeline.profiles.count] & 3
-            for slot in np.flatnonzero(states).tolist():
-                yield pipeline.users.id_of(slot), purpose, bool(states[slot] == GRANTED)
-
-    return Authority(consents(), sorted(pipeline.decider.pauses))
+        if self.stopping.is_set():
+            return "shutting down"
+        stopped = [f"partition {one.number} stopped: {one.stopped}" for one in self.partitions.copy().values()]
+        stopped = [one for one in stopped if not one.endswith("stopped: ")]
+        return "; ".join(stopped) if stopped else "" if self.partitions else "no partition yet"
