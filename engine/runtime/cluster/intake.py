@@ -24,7 +24,8 @@ class Intake:
     def __init__(self, *, percent: float, in_a_row: int) -> None:
         self._percent = percent
         self._most_in_a_row = in_a_row
-        self.restore({})
+        self._in_a_row = 0
+        self._events = self._dead = self._events_before = self._dead_before = 0
 
     def watch(self, block: Block, decoded: Decoded) -> None:
         """Count what a block held."""
@@ -59,7 +60,4 @@ class Intake:
     def restore(self, objects: dict[str, Any]) -> None:
         self._in_a_row = int(objects.get("in_a_row", 0))
         counts = objects.get("counts", [0, 0, 0, 0])
-        self._events: int = counts[0]
-        self._dead: int = counts[1]
-        self._events_before: int = counts[2]
-        self._dead_before: int = counts[3]
+        self._events, self._dead, self._events_before, self._dead_before = counts
