@@ -90,6 +90,7 @@ class ConsentChange:
     granted: bool | None  # None: void, as if never given
     at_ms: int
     source: str
+    text: str | None = None  # of the user's message that said it (A3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -504,7 +505,8 @@ class Pipeline:
             case InboundMessage():
                 purpose = self.profiles.apply_inbound(slot, read)
                 if purpose is not None:
-                    effects.consents.append(ConsentChange(user_id, purpose, False, at_ms, "inbound-message"))
+                    said = ConsentChange(user_id, purpose, False, at_ms, "inbound-message", read.text)
+                    effects.consents.append(said)
             case UserClosed() | AddressChanged() if self.profiles.was_closed_since(slot, at_ms):
                 # Delivered again: the user who has the slot by now is another one (T7).
                 effects.drops[Drop.DUPLICATE] += 1

@@ -13,6 +13,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from engine import metrics
+from engine.console import callbacks
 from engine.console.access import Access
 from engine.console.at_once import EVENTS_ROUTE as EVENTS
 from engine.console.at_once import AtOnce, told_of
@@ -41,7 +42,6 @@ from engine.errors import OpportuneError
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_CALLBACKS = "/v1/callbacks"
 _JSON = (b"content-type", b"application/json")
 
 
@@ -49,8 +49,7 @@ class Api:
     """ASGI application over a running engine.
 
     api_key, api_keys  who may call: a key without a name, and keys by the name they have in the audit log
-    now_ms            the wall clock, for `receivedAt` of Segment calls and the age of callbacks
-    callback_secrets  by channel, what its gateway signs callbacks with
+    now_ms            the wall clock, for `receivedAt` of Segment calls
     answers           what requests with an Idempotency-Key were answered; None: remembered in memory
     claims            returns what answers about claim links; None: there are none
     """
@@ -63,7 +62,6 @@ class Api:
         queue_bytes: int,
         now_ms: Callable[[], int],
         api_keys: Mapping[str, str] | None = None,
-        callback_secrets: Mapping[str, str] | None = None,
         claims: Callable[[], Claims] | None = None,
         answers: Answers | None = None,
     ) -> None:
@@ -73,15 +71,15 @@ class Api:
         self._answers = answers or Answers(None, now_ms)
         self._counts: dict[tuple[str, int], Any] = {}
         self.at_once = AtOnce(self._access, self._intake, self._count)
-        foreign = Foreign(engine, self._intake, now_ms, callback_secrets)
+        foreign = Foreign(engine, self._intake, now_ms)
         operation = Operation(engine, self._caller)
         free = Access(None)
         routes = [Route(path, handler, methods=[method]) for path, handler, method in operation.open]
         routes.append(
             Route(
-                f"{_CALLBACKS}/{{channel}}",
-                self._guard(_CALLBACKS, foreign.callback, free),
-                methods=["GET", "POST"],
+                callbacks.PATH,
+                self._guard("/v1/callbacks", foreign.callback, free),
+                methods=list(callbacks.METHODS),
             )
         )
         for path, handler, method in () if claims is None else ClaimDesk(claims).open:

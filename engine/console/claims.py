@@ -12,6 +12,8 @@ import orjson
 from engine.claim_token import ClaimToken, token_reader
 from engine.console.intake import Refused
 from engine.definitions import Content
+from engine.deliver.contract import UseKind
+from engine.deliver.returns import used
 from engine.ledger.links import Link, LinkState
 from engine.model import CONTRACT_VERSION
 
@@ -117,6 +119,10 @@ class Claims:
                 "benefit": link.benefit,
             }
             events.append(orjson.dumps(event if amount_fen is None else {**event, "amount_fen": amount_fen}))
+            # Told a second time as a usage event, which scenarios can be triggered by.
+            known = ("v", "tenant", "user", "at")
+            told = {"type": "usage", "id": f"told:claim:{link.offer_id}", **used(UseKind.REDEMPTION, link.benefit)}
+            events.append(orjson.dumps({name: event[name] for name in known} | told))
         await self._engine.append(events)
         for link in links:
             await self._engine.link_told(link.offer_id)

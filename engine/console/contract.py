@@ -81,18 +81,10 @@ class Engine(Protocol):
         ...
 
     async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
-        """Hand a callback to the gateway of that name; None where none of them reports by callbacks of its own.
+        """Hand a callback to the gateway of that name or channel; None where none of them is called back.
 
         Raises CallbackRefused, StoreUnavailable.
         """
-        ...
-
-    async def user_of_offer(self, offer_id: str) -> str | None:
-        """Say whom an offer was made to; None where it is unknown."""
-        ...
-
-    async def user_of_address(self, channel: str, address: str) -> str | None:
-        """Say whose address this is; None where it is nobody's."""
         ...
 
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:

@@ -24,9 +24,9 @@ from engine.console.idempotency import Answers
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
 from engine.definitions import Content
-from engine.deliver.contract import Addresses, Callback, CallsBack, Gateway, Reply
+from engine.deliver.contract import Addresses, Callback, Gateway, Reply
 from engine.deliver.dispatcher import Dispatcher
-from engine.deliver.gateways.build import GatewayMaker, callback_secrets, routes
+from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import ContentError, StoreUnavailable
 from engine.ledger.links import Link
@@ -73,7 +73,6 @@ class Host:
             api_keys=settings.api_keys,
             queue_bytes=settings.queue_bytes,
             now_ms=wall_ms,
-            callback_secrets=callback_secrets(settings),
             claims=lambda: self.links,
             answers=self._answers,
         )
@@ -210,14 +209,7 @@ class Host:
             self.dispatcher.pause(scenario, False)
 
     async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
-        gateway = self.dispatcher.gateway(name)
-        return await gateway.on_callback(callback) if isinstance(gateway, CallsBack) else None
-
-    async def user_of_offer(self, offer_id: str) -> str | None:
-        return self.service.ledger.user_of_offer(offer_id)
-
-    async def user_of_address(self, channel: str, address: str) -> str | None:
-        return self._addresses.user_of(channel, address)
+        return await self.dispatcher.on_callback(name, callback)
 
     # --- what claim links ask (engine.console.claims.ClaimEngine) -----------------------------------------------------
 

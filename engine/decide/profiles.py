@@ -5,7 +5,6 @@ Read without a remote call (rule A1); consent and opt-out as rules A2-A4. A slot
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,11 +16,9 @@ from engine.decide.columns import MISSING, Column, Names, TextColumn
 from engine.decide.local_time import is_zone
 from engine.decide.persons import Persons
 from engine.definitions import Policy
+from engine.opt_out import is_opt_out
 
 UNSET = msgspec.UNSET
-OPT_OUT_WORDS = frozenset({"R", "TD", "T", "N", "退订", "拒收"})
-"""The whole inbound message, trimmed and folded, that revokes marketing on its channel (rule A3)."""
-
 ABSENT, GRANTED, DENIED = 0, 1, 2
 KNOWN, DO_NOT_DISTURB = 1, 2
 _MOST_ATTRIBUTES = 256
@@ -481,8 +478,3 @@ class ProfileTable:
         column = getattr(self, name)
         assert isinstance(column, TextColumn)
         return column
-
-
-def is_opt_out(text: str) -> bool:
-    """Say whether a whole message is an opt-out word, whatever its width and case (rule A3)."""
-    return unicodedata.normalize("NFKC", text).strip().casefold().upper() in OPT_OUT_WORDS

@@ -178,6 +178,25 @@ class NumberReport:
     gateway: str
 
 
+class UseKind(StrEnum):
+    CLICK = "click"
+    REDEMPTION = "redemption"
+
+
+@dataclass(frozen=True, slots=True)
+class OfferUse:
+    """What a user did with an offer, as a page or a partner tells it."""
+
+    kind: UseKind
+    offer_id: str
+    at_ms: int
+    message_id: str
+    gateway: str
+    benefit: str | None = None  # None: that of the offer
+    amount_fen: int | None = None
+    refund: bool = False
+
+
 class Inbox(Protocol):
     """Where gateways put what comes back. Each call returns once that is durable: only then acknowledge on the wire.
 
@@ -189,6 +208,8 @@ class Inbox(Protocol):
     async def inbound(self, messages: Sequence[InboundText]) -> None: ...
 
     async def numbers(self, reports: Sequence[NumberReport]) -> None: ...
+
+    async def used(self, uses: Sequence[OfferUse]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +233,18 @@ class Reply:
 
 
 class CallbackRefused(Exception):
-    """The callback does not prove that it comes from the gateway: 401, nothing changes (FAULTS A10)."""
+    """A callback that is not taken; nothing changes. 401: it does not prove that the gateway sent it (FAULTS A10)."""
+
+    def __init__(
+        self,
+        code: str = "bad_signature",
+        message: str = "the callback does not prove that it comes from this gateway",
+        status: int = 401,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status
 
 
 @runtime_checkable
@@ -264,6 +296,10 @@ class DispatchLedger(Protocol):
 
         An answer says what the receipt means for the whole dispatch; None: unknown so far, or parts are missing.
         """
+        ...
+
+    def find_offer(self, offer_id: str) -> Offer | None:
+        """Return an offer that was made here and is still known."""
         ...
 
     def matched_late(self) -> Sequence[Match]:

@@ -16,7 +16,16 @@ import structlog
 from engine import metrics
 from engine.clock import monotonic_s
 from engine.deliver.breaker import Breaker
-from engine.deliver.contract import Addresses, ClaimAnswer, DispatchLedger, DispatchRecord, Gateway
+from engine.deliver.contract import (
+    Addresses,
+    Callback,
+    CallsBack,
+    ClaimAnswer,
+    DispatchLedger,
+    DispatchRecord,
+    Gateway,
+    Reply,
+)
 from engine.deliver.lane import dispatch_id, gives_back
 from engine.deliver.lanes import Lanes
 from engine.deliver.returns import Returns
@@ -155,10 +164,15 @@ class Dispatcher:
     def may_claim(self) -> bool:
         return self._settler.is_healthy
 
-    def gateway(self, name: str) -> Gateway | None:
-        """Return the gateway of this name, for its callbacks."""
-        lane = self._lanes.named(name)
-        return lane.gateway if lane is not None else None
+    async def on_callback(self, name: str, callback: Callback) -> Reply | None:
+        """Hand a callback to the gateway of this name, or the first of this channel that is called back; None: no such.
+
+        Raises CallbackRefused, StoreUnavailable.
+        """
+        for gateway in self._lanes.named_or_of(name):
+            if isinstance(gateway, CallsBack):
+                return await gateway.on_callback(callback)
+        return None
 
     def held_back(self) -> dict[str, str]:
         """Say of each gateway why nothing goes to it now; empty where it does."""

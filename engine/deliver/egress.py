@@ -32,6 +32,17 @@ def is_allowed(text: str, exceptions: Sequence[Network] = ()) -> bool:
     return all(one.is_global and not one.is_multicast and not one.is_reserved for one in (address, *carried))
 
 
+def is_from(peer: str, networks: Sequence[Network]) -> bool:
+    """Say whether a caller's address lies in one of the networks; one that cannot be read does not."""
+    try:
+        address: Address = ipaddress.ip_address(peer.split("%")[0])
+    except ValueError:
+        return False
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address in network for network in networks if network.version == address.version)
+
+
 def _carried(address: Address) -> Iterable[Address]:
     """Yield the IPv4 addresses that an IPv6 address stands for."""
     if isinstance(address, ipaddress.IPv4Address):

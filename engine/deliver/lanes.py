@@ -58,6 +58,11 @@ class Lanes:
     def named(self, gateway: str) -> Lane | None:
         return self._lanes.get(gateway)
 
+    def named_or_of(self, name: str) -> list[Gateway]:
+        """List the gateway of this name, else those of this channel."""
+        names = [name] if name in self._lanes else self._by_channel.get(name, [])
+        return [self._lanes[one].gateway for one in names]
+
     def held_back(self) -> dict[str, str]:
         """Say of each gateway why nothing goes to it now; empty where it does."""
         return {name: lane.why_held_back for name, lane in self._lanes.items()}

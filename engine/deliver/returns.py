@@ -22,15 +22,20 @@ from engine.deliver.contract import (
     InboundText,
     NumberNews,
     NumberReport,
+    OfferUse,
+    UseKind,
 )
 from engine.errors import OpportuneError, StoreUnavailable
 from engine.model import CONTRACT_VERSION, DispatchState, GatewayReceipt, Match
+from engine.opt_out import folded, is_opt_out
 
 log = structlog.get_logger("opportune.deliver")
 
 MOST_AT_ONCE = 1_000
 EVENTS_A_RECORD = 100
 SILENCE_EVERY_S = 30.0
+LONGEST_SAID = 64
+"""Letters of a message that scenarios may compare."""
 
 
 @dataclass(slots=True)
@@ -79,15 +84,44 @@ class Returns:
             await group.done
 
     async def inbound(self, messages: Sequence[InboundText]) -> None:
-        """Journal users' messages; one from a number that is nobody's is counted and dropped."""
+        """Journal users' messages; one from a number that is nobody's is counted and dropped.
+
+        What is no opt-out is told a second time as a usage event, which scenarios can be triggered by.
+        """
         events = []
         for message in messages:
             user = self._user_of(message.channel, message.sender)
             metrics.INBOUND.labels(message.gateway, "message" if user is not None else "stranger").inc()
-            if user is not None:
-                identity = _identity("mo", message.gateway, message.message_id)
-                fields = {"channel": message.channel, "text": message.text[:1000]}
-                events.append(self._event("inbound-message", identity, user, message.at_ms, fields))
+            if user is None:
+                continue
+            identity = _identity("mo", message.gateway, message.message_id)
+            fields = {"channel": message.channel, "text": message.text[:1000]}
+            events.append(self._event("inbound-message", identity, user, message.at_ms, fields))
+            if not is_opt_out(message.text):
+                identity = _identity("said", message.gateway, message.message_id)
+                events.append(self._event("usage", identity, user, message.at_ms, said(message)))
+        if events:
+            await self._journal(events)
+
+    async def used(self, uses: Sequence[OfferUse]) -> None:
+        """Journal clicks and redemptions of offers made here; others are counted and dropped."""
+        events = []
+        for use in uses:
+            offer = await self._call(self._ledger.find_offer, use.offer_id)
+            metrics.INBOUND.labels(use.gateway, use.kind.value if offer is not None else "stranger").inc()
+            if offer is None:
+                continue
+            benefit = use.benefit or offer.benefit
+            if use.kind is UseKind.REDEMPTION:
+                fields: dict[str, Any] = {"offer_id": use.offer_id, "benefit": benefit}
+                fields |= {} if use.amount_fen is None else {"amount_fen": use.amount_fen}
+                fields |= {"refund": True} if use.refund else {}
+                identity = _identity("redemption", use.gateway, use.message_id)
+                events.append(self._event("redemption", identity, offer.user_id, use.at_ms, fields))
+            if not use.refund:
+                identity = _identity(use.kind.value, f"{use.gateway}/told", use.message_id)
+                fields = used(use.kind, benefit, offer.scenario)
+                events.append(self._event("usage", identity, offer.user_id, use.at_ms, fields))
         if events:
             await self._journal(events)
 
@@ -216,6 +250,18 @@ class Returns:
             b"\n".join(events[first : first + EVENTS_A_RECORD]) for first in range(0, len(events), EVENTS_A_RECORD)
         ]
         await self._emit(records)
+
+
+def said(message: InboundText) -> dict[str, Any]:
+    """Tell a user's message as a usage event; its text without regard to width and case, for keywords."""
+    props = {"channel": message.channel, "to": message.to, "text": folded(message.text)[:LONGEST_SAID]}
+    return {"category": "inbound", "action": "message", "props": props}
+
+
+def used(kind: UseKind, benefit: str, scenario: str | None = None) -> dict[str, Any]:
+    """Tell a click or a redemption as a usage event."""
+    props = {"benefit": benefit} | ({} if scenario is None else {"scenario": scenario})
+    return {"category": "offer", "action": "redeem" if kind is UseKind.REDEMPTION else "click", "props": props}
 
 
 def spellings(address: str) -> list[str]:

@@ -325,15 +325,24 @@ class EmbeddedLedger:
         with self._database.writing() as cursor:
             receipts_of.drop_awaited(cursor, rows)
 
-    def user_of_offer(self, offer_id: str) -> str | None:
-        """Say whom an offer was made to, for receipts; None where it is unknown."""
+    def evidence(self, user: str) -> list[dict[str, Any]]:
+        """List what a user said of consent in messages, oldest first (A3): purpose, granted, at_ms, source, text."""
+        with self._database.reading() as cursor:
+            rows = cursor.execute(
+                "SELECT purpose, granted, at_ms, source, text FROM evidence WHERE user = ? ORDER BY number", (user,)
+            ).fetchall()
+        names = ("purpose", "granted", "at_ms", "source", "text")
+        return [{**dict(zip(names, row, strict=True)), "granted": bool(row[1])} for row in rows]
+
+    def find_offer(self, offer_id: str) -> Offer | None:
+        """Return an offer that is still known, for what comes back of it."""
         try:
             key = bytes.fromhex(offer_id)
         except ValueError:
             return None
         with self._database.reading() as cursor:
-            row = cursor.execute("SELECT user FROM offers WHERE offer_id = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+            row = cursor.execute("SELECT body FROM offers WHERE offer_id = ?", (key,)).fetchone()
+        return None if row is None else Offer(**orjson.loads(row[0]))
 
     def dispatches(self, offer_id: str) -> list[dict[str, Any]]:
         """List the states an offer's dispatches went through, in order."""
@@ -461,6 +470,7 @@ class EmbeddedLedger:
                 cursor.executemany(f"DELETE FROM {table} WHERE offer_id = ?", [(key,) for key in offer_ids])
             receipts_of.forget(cursor, offer_ids)
             cursor.execute("DELETE FROM consents WHERE user = ?", (user,))
+            cursor.execute("DELETE FROM evidence WHERE user = ?", (user,))
             used.forget(cursor, user)
             audit.forget(cursor, user)
             if told is not None:

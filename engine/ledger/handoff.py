@@ -25,6 +25,7 @@ class ConsentRow(Protocol):
     granted: bool | None
     at_ms: int
     source: str
+    text: str | None
 
 
 class DispatchRow(Protocol):
@@ -232,6 +233,11 @@ def put_consents(cursor: sqlite3.Cursor, changes: Sequence[ConsentRow]) -> None:
             cursor.execute(
                 "INSERT OR REPLACE INTO consents VALUES (?,?,?,?,?)",
                 (change.user_id, change.purpose, change.granted, change.at_ms, change.source),
+            )
+        if change.text is not None:
+            cursor.execute(
+                "INSERT INTO evidence VALUES (NULL,?,?,?,?,?,?)",
+                (change.user_id, change.purpose, change.granted, change.at_ms, change.source, change.text),
             )
 
 

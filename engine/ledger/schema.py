@@ -80,6 +80,11 @@ CREATE TABLE IF NOT EXISTS consents (
     user TEXT NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL, at_ms INTEGER NOT NULL, source TEXT,
     PRIMARY KEY (user, purpose)
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS evidence (  -- what users said of consent in their own words; never changed
+    number INTEGER PRIMARY KEY,
+    user TEXT NOT NULL, purpose TEXT NOT NULL, granted INTEGER NOT NULL, at_ms INTEGER NOT NULL, source TEXT NOT NULL,
+    text TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS redemptions (
     key BLOB PRIMARY KEY,        -- 16 bytes of feed and event id
     user TEXT NOT NULL, at_ms INTEGER NOT NULL, offer_id TEXT, benefit TEXT, amount_fen INTEGER,

@@ -159,6 +159,9 @@ def _rekeyed_event(event: bytes, rename: Rename) -> bytes:
             plain[name] = rename(plain[name])
     if plain.get("type") == "inbound-message" and len(str(plain.get("text", ""))) > _MOST_TEXT:
         plain["text"] = "-"
+    props = plain.get("props")
+    if plain.get("category") == "inbound" and isinstance(props, dict) and len(str(props.get("text", ""))) > _MOST_TEXT:
+        plain["props"] = props | {"text": "-"}
     return orjson.dumps(plain)
 
 

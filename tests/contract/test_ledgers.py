@@ -67,6 +67,7 @@ class Consent:
     granted: bool | None
     at_ms: int = T0
     source: str = "test"
+    text: str | None = None
 
 
 def offer_id(number: int, at_ms: int = T0) -> str:
@@ -386,6 +387,25 @@ def test_every_refusal_of_a_claim_has_its_answer_and_writes_nothing(offered):
     assert offered.dispatches(offer_id(1)) == []
     offered.commit(5, T0, pauses=[("*", False)], consents=[Consent("u1", "marketing.sms", None)])
     assert offered.claim(one, T0) == ["claimed"]
+
+
+def test_what_a_user_said_of_consent_stays_with_time_and_text_until_forgotten(ledger):
+    """A3: the message is the evidence, whatever is said later."""
+    out = Consent("u1", "marketing.sms", False, T0 + 5, "inbound-message", " 退订 ")
+    ledger.commit(1, T0, consents=[out, Consent("u2", "marketing.sms", True)])
+    ledger.commit(1, T0, consents=[out])  # a replay adds nothing
+    ledger.commit(2, T0, consents=[Consent("u1", "marketing.sms", True, T0 + 9)])
+    said = {
+        "purpose": "marketing.sms",
+        "granted": False,
+        "at_ms": T0 + 5,
+        "source": "inbound-message",
+        "text": " 退订 ",
+    }
+    assert ledger.evidence("u1") == [said]
+    assert ledger.evidence("u2") == []
+    ledger.forget("u1")
+    assert ledger.evidence("u1") == []
 
 
 def test_without_a_record_and_without_assumption_there_is_no_consent(offered):

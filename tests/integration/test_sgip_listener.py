@@ -7,9 +7,12 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from engine.deliver.gateways.operator import make_operator
 from engine.deliver.gateways.sgip import SgipGateway
 from engine.deliver.operators import sgip
+from engine.deliver.operators.parts import cut
 from engine.gateway_settings import SgipSettings
 from tests.peers.programs import free_port
 from tests.peers.rig import Rig
@@ -46,10 +49,14 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, messag
     """Send one message; return the answer, None where the connection is closed instead."""
     writer.write(message.encode())
     try:
-        length = await reader.readexactly(4)
-        return sgip.decode(length + await reader.readexactly(int.from_bytes(length, "big") - 4))
+        return await read(reader)
     except (asyncio.IncompleteReadError, ConnectionError):
         return None
+
+
+async def read(reader: asyncio.StreamReader) -> Any:
+    length = await reader.readexactly(4)
+    return sgip.decode(length + await reader.readexactly(int.from_bytes(length, "big") - 4))
 
 
 BIND = sgip.Bind((1, 1, 1), sgip.SMG_TO_SP, LOGIN, PASSWORD)
@@ -94,6 +101,75 @@ def test_news_of_numbers_close_a_user_or_suppress_one_until_restored(tmp_path: P
     assert (barred["type"], barred["user"], barred["add_tags"]) == ("profile", "u7", ["suppressed.sms"])
     assert (restored["type"], restored["remove_tags"]) == ("profile", ["suppressed.sms"])
     assert (closed["type"], closed["user"]) == ("user-closed", "u7")
+
+
+LONG = "您好，" + "我想问一下附近影院的优惠怎么领取，" * 8
+
+
+def parts_of(text: str) -> list[sgip.Deliver]:
+    return [
+        sgip.Deliver((1, 1, 10 + one.number), "8613800000007", "10655000", one.content, one.coding, one.has_header)
+        for one in cut(text, 9)
+    ]
+
+
+def test_a_long_message_is_acknowledged_with_its_last_part_once_the_whole_is_journaled(tmp_path: Path) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        await ask(reader, writer, BIND)
+        first, *others = parts_of(LONG)
+        writer.write(first.encode())
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await reader.readexactly(1)
+        assert rig.events == [], "nothing is known before the whole is there"
+        # The link breaks; the operator sends the part again on another one, and then the others.
+        writer.close()
+        port = writer.get_extra_info("peername")[1]
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        await ask(reader, writer, BIND)
+        writer.write(b"".join(one.encode() for one in (first, *others)))
+        answers = [await read(reader) for _ in range(1 + len(others))]
+        assert {one.sequence for one in answers} == {one.sequence for one in (first, *others)}
+        assert {one.result for one in answers} == {sgip.OK}
+        again = await ask(reader, writer, first)
+        assert again == sgip.Answer(first.sequence, sgip.DELIVER | sgip.ANSWER, sgip.OK), "it is stored already"
+        writer.close()
+
+    told = [one for one in listen(tmp_path, talk).events if one["type"] == "inbound-message"]
+    assert [one["text"] for one in told] == [LONG]
+
+
+def test_a_long_message_that_cannot_be_journaled_is_busy_in_every_part_and_taken_when_it_comes_again(
+    tmp_path: Path,
+) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        await ask(reader, writer, BIND)
+        frames = b"".join(one.encode() for one in parts_of(LONG))
+        emit, rig.dispatcher.returns._emit = rig.dispatcher.returns._emit, refuse
+        writer.write(frames)
+        assert {(await read(reader)).result for _ in parts_of(LONG)} == {sgip.BUSY}
+        rig.dispatcher.returns._emit = emit
+        writer.write(frames)
+        assert {(await read(reader)).result for _ in parts_of(LONG)} == {sgip.OK}
+
+    async def refuse(payloads: Any) -> None:
+        raise OSError("disk full")
+
+    told = [one for one in listen(tmp_path, talk).events if one["type"] == "inbound-message"]
+    assert [one["text"] for one in told] == [LONG]
+
+
+def test_parts_of_a_message_that_stays_incomplete_are_busy_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.deliver.operators.session.HOLD_PARTS_S", 0.2)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        await ask(reader, writer, BIND)
+        first = parts_of(LONG)[0]
+        assert await ask(reader, writer, first) == sgip.Answer(first.sequence, sgip.DELIVER | sgip.ANSWER, sgip.BUSY)
+
+    assert listen(tmp_path, talk).events == []
 
 
 def test_a_store_that_cannot_write_is_busy_to_the_operator_so_that_it_comes_again(tmp_path: Path) -> None:

@@ -167,7 +167,14 @@ def test_a_frame_cut_short_or_changed_is_read_or_refused_and_never_anything_else
 def test_no_bytes_of_a_million_frames_bring_the_reader_down(protocol: str) -> None:
     _, messages, encode, decode = PROTOCOLS[protocol]
     dice = random.Random(protocol)
-    seeds = [encode(messages.example()) for _ in range(50)]
+    seeds: list[bytes] = []
+
+    @given(messages)
+    @settings(max_examples=100, database=None, deadline=None)
+    def gather(message: Any) -> None:
+        seeds.append(encode(message))
+
+    gather()
     for _ in range(250_000):
         frame = bytearray(dice.choice(seeds))
         for _ in range(dice.randrange(1, 6)):
@@ -190,16 +197,27 @@ def attempt(decode: Callable[[bytes], Any], frame: bytes) -> None:
 TEXTS = st.text(st.sampled_from("您好影院优惠😀𝒜abc 1€{}【】"), min_size=1, max_size=700)
 
 
+def received(part: parts.Part, sender: str = "1", message: str = "part") -> parts.Piece:
+    """A part as it comes in."""
+    return parts.Piece(sender, "2", part.content, part.coding, part.has_header, f"{message} {part.number}")
+
+
 @given(TEXTS, BYTE)
 @settings(max_examples=300, deadline=None)
 def test_a_text_that_was_cut_is_joined_again_in_any_order(message: str, reference: int) -> None:
     pieces = parts.cut(message, reference)
     assert len(pieces) == parts.count(message)
-    joiner = parts.Joiner()
+    joiner: parts.Joiner[int] = parts.Joiner()
     shuffled = random.Random(message).sample(pieces, len(pieces))
-    answers = [joiner.add("1", "2", one.content, one.coding, one.has_header, 0) for one in shuffled]
-    assert answers[:-1] == [None] * (len(pieces) - 1)
-    assert answers[-1] == message
+    answers = [joiner.add(received(one), row, 0) for row, one in enumerate(shuffled)]
+    assert answers[:-1] == [parts.Waits.FOR_OTHERS] * (len(pieces) - 1)
+    whole = answers[-1]
+    assert isinstance(whole, parts.Whole)
+    assert (whole.text, whole.message_id) == (message, "part 1")
+    assert sorted(whole.tokens) == list(range(len(pieces))), "each part is acknowledged with the whole"
+    joiner.settle(whole, True, 0)
+    if len(pieces) > 1:
+        assert joiner.add(received(shuffled[0]), 9, 1) is parts.Waits.NOT, "what is stored begins no new message"
     for one in pieces:
         assert len(one.content) <= 140 or (one.coding == 0 and len(one.content) < 160)
         if one.coding == 8:
@@ -217,22 +235,48 @@ def test_seventy_units_are_one_message_and_one_more_is_two() -> None:
 
 
 def test_parts_that_stay_alone_are_given_up_and_never_fill_the_memory() -> None:
-    joiner = parts.Joiner()
+    joiner: parts.Joiner[int] = parts.Joiner()
     first = parts.cut("您" * 100, 1)[0]
+    waits = parts.Waits.FOR_OTHERS
     for number in range(3 * parts.MOST_JOINING):
-        assert joiner.add(str(number), "2", first.content, 8, True, 0) is None
+        assert joiner.add(received(first, str(number)), number, 0) is waits
     assert len(joiner._waiting) <= parts.MOST_JOINING
     late = parts.cut("您" * 100, 1)
-    assert joiner.add("x", "2", late[0].content, 8, True, 1) is None
-    assert joiner.add("y", "2", first.content, 8, True, parts.JOIN_MS + 2) is None
-    assert joiner.add("x", "2", late[1].content, 8, True, parts.JOIN_MS + 3) is None, "the first part is forgotten"
+    assert joiner.add(received(late[0], "x"), 0, 1) is waits
+    assert joiner.add(received(first, "y"), 0, parts.JOIN_MS + 2) is waits
+    assert joiner.add(received(late[1], "x"), 0, parts.JOIN_MS + 3) is waits, "the first part is forgotten"
+
+
+def test_parts_whose_message_stays_incomplete_are_given_back_once_to_be_answered_busy() -> None:
+    joiner: parts.Joiner[str] = parts.Joiner()
+    first, second = parts.cut("您" * 100, 1)
+    joiner.add(received(first), "a", 1_000)
+    assert joiner.overdue(1_000) == []
+    assert joiner.overdue(1_001) == ["a"]
+    assert joiner.overdue(9_000) == [], "each is answered once"
+    joiner.add(received(first), "b", 10_000)
+    whole = joiner.add(received(second), "c", 10_001)
+    assert isinstance(whole, parts.Whole)
+    assert (whole.text, whole.tokens) == ("您" * 100, ("b", "c"))
+
+
+def test_another_message_under_the_same_reference_is_not_taken_for_a_repetition() -> None:
+    joiner: parts.Joiner[int] = parts.Joiner()
+    for name, text in enumerate(("您" * 100, "您" * 99 + "好", "您" * 100)):
+        first, second = parts.cut(text, 7)
+        assert joiner.add(received(first, message=str(name)), 0, 0) is parts.Waits.FOR_OTHERS
+        whole = joiner.add(received(second, message=str(name)), 1, 0)
+        assert isinstance(whole, parts.Whole)
+        assert whole.text == text
+        joiner.settle(whole, True, 0)
 
 
 @given(st.binary(max_size=200))
 @settings(max_examples=300, deadline=None)
 def test_any_user_data_header_is_survived(content: bytes) -> None:
-    answer = parts.Joiner().add("1", "2", content, 8, True, 0)
-    assert answer is None or isinstance(answer, str)
+    joiner: parts.Joiner[int] = parts.Joiner()
+    answer = joiner.add(parts.Piece("1", "2", content, 8, True, "m"), 0, 0)
+    assert answer is parts.Waits.FOR_OTHERS or isinstance(answer, parts.Whole)
 
 
 # --- receipts ---------------------------------------------------------------------------------------------------------

@@ -16,13 +16,12 @@ from engine.console.access import check_binding
 from engine.console.api import Api
 from engine.console.contract import Component, FenceOccupancy
 from engine.console.intake import BODY_LIMIT
-from engine.deliver.contract import Callback, Reply
+from engine.deliver.contract import Callback, CallsBack, Reply
 from engine.errors import SettingsError, StoreUnavailable
 from engine.model import RecordKind
 from engine.settings import Settings, load_settings
 
 NOW_MS = 1_800_000_000_000
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
 class ListEngine:
@@ -38,6 +37,7 @@ class ListEngine:
         self.waited = -1
         self.paused: list[tuple[str, bool]] = []
         self.asked_by: list[str] = []
+        self.gateways: dict[str, CallsBack] = {}
         self.components = {"journal": Component(True), "gateway sms": Component(True, critical=False)}
 
     @property
@@ -89,13 +89,7 @@ class ListEngine:
         self.asked_by.append(by)
 
     async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
-        return None
-
-    async def user_of_offer(self, offer_id: str) -> str | None:
-        return {"0" * 31 + "1": "u1"}.get(offer_id)
-
-    async def user_of_address(self, channel: str, address: str) -> str | None:
-        return {("sms", "12000000001"): "u1"}.get((channel, address))
+        return await self.gateways[name].on_callback(callback) if name in self.gateways else None
 
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         return [{"number": n} for n in range(limit)]
@@ -115,7 +109,6 @@ class Caller:
             api_keys=api_keys,
             queue_bytes=queue_bytes,
             now_ms=lambda: self.now_ms,
-            callback_secrets={"sms": SECRET},
         )
 
     def client(self) -> httpx.AsyncClient:

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from engine.decide.compose import Refusal, Sources, compose
-from engine.decide.profiles import ProfileTable, is_opt_out
+from engine.decide.profiles import ProfileTable
 from engine.definitions import Placeholder, Policy
 from engine.model import Reason
+from engine.opt_out import is_opt_out
 from tests.oracle.decide_world import DAY_MS, NOON_MS, World, consent, message, profile, scenario
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
+import orjson
 import pytest
+from standardwebhooks.webhooks import Webhook
 
 from engine.clock import wall_ms
-from engine.deliver.contract import Capabilities, Dispatch, GatewayReceipt, Sessionless, Submitted
+from engine.deliver.contract import Callback, Capabilities, Dispatch, GatewayReceipt, Sessionless, Submitted
+from engine.deliver.gateways.webhook import WebhookGateway
 from engine.errors import GatewayPermanent, GatewayUnknown
 from engine.model import DispatchState as S
 from tests.peers.rig import Rig
+
+SECRET = "whsec_" + "c2VjcmV0" * 5
 
 
 class Scripted(Sessionless):
@@ -162,3 +168,45 @@ def test_the_second_channel_asks_for_consent_of_its_own(tmp_path: Path) -> None:
 
     run(tmp_path, sms, app, work)
     assert app.seen == []
+
+
+def test_a_signed_callback_that_says_failed_leads_to_the_second_channel(tmp_path: Path) -> None:
+    """The receiver of a plain webhook takes the message and later calls back that it did not arrive."""
+    app = Scripted("app")
+    sms = WebhookGateway("sms", "https://example.com", SECRET, now_ms=wall_ms)
+
+    async def taken(dispatch: Dispatch) -> Submitted:
+        return Submitted((dispatch.dispatch_id,))
+
+    sms.submit = taken  # type: ignore[method-assign]
+
+    def signed(dispatch_id: str, state: str) -> Callback:
+        told = {"type": "receipt", "data": {"dispatch_id": dispatch_id, "state": state, "code": "UNDELIV"}}
+        body, stamp = orjson.dumps(told), datetime.now(UTC)
+        headers = {
+            "webhook-id": f"{dispatch_id}:{state}",
+            "webhook-timestamp": str(int(stamp.timestamp())),
+            "webhook-signature": Webhook(SECRET).sign(f"{dispatch_id}:{state}", stamp, body.decode()),
+        }
+        return Callback("POST", "", headers, body)
+
+    async def work(rig: Rig) -> None:
+        (offer,) = rig.offer([1], fallback_channel="app", fallback_after_ms=60_000)
+        await rig.until(lambda: rig.state_of(offer) is S.ACCEPTED)
+        reply = await rig.dispatcher.on_callback("sms", signed(f"{offer.offer_id}/sms/1", "failed"))
+        assert reply is not None
+        assert reply.status == 200
+        await rig.until(lambda: bool(app.seen))
+        await rig.dispatcher.on_callback("sms", signed(f"{offer.offer_id}/sms/1", "delivered"))
+        await rig.dispatcher.idle()
+        rows = rig.ledger.dispatches(offer.offer_id)
+        applied = [(row["dispatch_id"][-5:], row["state"]) for row in rows if row["applied"]]
+        assert ("sms/1", "failed") in applied
+        assert ("sms/1", "delivered") not in applied, "a final state is followed by nothing"
+
+    rig = run(tmp_path, sms, app, work)  # type: ignore[arg-type]
+    (offer_id,) = rig.offers
+    assert app.seen == [f"{offer_id}/app/2"]
+    receipts = [one for one in rig.events if one["type"] == "receipt"]
+    assert [one["state"] for one in receipts] == ["failed", "delivered"]
+    assert receipts[0]["definite"] is False, "what the offer took is kept for the second channel"

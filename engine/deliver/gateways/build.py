@@ -114,17 +114,6 @@ def build_gateways(
     return [*maker.declared(), *(maker.sandbox(channel) for channel in sorted({*channels} - served_channels(settings)))]
 
 
-def callback_secrets(settings: Settings) -> dict[str, str]:
-    """Map channels to the secret their gateway signs callbacks with: that of its submits."""
-    found: dict[str, str] = {}
-    for name, chosen in settings.gateways.items():
-        if isinstance(chosen, WebhookSettings):
-            secret = read_secret(chosen.secret, chosen.secret_file, f"gateways.{name}.secret_file")
-            if secret:
-                found[chosen.channel or name] = secret
-    return found
-
-
 def _webhook(name: str, channel: str, chosen: WebhookSettings) -> WebhookGateway:
     secret = read_secret(chosen.secret, chosen.secret_file, f"gateways.{name}.secret_file")
     if not chosen.url or not secret:

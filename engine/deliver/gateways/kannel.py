@@ -13,7 +13,6 @@ Kannel signs nothing: its callbacks carry a secret, and may be limited to networ
 from __future__ import annotations
 
 import hmac
-import ipaddress
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from urllib.parse import parse_qs, quote, urlencode
@@ -31,7 +30,7 @@ from engine.deliver.contract import (
     Standing,
     Submitted,
 )
-from engine.deliver.egress import Network
+from engine.deliver.egress import Network, is_from
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.deliver.sms import count_segments
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
@@ -133,7 +132,7 @@ class KannelGateway:
     def _check(self, secret: str, peer: str) -> None:
         if not self._secret or not hmac.compare_digest(secret.encode(), self._secret.encode()):
             raise CallbackRefused
-        if self._allow_from and not any(ipaddress.ip_address(peer) in network for network in self._allow_from):
+        if self._allow_from and not is_from(peer, self._allow_from):
             raise CallbackRefused
 
     def _receipt(self, given: dict[str, str]) -> GatewayReceipt | None:

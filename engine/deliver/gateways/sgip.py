@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +13,7 @@ import structlog
 
 from engine.clock import monotonic_s as wall_monotonic_s
 from engine.deliver.contract import Capabilities, Inbox, NumberNews
-from engine.deliver.egress import Network
+from engine.deliver.egress import Network, is_from
 from engine.deliver.operators import sgip
 from engine.deliver.operators.dialect import (
     Answered,
@@ -332,8 +331,7 @@ class SgipListener:
             return False
         if not self._listening.allowed:
             return True
-        peer = ipaddress.ip_address(address.split("%")[0])
-        return any(peer in network for network in self._listening.allowed if network.version == peer.version)
+        return is_from(address, self._listening.allowed)
 
 
 class _Accepted(Link):

@@ -18,21 +18,24 @@ import httpx
 import orjson
 from standardwebhooks.webhooks import Webhook
 
-from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
+from engine.deliver.contract import Callback, CallbackRefused, Capabilities, Dispatch, Inbox, Reply, Standing, Submitted
 from engine.deliver.egress import Network
+from engine.deliver.gateways.webhook_callbacks import SignedCallbacks
 from engine.deliver.outbound import MOST_ANSWER_BYTES, Outbound, retry_after_s
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
 
 NOT_TAKEN = frozenset({429, 503})
 
 
-class WebhookGateway(Sessionless):
-    """POST each dispatch to `url`.
+class WebhookGateway:
+    """POST each dispatch to `url`; take back what is signed with the same secret.
 
     secret      of Standard Webhooks, `whsec_` and base64
     now_ms      wall clock for the signature and for Retry-After dates
     exceptions  networks that may be connected to although they are not public
     """
+
+    standing = Standing()
 
     def __init__(
         self,
@@ -65,6 +68,17 @@ class WebhookGateway(Sessionless):
             self._signer = Webhook(secret)
         except Exception:
             raise SettingsError(f"gateway {channel}: the secret is not of the form whsec_BASE64") from None
+        self._callbacks = SignedCallbacks(self.name, channel, self._signer, now_ms)
+        self._inbox: Inbox | None = None
+
+    async def start(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def on_callback(self, callback: Callback) -> Reply:
+        """Take a signed receipt, message, click or redemption."""
+        if self._inbox is None:
+            raise CallbackRefused
+        return await self._callbacks.take(callback, self._inbox)
 
     async def submit(self, dispatch: Dispatch) -> Submitted:
         instant = datetime.fromtimestamp(self._now_ms() / 1000, UTC)

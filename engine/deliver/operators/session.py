@@ -26,7 +26,7 @@ from engine.deliver.contract import (
 )
 from engine.deliver.operators.dialect import Dialect, Heard, Received, Reported, with_country, without_country
 from engine.deliver.operators.link import Back, Link, Timing
-from engine.deliver.operators.parts import Joiner, Part, cut
+from engine.deliver.operators.parts import Joiner, Part, Piece, Waits, Whole, cut
 from engine.deliver.operators.sending import MOST_RESENDS, RESEND_S, Sending, Sent
 from engine.errors import GatewayPermanent, GatewayRetryable, OpportuneError
 from engine.model import GatewayReceipt
@@ -37,6 +37,8 @@ CONNECT_S = 10.0
 LOGIN_EVERY_S = 1.0
 REFUSED_PAUSE_S = 300.0
 LONGEST_PAUSE_S = 60.0
+HOLD_PARTS_S = 20.0
+"""How long a part of a user's message may wait for the others before it is answered "busy", to come again."""
 ROOM_S = 5.0
 LONGEST_SUBMIT_S = ROOM_S + RESEND_S * 4 * MOST_RESENDS
 """Beside the waits for answers: for room, and for parts that are sent again."""
@@ -91,7 +93,7 @@ class OperatorGateway:
         self._login_lock = asyncio.Lock()
         self._login_s = -LOGIN_EVERY_S
         self._tasks: list[asyncio.Task[None]] = []
-        self._joiner = Joiner()
+        self._joiner: Joiner[tuple[Link, Received]] = Joiner()
 
     # --- contract ---------------------------------------------------------------------------------------------------
 
@@ -264,19 +266,19 @@ class OperatorGateway:
                 for one in reported
             ]
             await _store(self._inbox.receipts(receipts), link, reported)
-        texts, whole = [], []
+        wholes = []
         for one in back:
-            if not isinstance(one, Received):
-                continue
-            text = self._joiner.add(one.number, one.to, one.content, one.coding, one.has_header, now_ms)
-            if text is None:
-                link.write(one.done)
-                continue
-            sender = without_country(one.number)
-            texts.append(InboundText(self.channel, sender, text, now_ms, one.message_id, self.name, one.to))
-            whole.append(one)
-        if texts:
-            await _store(self._inbox.inbound(texts), link, whole)
+            if isinstance(one, Received):
+                piece = Piece(one.number, one.to, one.content, one.coding, one.has_header, one.message_id)
+                joined = self._joiner.add(piece, (link, one), now_ms)
+                if isinstance(joined, Whole):
+                    wholes.append((one, joined))
+                elif joined is Waits.NOT:
+                    link.write(one.done)
+                else:
+                    asyncio.get_running_loop().call_later(HOLD_PARTS_S, self._answer_overdue)
+        if wholes:
+            await self._take_messages(wholes, now_ms)
         heard = [one for one in back if isinstance(one, Heard)]
         if heard:
             reports = [
@@ -284,6 +286,31 @@ class OperatorGateway:
                 for one in heard
             ]
             await _store(self._inbox.numbers(reports), link, heard)
+
+    async def _take_messages(
+        self, wholes: Sequence[tuple[Received, Whole[tuple[Link, Received]]]], now_ms: int
+    ) -> None:
+        """Pass on users' messages, then acknowledge all their parts, on whatever connection each came."""
+        assert self._inbox is not None
+        texts = [
+            InboundText(
+                self.channel, without_country(one.number), whole.text, now_ms, whole.message_id, self.name, one.to
+            )
+            for one, whole in wholes
+        ]
+        try:
+            await self._inbox.inbound(texts)
+            is_stored = True
+        except (OpportuneError, OSError):
+            is_stored = False
+        for _, whole in wholes:
+            self._joiner.settle(whole, is_stored, now_ms)
+            for link, part in whole.tokens:
+                link.write(part.done if is_stored else part.busy)
+
+    def _answer_overdue(self) -> None:
+        for link, part in self._joiner.overdue(self._now_ms() - int(HOLD_PARTS_S * 1000) + 1):
+            link.write(part.busy)
 
 
 async def _store(storing: Awaitable[None], link: Link, origins: Sequence[Back]) -> None:

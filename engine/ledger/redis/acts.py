@@ -56,7 +56,8 @@ def _offer_act(offer: Offer, subjects: dict[str, str]) -> tuple[Any, ...]:
 
 
 def _consent_act(change: ConsentRow) -> tuple[Any, ...]:
-    return ("consent", change.user_id, change.purpose, -1 if change.granted is None else int(change.granted))
+    said = (change.at_ms, change.source, change.text) if change.text is not None else ()
+    return ("consent", change.user_id, change.purpose, -1 if change.granted is None else int(change.granted), *said)
 
 
 def dispatch_act(record: DispatchRow) -> tuple[Any, ...]:

@@ -391,10 +391,16 @@ class RedisLedger(RedisShard):
     def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
         return None
 
-    def user_of_offer(self, offer_id: str) -> str | None:
-        """Say whom an offer was made to, for receipts; None where it is unknown."""
+    def evidence(self, user: str) -> list[dict[str, Any]]:
+        """List what a user said of consent in messages, oldest first (A3): purpose, granted, at_ms, source, text."""
+        names = ("purpose", "granted", "at_ms", "source", "text")
+        rows = [decode(row) for row in self._claims.command("LRANGE", f"{self._prefix}e:{user}", 0, -1)]
+        return [{**dict(zip(names, row, strict=True)), "granted": row[1] == 1} for row in rows]
+
+    def find_offer(self, offer_id: str) -> Offer | None:
+        """Return an offer that is still known, for what comes back of it."""
         offer = self._offer(offer_id)
-        return offer[0] or None if offer else None
+        return Offer(**orjson.loads(offer[8])) if offer and offer[0] else None
 
     def dispatches(self, offer_id: str) -> list[dict[str, Any]]:
         """List the states an offer's dispatches went through, in order."""
@@ -462,7 +468,7 @@ class RedisLedger(RedisShard):
     def forget(self, user: str) -> None:
         """Leave no trace of a user or subject (I2)."""
         self._refused.pop(user, None)
-        for kind in ("u:", "c:", "x:"):
+        for kind in ("u:", "c:", "e:", "x:"):
             self._claims.command("DEL", f"{self._prefix}{kind}{user}")
         self._claims.command("DEL", f"{self._persons}{user}")
         for key in self._keys("f:"):

@@ -90,6 +90,12 @@ class ClaimStore:
     def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> Sequence[Match | None]:
         return [None] * len(receipts)
 
+    def find_offer(self, offer_id: str) -> Offer | None:
+        """Ask the shard that is known to have it, else each: an offer's id does not say whose it is."""
+        known = self._shards.get(self._shard_of.get(offer_id, -1))
+        ledgers = [known] if known is not None else [*self._shards.values(), *self._given_up.values()]
+        return next((offer for one in ledgers if (offer := one.find_offer(offer_id)) is not None), None)
+
     def matched_late(self) -> Sequence[Match]:
         return []
 

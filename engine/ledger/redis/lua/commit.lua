@@ -28,6 +28,10 @@ for _, act in ipairs(cmsgpack.unpack(ARGV[11])) do
     else
       redis.call('HSET', prefix .. 'c:' .. act[2], act[3], act[4])
     end
+    -- What users said in their own words stays, whatever they say later.
+    if act[7] then
+      redis.call('RPUSH', prefix .. 'e:' .. act[2], cmsgpack.pack({act[3], act[4], act[5], act[6], act[7]}))
+    end
   elseif kind == 'close' then
     local key = prefix .. 'c:' .. act[2]
     redis.call('DEL', key)
