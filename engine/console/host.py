@@ -14,7 +14,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from engine.clock import wall_ms
+from engine.clock import monotonic_s, wall_ms
 from engine.console.access import check_binding
 from engine.console.api import Api
 from engine.console.audience import AudienceCount, UnknownScenario
@@ -39,8 +39,10 @@ from engine.settings import Settings
 log = structlog.get_logger("opportune.host")
 
 T = TypeVar("T")
-DRAIN_S = 15.0
+DRAIN_S = 8.0
 """How long a stop waits for what was taken to be processed; the rest is in the journal."""
+STOP_S = 20.0
+"""How long a stop may take in all, but for the checkpoint: FAULTS F24 allows 25."""
 
 
 class Host:
@@ -120,15 +122,20 @@ class Host:
         log.info("ready", host=self.settings.host, port=self.port)
 
     async def stop(self) -> None:
-        """Refuse new events, finish the old ones, hand over what can be within 20 s, write a checkpoint."""
+        """Refuse new events, finish the old ones, hand over what can be within 20 s, write a checkpoint.
+
+        The server answers all the while: readiness is 503 from the first moment, and callbacks find somebody as long as
+        answers are waited for.
+        """
+        begin_s = monotonic_s()
         self._is_stopping = True
-        await self.server.stop()
         try:
             async with asyncio.timeout(DRAIN_S):
                 await self.service.drained()
         except (TimeoutError, StoreUnavailable):
             log.error("not everything taken could be processed; the next start does it", failure=self.service.failure)
-        await self.dispatcher.stop()
+        await self.dispatcher.stop(max(1.0, STOP_S - (monotonic_s() - begin_s)))
+        await self.server.stop()
         await asyncio.to_thread(self.service.stop)
         self._claims.shutdown()
         self._answers.close()

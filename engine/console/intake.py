@@ -57,6 +57,8 @@ class Intake:
     async def take(self, payloads: list[bytes], events: int, route: str) -> Accepted:
         """Return once `payloads` are journaled; raise Refused when the queue is full."""
         size = sum(map(len, payloads))
+        if not self._engine.is_accepting:
+            raise Refused(503, "shutting_down", "this service is being stopped; send the events again", 1)
         if not self._has_room(size):
             raise Refused(429, "overloaded", "more events wait than the queue may hold; send them again later", 1)
         if self._is_writing:
@@ -77,7 +79,7 @@ class Intake:
     def take_at_once(self, payloads: list[bytes], events: int, route: str) -> Accepted | None:
         """Journal `payloads` now; None, and nothing done, where that would have to wait or is refused."""
         size = sum(map(len, payloads))
-        if self._is_writing or not self._has_room(size):
+        if self._is_writing or not self._has_room(size) or not self._engine.is_accepting:
             return None
         try:
             positions = self._engine.append_at_once(payloads)

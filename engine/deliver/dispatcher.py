@@ -126,6 +126,7 @@ class Dispatcher:
                 await self.returns.flushed()
         except TimeoutError:
             log.error("some dispatch outcomes could not be written; their claims will read as unknown")
+        self.returns.close()
         await self._lanes.close()
         for task in self._tasks:
             task.cancel()

@@ -71,11 +71,14 @@ class Returns:
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
+        self._is_closed = False
 
     # --- what gateways call -----------------------------------------------------------------------------------------
 
     async def receipts(self, receipts: Sequence[GatewayReceipt]) -> None:
         """Match and journal; return once that is durable. Raises StoreUnavailable where it is not."""
+        if self._is_closed:
+            raise StoreUnavailable("shutting down")
         if receipts:
             group = _Group(receipts)
             self._waiting.append(group)
@@ -176,6 +179,14 @@ class Returns:
     async def flushed(self) -> None:
         """Return once everything that came in so far is journaled or refused."""
         await self._idle.wait()
+
+    def close(self) -> None:
+        """Take no more receipts, for nobody will match them; gateways are asked to repeat these and what waits."""
+        self._is_closed = True
+        waiting, self._waiting = self._waiting, []
+        for group in waiting:
+            if not group.done.done():
+                group.done.set_exception(StoreUnavailable("shutting down"))
 
     async def _take(self, groups: list[_Group]) -> None:
         receipts = [one for group in groups for one in group.receipts]

@@ -46,6 +46,7 @@ def _running(peer: SmsGate) -> Iterator[SmsGate]:
     with suppress(ProcessLookupError):
         peer.thaw()
     peer.kill()
+    peer.handsets.check()
 
 
 def gateway_to(peer: SmsGate, *, password: str = PASSWORD, **more: Any) -> Gateway:
@@ -212,6 +213,20 @@ def test_an_answer_that_never_comes_is_unknown_and_never_resent(peer: SmsGate, t
     run(peer, tmp_path, work)
     numbers = Counter(one.number for one in peer.submits())
     assert set(numbers.values()) == {1}
+
+
+def test_f18_a_slow_gateway_never_has_more_unanswered_than_its_window(peer: SmsGate, tmp_path: Path) -> None:
+    peer.tell("delay 1500")
+    window = 32 if peer.protocol == "sgip" else 16
+
+    async def work(rig: Rig, gateway: Gateway) -> None:
+        await rig.until(lambda: gateway.standing.ready)
+        rig.offer(range(2 * window + 4))
+        await rig.all_in(S.ACCEPTED)
+        assert gateway.capabilities.window == window
+        assert await asyncio.to_thread(peer.most_unanswered) == window, "used in full, and never overrun"
+
+    run(peer, tmp_path, work)
 
 
 def test_a_link_dead_without_fin_is_found_and_opened_anew(peer: SmsGate, tmp_path: Path) -> None:  # F19

@@ -12,6 +12,7 @@ import pytest
 
 from engine.deliver.contract import Gateway
 from engine.deliver.gateways.operator import make_operator
+from engine.deliver.operators.parts import cut
 from engine.gateway_settings import SmppSettings
 from engine.model import DispatchState as S
 from tests.peers.rig import TEXT, Rig
@@ -26,6 +27,7 @@ def smsc() -> Iterator[Smsc]:
     peer = Smsc().start()
     yield peer
     peer.stop()
+    peer.handsets.check()
 
 
 def run(smsc: Smsc, folder: Path, work: Callable[[Rig, Gateway], Awaitable[None]], **settings: Any) -> Rig:
@@ -110,19 +112,57 @@ def test_f17_what_was_throttled_is_sent_again_and_none_is_lost_or_doubled(smsc: 
     assert Counter(Counter(one["to"] for one in smsc.submits()).values()) == {1: 200}
 
 
-def test_a3_a_users_long_message_comes_in_whole_and_is_acknowledged(smsc: Smsc, tmp_path: Path) -> None:
+def test_f18_a_centre_that_answers_after_five_seconds_never_has_more_unanswered_than_the_window(
+    smsc: Smsc, tmp_path: Path
+) -> None:
+    smsc.tell(rules={"delay_ms": 5_000})
+
+    async def work(rig: Rig, gateway: Gateway) -> None:
+        await rig.until(lambda: gateway.standing.ready)
+        rig.offer(range(15))
+        await rig.all_in(S.DELIVERED)
+        smsc.tell(most=True)
+        await rig.until(lambda: any("most" in one for one in smsc.told))
+
+    run(smsc, tmp_path, work, window=10, answer_timeout_s=10)
+    assert [one["most"] for one in smsc.told if "most" in one] == [10]
+
+
+def test_f19_a_link_dead_without_fin_is_found_and_opened_anew(smsc: Smsc, tmp_path: Path) -> None:
+    async def work(rig: Rig, gateway: Gateway) -> None:
+        await rig.until(lambda: gateway.standing.ready)
+        smsc.freeze()
+        rig.offer(range(3))
+        await rig.until(lambda: not gateway.standing.ready, 15)
+        assert rig.states() == {S.UNKNOWN: 3}
+        smsc.thaw()
+        await rig.until(lambda: gateway.standing.ready, 20)
+        rig.dispatcher.reset_breakers()
+        rig.offer(range(3, 6))
+        await rig.until(lambda: rig.states()[S.DELIVERED] >= 3)
+
+    run(smsc, tmp_path, work)
+
+
+def test_a3_a_users_long_message_comes_in_whole_and_every_part_is_acknowledged(smsc: Smsc, tmp_path: Path) -> None:
     async def work(rig: Rig, gateway: Gateway) -> None:
         await rig.until(lambda: gateway.standing.ready)
         smsc.tell(inbound={"source_addr": "8613800000007", "destination_addr": "10655", "short_message": "TD"})
         smsc.tell(inbound={"source_addr": "8613800000008", "destination_addr": "10655", "short_message": "退订"})
-        await rig.until(lambda: len(rig.events) == 2)
+        for part in cut(LONG, 5):
+            content = {"type": "Buffer", "data": list(part.content)}
+            numbers = {"source_addr": "8613800000009", "destination_addr": "10655"}
+            smsc.tell(inbound={**numbers, "esm_class": 0x40, "data_coding": 8, "short_message": content})
+        await rig.until(lambda: len(rig.events) == 4)
+        await rig.until(lambda: len([one for one in smsc.told if "inbound_answer" in one]) == 2 + len(cut(LONG, 5)))
 
     rig = run(smsc, tmp_path, work)
-    assert {(one["type"], one["user"], one["text"]) for one in rig.events} == {
-        ("inbound-message", "u7", "TD"),
-        ("inbound-message", "u8", "退订"),
+    assert {(one["user"], one["text"]) for one in rig.events if one["type"] == "inbound-message"} == {
+        ("u7", "TD"),
+        ("u8", "退订"),
+        ("u9", LONG),
     }
-    assert [one["inbound_answer"] for one in smsc.told if "inbound_answer" in one] == [0, 0]
+    assert {one["inbound_answer"] for one in smsc.told if "inbound_answer" in one} == {0}
 
 
 def test_a_wrong_password_is_said_as_such_and_nothing_is_claimed(smsc: Smsc, tmp_path: Path) -> None:

@@ -13,9 +13,11 @@ import orjson
 from engine.clock import wall_ms
 from engine.deliver.contract import Gateway
 from engine.deliver.dispatcher import Dispatcher
+from engine.ledger.dispatch import FINAL
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import DispatchState, Offer
 from engine.runtime.outcome import ReportedState
+from tests.peers.invariants import TALLY
 
 TEXT = "您好，附近的影院今晚有您的专属观影优惠"
 
@@ -38,6 +40,7 @@ class Rig:
             folder / "ledger.db", assumed_consent=frozenset({"marketing.sms", "marketing.app"})
         )
         self.events: list[dict[str, Any]] = []
+        self._gateways = gateways
         self.position = self.ledger.position() + 1
         self.offers: dict[str, Offer] = {}
         self.dispatcher = Dispatcher(
@@ -111,4 +114,25 @@ class Rig:
 
     async def close(self, timeout_s: float = 5.0) -> None:
         await self.dispatcher.stop(timeout_s)
+        self._check_final_states()
         self.ledger.close()
+
+    def _check_final_states(self) -> None:
+        """See that no offer is lost: each waits in the outbox or ends, by 48 h of silence if by nothing else (G1)."""
+        later_ms = wall_ms() + 49 * 3_600_000
+        while rows := self.ledger.silent(later_ms):
+            expired = [
+                ReportedState(one.dispatch_id, one.offer_id, one.state, one.at_ms, one.code)
+                for _, _, one in rows
+                if one is not None
+            ]
+            self.position += 1
+            self.ledger.commit(self.position, wall_ms(), dispatches=expired)
+            self.ledger.told_silent([(due_ms, name) for due_ms, name, _ in rows])
+        waiting = {one.offer_id for one in self.ledger.outbox(1 << 30)}
+        reports = {one.channel for one in self._gateways if one.capabilities.receipts}
+        for offer in self.offers.values():
+            TALLY.offers += 1
+            state = self.state_of(offer)
+            is_ended = state in FINAL or (state is DispatchState.ACCEPTED and offer.channel not in reports)
+            assert is_ended or offer.offer_id in waiting, f"{offer.offer_id} is lost in state {state}"

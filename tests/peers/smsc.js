@@ -2,7 +2,8 @@
 // usage: node smsc.js MODULE PORT PASSWORD    told by JSON lines on stdin, tells by JSON lines on stdout.
 const [, , module_, port, password] = process.argv;
 const smpp = require(module_);
-const rules = { throttle_every: 0, receipt_first: false, stat: "DELIVRD", silent: false, hex_answer: false, receipts: true };
+const rules = { throttle_every: 0, receipt_first: false, stat: "DELIVRD", silent: false, hex_answer: false, receipts: true, delay_ms: 0 };
+let open = 0, most = 0;
 const sessions = new Set();
 let count = 0;
 
@@ -44,14 +45,22 @@ const server = smpp.createServer({}, (session) => {
       validity: String(pdu.validity_period),
     });
     if (rules.receipts && rules.receipt_first) receipt(session, pdu, decimal);
-    session.send(pdu.response({ message_id: name }));
-    if (rules.receipts && !rules.receipt_first) receipt(session, pdu, decimal);
+    most = Math.max(most, ++open);
+    const answer = () => {
+      open -= 1;
+      session.send(pdu.response({ message_id: name }));
+      if (rules.receipts && !rules.receipt_first) receipt(session, pdu, decimal);
+    };
+    if (rules.delay_ms) setTimeout(answer, rules.delay_ms); else answer();
   });
 });
 server.listen(Number(port), "127.0.0.1", () => tell({ listening: Number(port) }));
 
 require("readline").createInterface({ input: process.stdin }).on("line", (line) => {
   const told = JSON.parse(line);
+  const text = (told.inbound || {}).short_message;
+  if (text && text.type === "Buffer") told.inbound.short_message = Buffer.from(text.data);
   if (told.inbound) for (const session of sessions) session.deliver_sm(told.inbound, (answer) => tell({ inbound_answer: answer.command_status }));
+  if (told.most) tell({ most });
   Object.assign(rules, told.rules || {});
 });

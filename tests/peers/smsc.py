@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import threading
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.peers.http_gateways import npm_folder, stop
+from tests.peers.invariants import Handsets
 from tests.peers.programs import absent, free_port
 
 PACKAGE = "smpp@0.5.1"
@@ -25,6 +27,7 @@ class Smsc:
     def __init__(self) -> None:
         self.port = free_port()
         self.told: list[dict[str, Any]] = []
+        self.handsets = Handsets()
         self._process: subprocess.Popen[str] | None = None
 
     def start(self) -> Smsc:
@@ -36,7 +39,7 @@ class Smsc:
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
         )
         self.told = []
-        threading.Thread(target=self._listen, args=(self._process, self.told), daemon=True).start()
+        threading.Thread(target=self._listen, args=(self._process, self.told, self.handsets), daemon=True).start()
         self.until(lambda told: any("listening" in one for one in told))
         return self
 
@@ -56,6 +59,15 @@ class Smsc:
     def submits(self) -> list[dict[str, Any]]:
         return [one for one in self.told if "submit" in one]
 
+    def freeze(self) -> None:
+        """Leave every connection open and answer nothing: a link dead without FIN (F19)."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         if self._process is not None:
             stop(self._process)
@@ -65,8 +77,11 @@ class Smsc:
             self._process = None
 
     @staticmethod
-    def _listen(process: subprocess.Popen[str], told: list[dict[str, Any]]) -> None:
+    def _listen(process: subprocess.Popen[str], told: list[dict[str, Any]], handsets: Handsets) -> None:
         assert process.stdout is not None
         with process.stdout as lines:
             for line in lines:
-                told.append(json.loads(line))
+                one = json.loads(line)
+                told.append(one)
+                if "submit" in one:
+                    handsets.got((one["to"], one["text"]))

@@ -47,12 +47,16 @@ import java.util.concurrent.atomic.AtomicLong;
  *   report STAT     a receipt of this state follows each part; none; STAT+twice; STAT+early (before the answer)
  *   back HOST PORT LOGIN PASSWORD   (sgip) connect to report and deliver
  *   mo NUMBER HEX   a user's message in UTF-8
+ *   delay MS        answers come so late
+ *   most            say how many parts were without an answer at once, at the most: "most COUNT"
  *   quiet           no line for each message
  * With -Dsingle=true parts of long messages are answered one by one, else the message once it is whole.
  * It prints "ready", "submit NAMES NUMBER HEX RESULTS", "received COUNT" on "count".
  */
 public class Peer {
-    static volatile int throttle = 0, swallow = 0, refuse = 0;
+    static volatile int throttle = 0, swallow = 0, refuse = 0, delay = 0;
+    static final java.util.concurrent.atomic.AtomicInteger open = new java.util.concurrent.atomic.AtomicInteger();
+    static final java.util.concurrent.atomic.AtomicInteger most = new java.util.concurrent.atomic.AtomicInteger();
     static volatile String report = "none";
     static volatile boolean quiet = false;
     static volatile Channel newest = null;
@@ -79,6 +83,8 @@ public class Peer {
             case "swallow": swallow = Integer.parseInt(words[1]); break;
             case "refuse": refuse = Integer.parseInt(words[1]); break;
             case "report": report = words[1]; break;
+            case "delay": delay = Integer.parseInt(words[1]); break;
+            case "most": out.println("most " + most.get()); break;
             case "quiet": quiet = true; break;
             case "count": out.println("received " + parts.get() + " " + accepted.get() + " " + acked.get()); break;
             case "back": EndpointManager.INS.openEndpoint(back(words)); break;
@@ -203,7 +209,10 @@ public class Peer {
             int code = tooFast ? (protocol.equals("sgip") ? 11 : protocol.equals("smgp") ? 1 : 8) : refuse;
             if (code == 0) accepted.incrementAndGet();
             results.append(code).append(',');
-            respond(ctx, part, code);
+            most.accumulateAndGet(open.incrementAndGet(), Math::max);
+            if (delay == 0) { open.decrementAndGet(); respond(ctx, part, code); continue; }
+            ctx.executor().schedule(() -> { open.decrementAndGet(); respond(ctx, part, code); return null; },
+                delay, java.util.concurrent.TimeUnit.MILLISECONDS);
         }
         return results.toString();
     }

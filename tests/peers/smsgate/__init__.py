@@ -19,6 +19,8 @@ from pathlib import Path
 
 from tests.peers.programs import absent, cache_folder, need, one_at_a_time
 
+from tests.peers.invariants import Handsets
+
 HERE = Path(__file__).parent
 PROTOCOLS = ("sgip", "cmpp30", "cmpp20", "smgp")
 LOGIN, PASSWORD = "901234", "s3cret"
@@ -43,6 +45,7 @@ class SmsGate:
         self.protocol = protocol
         self.port = port
         self._orders: list[str] = []
+        self.handsets = Handsets()
         self.start()
 
     def start(self) -> None:
@@ -55,15 +58,19 @@ class SmsGate:
             cwd=self._folder,
             text=True,
         )
-        threading.Thread(target=self._read, args=(self.process, self._lines), daemon=True).start()
+        threading.Thread(target=self._read, args=(self.process, self._lines, self.handsets), daemon=True).start()
         self.wait_for("ready", 60)
         for order in self._orders:
             self._write(order)
 
     @staticmethod
-    def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
+    def _read(process: subprocess.Popen[str], lines: queue.Queue[str], handsets: Handsets) -> None:
         assert process.stdout is not None
         for line in process.stdout:
+            words = line.split()
+            # A part that is not answered was taken all the same.
+            if words[0] == "submit" and set(words[4].strip(",").split(",")) <= {"0", "-"}:
+                handsets.got((words[2], words[3]))
             lines.put(line.rstrip("\n"))
         process.stdout.close()
 
@@ -107,6 +114,11 @@ class SmsGate:
         _, *numbers = self.wait_for("received").split(" ")
         came, accepted, acknowledged = map(int, numbers)
         return came, accepted, acknowledged
+
+    def most_unanswered(self) -> int:
+        """Return how many parts were without an answer at once, at the most (F18)."""
+        self._write("most")
+        return int(self.wait_for("most").split(" ")[1])
 
     def message(self, number: str, text: str) -> None:
         """Let a user send a message."""
