@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import uvloop
 
+from engine.console.callbacks import Handle
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
 
@@ -73,9 +74,12 @@ async def _worker(settings: Settings) -> None:
     work = Worker(settings, stopping)
     thread = threading.Thread(target=_guarded(work.run), name="opportune-engine", daemon=True)
     thread.start()
-    await _serve(settings, "worker", work.why_not_ready, stop, lambda: thread.is_alive())
-    stopping.set()
-    await asyncio.to_thread(thread.join, 25.0)
+
+    async def drain() -> None:
+        stopping.set()
+        await asyncio.to_thread(thread.join, 25.0)
+
+    await _serve(settings, "worker", work.why_not_ready, stop, lambda: thread.is_alive(), drain)
     if work.failure is not None:
         raise OpportuneError(f"the worker stopped: {work.failure}")
 
@@ -87,21 +91,28 @@ async def _dispatch(settings: Settings) -> None:
     stop = _stop_event()
     host = DispatchHost(settings, open_address_book(settings))
     await host.start()
-    await _serve(settings, "dispatch", host.why_not_ready, stop, lambda: host.failure is None)
-    await host.stop()
+    await _serve(
+        settings, "dispatch", host.why_not_ready, stop, lambda: host.failure is None, host.stop, host.on_callback
+    )
     if host.failure is not None:
         raise OpportuneError(f"the dispatcher stopped: {host.failure}")
 
 
 async def _serve(
-    settings: Settings, name: str, why_not_ready: Callable[[], str], stop: asyncio.Event, is_alive: Callable[[], bool]
+    settings: Settings,
+    name: str,
+    why_not_ready: Callable[[], str],
+    stop: asyncio.Event,
+    is_alive: Callable[[], bool],
+    drain: Callable[[], Awaitable[None]],
+    on_callback: Handle | None = None,
 ) -> None:
-    """Answer health questions until told to stop, or until the work ended by itself."""
+    """Answer until told to stop, or until the work ended by itself; then, not ready any more, until it is drained."""
     from engine.console.health import health_app
     from engine.console.server import HttpServer
 
     server = HttpServer(
-        health_app(lambda: "shutting down" if stop.is_set() else why_not_ready()),
+        health_app(lambda: "shutting down" if stop.is_set() else why_not_ready(), on_callback),
         settings.host,
         settings.cluster.health_port,
     )
@@ -115,6 +126,7 @@ async def _serve(
             continue
     stop.set()
     print("draining ...", flush=True)
+    await drain()
     await server.stop()
 
 

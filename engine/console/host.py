@@ -8,9 +8,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import datetime, time
 from typing import Any, TypeVar
-from zoneinfo import ZoneInfo
 
 import structlog
 
@@ -33,6 +31,7 @@ from engine.ledger.links import Link
 from engine.model import Offer, RecordKind
 from engine.pipeline import Effects
 from engine.runtime.id_key import load_id_key
+from engine.runtime.local_day import day_number, midnight_ms
 from engine.runtime.service import Service
 from engine.settings import Settings
 
@@ -255,14 +254,11 @@ class Host:
         return policy.signature, policy.opt_out_text
 
     def _day(self) -> int:
-        """Number the day it is in the deployment's zone."""
-        zone = ZoneInfo(self.service.pipeline.content.policy.time_zone)
-        return datetime.fromtimestamp(wall_ms() / 1000, zone).date().toordinal()
+        return day_number(wall_ms(), self.service.pipeline.content.policy.time_zone)
 
     def _sent_today(self, gateway: str) -> int:
-        zone = ZoneInfo(self.service.pipeline.content.policy.time_zone)
-        midnight = datetime.combine(datetime.fromtimestamp(wall_ms() / 1000, zone).date(), time.min, zone)
-        return self.service.ledger.parts_since(gateway, int(midnight.timestamp() * 1000))
+        since_ms = midnight_ms(wall_ms(), self.service.pipeline.content.policy.time_zone)
+        return self.service.ledger.parts_since(gateway, since_ms)
 
     def _why_not_again(self, offer: Offer) -> str | None:
         return self.service.ledger.why_not_again(offer.offer_id, offer.channel)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.ledger import fallbacks
 from engine.ledger.dispatch import FINAL
@@ -175,7 +175,7 @@ def _match_named(cursor: sqlite3.Cursor, receipt: GatewayReceipt) -> Match | Non
 
 
 def _judge(cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int) -> Match | None:
-    """Say what one part's state means for the whole: delivered are all or it is not, failed is one that failed."""
+    """Say what one part's state means for the whole."""
     if part.parts == 1 or state is S.ACCEPTED:
         return _whole(cursor, part.offer_id, part.dispatch_id, state, code, at_ms)
     # The first final state of a part stays; the same receipt again is judged by what stands there.
@@ -185,33 +185,50 @@ def _judge(cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int)
     known = cursor.execute(
         "SELECT state, code, at_ms FROM part_states WHERE dispatch_id = ? ORDER BY at_ms", (part.dispatch_id,)
     ).fetchall()
-    delivered = sum(one == S.DELIVERED for one, _, _ in known)
-    if delivered == part.parts:
-        return _whole(cursor, part.offer_id, part.dispatch_id, S.DELIVERED, known[-1][1], known[-1][2])
-    failed = [(S(one), why, when) for one, why, when in known if one != S.DELIVERED]
-    if len(known) < part.parts or not failed:
+    judged = judge_parts([(S(one), why, when) for one, why, when in known], part.parts)
+    if judged is None:
         return None
-    worst, why, when = failed[0]
-    whole = _whole(cursor, part.offer_id, part.dispatch_id, worst, why, when)
-    if whole is not None and delivered:
+    worst, why, when, is_partial = judged
+    match = _whole(cursor, part.offer_id, part.dispatch_id, worst, why, when)
+    if match is not None and is_partial:
         fallbacks.drop(cursor, part.offer_id)
-        return Match(
-            whole.dispatch_id, whole.offer_id, whole.user_id, whole.state, whole.at_ms, whole.code, is_definite=False
-        )
-    return whole
+        return replace(match, is_definite=False)
+    return match
+
+
+def judge_parts(known: Sequence[tuple[S, str, int]], parts: int) -> tuple[S, str, int, bool] | None:
+    """Say what the states of parts mean for the whole: delivered are all or it is not, failed is one that failed.
+
+    known  state, code and instant of the parts that are known, oldest first
+    Return state, code, instant and whether others arrived; None while parts are missing.
+    """
+    failed = [one for one in known if one[0] != S.DELIVERED]
+    if len(known) < parts:
+        return None
+    if not failed:
+        return (*known[-1], False)
+    return (*failed[0], len(failed) < len(known))
+
+
+def whole(
+    dispatch_id: str, offer_id: str, user: str, state: S, code: str, at_ms: int, *, is_partial: bool = False
+) -> Match:
+    """Make the match of a whole dispatch; it gives back what the offer took only where nothing can have arrived."""
+    # REJECTED is an answer to a submit; after that it is a failure. UNKNOWN means that the gateway gave up: no proof.
+    told = {S.REJECTED: S.FAILED, S.UNKNOWN: S.FAILED}.get(state, state)
+    is_definite = state is not S.UNKNOWN and not is_partial and not fallbacks.is_second(dispatch_id)
+    return Match(dispatch_id, offer_id, user, told, at_ms, code[:64], is_definite=is_definite)
 
 
 def _whole(cursor: sqlite3.Cursor, key: bytes, dispatch_id: str, state: S, code: str, at_ms: int) -> Match | None:
     user = _user_of(cursor, key)
     if user is None:
         return None
-    # REJECTED is an answer to a submit; after that it is a failure. UNKNOWN means that the gateway gave up: no proof.
-    told = {S.REJECTED: S.FAILED, S.UNKNOWN: S.FAILED}.get(state, state)
     if state is S.UNKNOWN:
         fallbacks.drop(cursor, key)
-    # What a second channel may still use, or has used, is not given back (G5).
-    keeps = state is S.UNKNOWN or fallbacks.is_second(dispatch_id) or fallbacks.is_pending(cursor, key)
-    return Match(dispatch_id, key.hex(), user, told, at_ms, code[:64], is_definite=not keeps)
+    match = whole(dispatch_id, key.hex(), user, state, code, at_ms)
+    # What a second channel may still use is not given back (G5).
+    return replace(match, is_definite=False) if fallbacks.is_pending(cursor, key) else match
 
 
 def _user_of(cursor: sqlite3.Cursor, key: bytes) -> str | None:

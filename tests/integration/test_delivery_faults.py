@@ -214,7 +214,7 @@ def test_f24_a_deploy_under_load_answers_503_first_and_loses_and_doubles_nothing
 
     feeder = threading.Thread(target=feed)
     feeder.start()
-    service.until(lambda: len(taken) >= 150)
+    service.until(lambda: len(taken) >= 50)
     receiver.answer = lambda got: time.sleep(0.3) or 200  # type: ignore[func-returns-value]
     started_s = time.monotonic()
     service.terminate()

@@ -38,7 +38,7 @@ from engine.ledger.redis.packing import (
     without_stock,
 )
 from engine.ledger.redis.shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
-from engine.model import DispatchState, GatewayReceipt, Match, Offer, Option, ReserveAnswer, ReserveRequest
+from engine.model import DispatchState, Offer, Option, ReserveAnswer, ReserveRequest
 
 log = structlog.get_logger("opportune.ledger")
 
@@ -373,34 +373,13 @@ class RedisLedger(RedisShard):
             return Claim.UNAVAILABLE.value
         return answer.decode() or None
 
-    # Receipts that name a message by the gateway's own id are not matched here: gateways that give such are refused by
-    # `opportune dispatch`. Receipts that name our dispatch come as events.
-
-    def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> list[Match | None]:
-        return [None] * len(receipts)
-
-    def matched_late(self) -> list[Match]:
-        return []
-
-    def told_late(self) -> None:
-        return None
-
-    def silent(self, now_ms: int, limit: int = 500) -> list[tuple[int, str, Match | None]]:
-        return []
-
-    def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
-        return None
+    # Receipts are matched over all shards: engine/ledger/redis/receipts.py.
 
     def evidence(self, user: str) -> list[dict[str, Any]]:
         """List what a user said of consent in messages, oldest first (A3): purpose, granted, at_ms, source, text."""
         names = ("purpose", "granted", "at_ms", "source", "text")
         rows = [decode(row) for row in self._claims.command("LRANGE", f"{self._prefix}e:{user}", 0, -1)]
         return [{**dict(zip(names, row, strict=True)), "granted": row[1] == 1} for row in rows]
-
-    def find_offer(self, offer_id: str) -> Offer | None:
-        """Return an offer that is still known, for what comes back of it."""
-        offer = self._offer(offer_id)
-        return Offer(**orjson.loads(offer[8])) if offer and offer[0] else None
 
     def dispatches(self, offer_id: str) -> list[dict[str, Any]]:
         """List the states an offer's dispatches went through, in order."""
@@ -472,12 +451,15 @@ class RedisLedger(RedisShard):
             self._claims.command("DEL", f"{self._prefix}{kind}{user}")
         self._claims.command("DEL", f"{self._persons}{user}")
         for key in self._keys("f:"):
-            offer = decode(self._claims.command("GET", key) or encode([None, None]))
+            offer = decode(self._claims.command("GET", key) or encode([None, None] + [None] * 7 + [[]]))
             if user in offer[:2]:
                 offer_id = key.decode().rpartition("f:")[2]
                 self._claims.command("DEL", key)
                 self._claims.command("ZREM", f"{self._prefix}outbox", offer_id)
                 self._claims.command("HDEL", f"{self._prefix}s", offer_id)
+                for dispatch_id in {one[0] for one in offer[9]}:
+                    self._claims.command("DEL", f"{{{self._tenant}}}w:{dispatch_id}")
+                    self._claims.command("ZREM", f"{{{self._tenant}}}a", dispatch_id)
 
     def arrays(self) -> dict[str, Any]:
         """Nothing: the state is in Redis."""

@@ -8,6 +8,7 @@ from engine.deliver.contract import DispatchRecord
 from engine.errors import StoreUnavailable
 from engine.ledger.dispatch import Claim
 from engine.ledger.redis.ledger import RedisLedger
+from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import GatewayReceipt, Match, Offer
 
 _MOST_KNOWN = 1_000_000
@@ -18,7 +19,8 @@ class ClaimStore:
 
     would_wait = True
 
-    def __init__(self) -> None:
+    def __init__(self, receipts: RedisReceipts) -> None:
+        self.receipts = receipts
         self._shards: dict[int, RedisLedger] = {}
         self._given_up: dict[int, RedisLedger] = {}
         self._shard_of: dict[str, int] = {}
@@ -76,6 +78,7 @@ class ClaimStore:
 
     def record_dispatch(self, records: Sequence[DispatchRecord]) -> object:
         groups: dict[int, list[DispatchRecord]] = {}
+        self.receipts.put_parts(records, self._shard_of)
         for record in records:
             groups.setdefault(self._shard_of[record.offer_id], []).append(record)
         for shard, group in groups.items():
@@ -87,28 +90,28 @@ class ClaimStore:
         ledger = self._shards.get(self._shard_of.get(offer.offer_id, -1))
         return Claim.FENCED.value if ledger is None else ledger.why_not_again(offer.offer_id)
 
+    # Receipts belong to the tenant: a gateway reports to whichever dispatcher it is connected to.
+
     def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> Sequence[Match | None]:
-        return [None] * len(receipts)
+        return self.receipts.match(receipts)
 
     def find_offer(self, offer_id: str) -> Offer | None:
-        """Ask the shard that is known to have it, else each: an offer's id does not say whose it is."""
-        known = self._shards.get(self._shard_of.get(offer_id, -1))
-        ledgers = [known] if known is not None else [*self._shards.values(), *self._given_up.values()]
-        return next((offer for one in ledgers if (offer := one.find_offer(offer_id)) is not None), None)
+        return self.receipts.find_offer(offer_id)
 
     def matched_late(self) -> Sequence[Match]:
-        return []
+        return self.receipts.late()
 
     def told_late(self) -> None:
-        return None
+        self.receipts.told_late()
 
     def silent(self, now_ms: int, limit: int = 500) -> Sequence[tuple[int, str, Match | None]]:
-        return []
+        return self.receipts.silent(now_ms, limit)
 
     def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
-        return None
+        self.receipts.told_silent(rows)
 
     def close(self) -> None:
+        self.receipts.close()
         for ledger in (*self._shards.values(), *self._given_up.values()):
             ledger.close()
 

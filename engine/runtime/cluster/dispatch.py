@@ -16,12 +16,13 @@ import structlog
 
 from engine import metrics
 from engine.clock import wall_ms
-from engine.deliver.contract import Addresses
+from engine.deliver.contract import Addresses, Callback, Reply
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
-from engine.errors import SettingsError, StoreError, StoreUnavailable
+from engine.errors import StoreError, StoreUnavailable
 from engine.ledger.redis.ledger import RedisLedger
+from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import Block, Offer
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.claims import ClaimStore
@@ -29,25 +30,21 @@ from engine.runtime.cluster.control import ControlTopic
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.topics import ensure_topics
+from engine.runtime.local_day import day_number, midnight_ms
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.dispatch")
 
-_SERVED = ("sandbox", "webhook")
 _REFRESH_S = 5.0
 
 
 class DispatchHost:
     """Start and stop the parts; lives in one event loop.
 
-    Raises StoreUnavailable where Kafka or Redis cannot be reached, SettingsError for gateways that need receipts by
-    their own ids, which the ledger in Redis does not match yet.
+    Raises StoreUnavailable where Kafka or Redis cannot be reached.
     """
 
     def __init__(self, settings: Settings, addresses: Addresses) -> None:
-        refused = sorted(name for name, one in settings.gateways.items() if one.kind not in _SERVED)
-        if refused:
-            raise SettingsError(f"gateways {', '.join(refused)}: the cluster serves sandbox and webhook only, so far")
         cluster = settings.cluster
         self.settings = settings
         self.failure: str | None = None
@@ -57,7 +54,7 @@ class DispatchHost:
         self.control = ControlTopic(cluster, ContentArchive(settings.state / "content"))
         self.policy = self.control.load_live().policy
         RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
-        self.store = ClaimStore()
+        self.store = ClaimStore(RedisReceipts(cluster.redis, cluster.partitions, tenant=settings.tenant))
         maker = GatewayMaker(settings, now_ms=wall_ms, messages=self.messages)
         self._calls = ThreadPoolExecutor(1, "opportune-claims")
         self.dispatcher = Dispatcher(
@@ -72,6 +69,8 @@ class DispatchHost:
             make_missing=maker.sandbox,
             executor=self._calls,
             why_not_again=self.store.why_not_again,
+            day=lambda: day_number(wall_ms(), self.policy.time_zone),
+            sent_today=self._sent_today,
         )
         self._stopping = threading.Event()
         self._reader: threading.Thread | None = None
@@ -134,6 +133,8 @@ class DispatchHost:
 
     def _assign(self, shards: Sequence[int]) -> None:
         for shard in shards:
+            # Taking the shard over makes them UNKNOWN; like any other they end by a receipt or by 48 h of silence.
+            self.store.receipts.await_cut_off(shard, wall_ms())
             ledger = RedisLedger(
                 self.settings.cluster.redis,
                 shard,
@@ -164,13 +165,22 @@ class DispatchHost:
     # --- receipts out ---------------------------------------------------------------------------------------------
 
     async def _emit(self, payloads: Sequence[bytes]) -> None:
-        keys: list[bytes | None] = [str(orjson.loads(payload)["user"]).encode() for payload in payloads]
+        # One record an event: each goes to the partition of its user.
+        events = [event for payload in payloads for event in payload.split(b"\n")]
+        keys: list[bytes | None] = [str(orjson.loads(event)["user"]).encode() for event in events]
 
         def write() -> None:
-            self.outputs.send("events", payloads, keys=keys)
+            self.outputs.send("events", events, keys=keys)
             self.outputs.flush()
 
         await asyncio.to_thread(write)
+
+    async def on_callback(self, name: str, callback: Callback) -> Reply | None:
+        """Hand a callback to the gateway of that name or channel; None where none of them is called back."""
+        return await self.dispatcher.on_callback(name, callback)
+
+    def _sent_today(self, gateway: str) -> int:
+        return self.store.receipts.parts_since(gateway, midnight_ms(wall_ms(), self.policy.time_zone))
 
     def why_not_ready(self) -> str:
         """Say why nothing is handed over now; '' where it is."""

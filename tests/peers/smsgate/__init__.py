@@ -17,9 +17,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.peers.programs import absent, cache_folder, need, one_at_a_time
-
 from tests.peers.invariants import Handsets
+from tests.peers.programs import absent, cache_folder, need, one_at_a_time
 
 HERE = Path(__file__).parent
 PROTOCOLS = ("sgip", "cmpp30", "cmpp20", "smgp")

@@ -1,0 +1,241 @@
+"""Whose receipts are whose, in Redis, over all shards of a tenant (rule G3; docs/contracts.md, Dispatch states).
+
+A gateway reports to whichever dispatcher it is connected to, of whatever shard the message was. So the names of parts,
+receipts that came too early and what is waited for belong to the tenant; the states of dispatches stay with the shard.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from engine.ledger import receipts as rules
+from engine.ledger.dispatch import FINAL
+from engine.ledger.handoff import DispatchRow
+from engine.ledger.redis.link import RedisLink
+from engine.ledger.redis.packing import decode, encode
+from engine.model import DispatchState as S
+from engine.model import GatewayReceipt, Match, Offer
+
+QUARTER_MS = 900_000
+_DAY_QUARTERS = 100
+
+
+class _Part(NamedTuple):
+    shard: int
+    offer_id: str
+    dispatch_id: str
+    part: int
+    parts: int
+
+
+class RedisReceipts:
+    """One tenant's receipts. Raises StoreUnavailable while Redis cannot answer.
+
+    partitions  how many shards there are
+    """
+
+    def __init__(self, url: str, partitions: int, *, tenant: str = "default", patience_s: float = 2.0) -> None:
+        self._link = RedisLink(url, patience_s=patience_s)
+        self._partitions = partitions
+        self._tenant = tenant
+        self._early_key = f"{{{tenant}}}l".encode()
+        self._awaited = f"{{{tenant}}}a".encode()
+        self._telling: Sequence[bytes] = ()
+        self._may_be_early = True  # another dispatcher may have ended before it told
+
+    def close(self) -> None:
+        self._link.close()
+
+    # --- offers -----------------------------------------------------------------------------------------------------
+
+    def find_offer(self, offer_id: str) -> Offer | None:
+        """Return an offer that is still known, of whatever shard."""
+        offer = self._find([offer_id]).get(offer_id)
+        return Offer(**orjson.loads(offer[8])) if offer else None
+
+    def _find(self, offer_ids: Iterable[str]) -> dict[str, list[Any]]:
+        """Read offers by id, as lua/shared.lua has them; those of users who were forgotten are left out."""
+        names = list(dict.fromkeys(offer_ids))
+        keys = [(name, self._offer_key(shard, name)) for name in names for shard in range(self._partitions)]
+        return self._read(keys)
+
+    def _read(self, keys: Sequence[tuple[str, bytes]]) -> dict[str, list[Any]]:
+        found: dict[str, list[Any]] = {}
+        for first in range(0, len(keys), 4_000):
+            chunk = keys[first : first + 4_000]
+            values = self._link.command("MGET", *(key for _, key in chunk))
+            for (name, _), value in zip(chunk, values, strict=True):
+                offer = decode(value) if value else None
+                if offer and offer[0]:
+                    found[name] = offer
+        return found
+
+    def _offer_key(self, shard: int, offer_id: str) -> bytes:
+        return f"{{{self._tenant}:{shard}}}f:{offer_id}".encode()
+
+    # --- going out --------------------------------------------------------------------------------------------------
+
+    def put_parts(self, records: Sequence[DispatchRow], shard_of: Mapping[str, int]) -> None:
+        """Remember by which names gateways will report, and what to wait for, before the outcomes are written."""
+        rows: list[tuple[str, str, str, str]] = []
+        for one in records:
+            for number, name in enumerate(one.gateway_ids):
+                part = _Part(shard_of[one.offer_id], one.offer_id, one.dispatch_id, number, len(one.gateway_ids))
+                keys = self._part_key(one.gateway, name), self._unmatched_key(one.gateway, name)
+                rows.append((*keys, _packed(part), f"{one.gateway}\0{name}"))
+            if one.gateway_ids:
+                self._count_parts(one.gateway, one.at_ms, len(one.gateway_ids))
+            if one.state is S.UNKNOWN or (one.state is S.ACCEPTED and one.gateway_ids):
+                self.await_receipt(one.dispatch_id, one.at_ms)
+        if rows:
+            early = self._link.script("parts", [self._early_key], lambda: (rules.KEEP_PARTS_MS, encode(rows)))
+            self._may_be_early = self._may_be_early or early > 0
+
+    def await_receipt(self, dispatch_id: str, at_ms: int) -> None:
+        """Note that a dispatch must reach a final state, if need be by silence."""
+        self._link.command("ZADD", self._awaited, "NX", at_ms + rules.SILENT_MS, dispatch_id)
+
+    def await_cut_off(self, shard: int, now_ms: int) -> None:
+        """Note what a crash cut off between claim and answer; call it before the shard is taken over."""
+        for dispatch_id in self._link.command("HVALS", f"{{{self._tenant}:{shard}}}s"):
+            self.await_receipt(dispatch_id.decode(), now_ms)
+
+    def _count_parts(self, gateway: str, at_ms: int, count: int) -> None:
+        key, quarter = f"{{{self._tenant}}}k:{gateway}", at_ms // QUARTER_MS
+        self._link.command("HINCRBY", key, quarter, count)
+        for field in self._link.command("HKEYS", key) if quarter % 16 == 0 else ():
+            if int(field) < quarter - _DAY_QUARTERS:
+                self._link.command("HDEL", key, field)
+
+    def parts_since(self, gateway: str, since_ms: int) -> int:
+        """Count parts that a gateway that reports was given since an instant, to the quarter of an hour."""
+        found = self._link.command("HGETALL", f"{{{self._tenant}}}k:{gateway}")
+        counts = zip(found[::2], found[1::2], strict=True)
+        return sum(int(count) for quarter, count in counts if int(quarter) >= since_ms // QUARTER_MS)
+
+    # --- coming back ------------------------------------------------------------------------------------------------
+
+    def match(self, receipts: Sequence[GatewayReceipt]) -> list[Match | None]:
+        """Find whose receipts these are; what is nobody's yet is kept for 72 h. One answer for each."""
+        by_name = [one for one in receipts if one.gateway_id]
+        parts = dict(zip(map(id, by_name), self._parts_of(by_name), strict=True))
+        known = [part for part in parts.values() if part is not None]
+        offers = self._read([(part.offer_id, self._offer_key(part.shard, part.offer_id)) for part in known])
+        named = [one.dispatch_id.partition("/")[0] for one in receipts if not one.gateway_id]
+        offers |= self._find(named) if named else {}
+        answers: list[Match | None] = []
+        for one in receipts:
+            if not one.gateway_id:
+                answers.append(self._named(one, offers.get(one.dispatch_id.partition("/")[0])))
+                continue
+            part = parts[id(one)]
+            offer = offers.get(part.offer_id) if part is not None else None
+            is_known = part is not None and offer is not None
+            answers.append(self._judge(part, offer, one.state, one.code, one.at_ms) if is_known else None)  # type: ignore[arg-type]
+        return answers
+
+    def _parts_of(self, receipts: Sequence[GatewayReceipt]) -> list[_Part | None]:
+        rows = [
+            (
+                self._part_key(one.gateway, one.gateway_id),
+                self._unmatched_key(one.gateway, one.gateway_id),
+                one.state.value,
+                _packed((one.code, one.at_ms)),
+            )
+            for one in receipts
+        ]
+        if not rows:
+            return []
+        found = self._link.script("receipts", [], lambda: (rules.KEEP_UNMATCHED_MS, encode(rows)))
+        return [_Part(*orjson.loads(part)) if part else None for part in found]
+
+    def _named(self, receipt: GatewayReceipt, offer: list[Any] | None) -> Match | None:
+        if offer is None or _state_of(offer, receipt.dispatch_id) is None:
+            return None
+        offer_id = receipt.dispatch_id.partition("/")[0]
+        return rules.whole(receipt.dispatch_id, offer_id, offer[0], receipt.state, receipt.code, receipt.at_ms)
+
+    def _judge(self, part: _Part, offer: list[Any], state: S, code: str, at_ms: int) -> Match | None:
+        if part.parts == 1 or state is S.ACCEPTED:
+            return rules.whole(part.dispatch_id, part.offer_id, offer[0], state, code, at_ms)
+        key = f"{{{self._tenant}}}w:{part.dispatch_id}"
+        # The first final state of a part stays; the same receipt again is judged by what stands there.
+        self._link.command("HSETNX", key, part.part, _packed((state.value, code, at_ms)))
+        self._link.command("PEXPIRE", key, rules.KEEP_PARTS_MS)
+        found = sorted((orjson.loads(row) for row in self._link.command("HVALS", key)), key=lambda row: int(row[2]))
+        judged = rules.judge_parts([(S(row[0]), row[1], row[2]) for row in found], part.parts)
+        if judged is None:
+            return None
+        return rules.whole(part.dispatch_id, part.offer_id, offer[0], *judged[:3], is_partial=judged[3])
+
+    def late(self) -> list[Match]:
+        """List what receipts that had come before the answer to their submit say, until `told_late`."""
+        matches: list[Match] = []
+        self._telling = self._link.command("SMEMBERS", self._early_key) if self._may_be_early else []
+        for packed in self._telling:
+            gateway, _, name = packed.decode().partition("\0")
+            part = self._link.command("GET", self._part_key(gateway, name))
+            if not part:
+                continue
+            known = _Part(*orjson.loads(part))
+            offer = self._read([(known.offer_id, self._offer_key(known.shard, known.offer_id))]).get(known.offer_id)
+            found = self._link.command("HGETALL", self._unmatched_key(gateway, name))
+            kept = [(S(state.decode()), *orjson.loads(row)) for state, row in zip(found[::2], found[1::2], strict=True)]
+            for state, code, at_ms in sorted(kept, key=lambda row: int(row[2])) if offer else ():
+                match = self._judge(known, offer or [], state, code, at_ms)
+                if match is not None:
+                    matches.append(match)
+        self._may_be_early = bool(self._telling)
+        return matches
+
+    def told_late(self) -> None:
+        """Note that what `late` listed is in the log."""
+        for packed in self._telling:
+            gateway, _, name = packed.decode().partition("\0")
+            self._link.command("DEL", self._unmatched_key(gateway, name))
+            self._link.command("SREM", self._early_key, packed)
+        self._telling = []
+        self._may_be_early = False
+
+    def silent(self, now_ms: int, limit: int) -> list[tuple[int, str, Match | None]]:
+        """List what was waited for long enough: (due, dispatch id, EXPIRED, or None where it ended by itself)."""
+        rows = self._link.command("ZRANGEBYSCORE", self._awaited, 0, now_ms, "WITHSCORES", "LIMIT", 0, limit)
+        due = [(int(float(score)), name.decode()) for name, score in zip(rows[::2], rows[1::2], strict=True)]
+        offers = self._find(name.partition("/")[0] for _, name in due) if due else {}
+        found: list[tuple[int, str, Match | None]] = []
+        for due_ms, name in due:
+            offer_id = name.partition("/")[0]
+            offer = offers.get(offer_id)
+            state = _state_of(offer, name) if offer is not None else None
+            expired = None
+            if offer is not None and state is not None and state not in FINAL:
+                expired = Match(name, offer_id, offer[0], S.EXPIRED, due_ms, "no_receipt", is_definite=False)
+            found.append((due_ms, name, expired))
+        return found
+
+    def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
+        """Note that what `silent` listed is in the log."""
+        if rows:
+            self._link.command("ZREM", self._awaited, *(name for _, name in rows))
+
+    # --- inside -----------------------------------------------------------------------------------------------------
+
+    def _part_key(self, gateway: str, gateway_id: str) -> str:
+        return f"{{{self._tenant}}}g:{gateway}\0{gateway_id}"
+
+    def _unmatched_key(self, gateway: str, gateway_id: str) -> str:
+        return f"{{{self._tenant}}}q:{gateway}\0{gateway_id}"
+
+
+def _packed(row: tuple[Any, ...]) -> str:
+    """Write a row as text: Redis' MessagePack knows no bytes."""
+    return orjson.dumps(list(row)).decode()
+
+
+def _state_of(offer: list[Any], dispatch_id: str) -> S | None:
+    """The newest state that a dispatch has reached; None where there is no such dispatch."""
+    states = [S(one[1]) for one in offer[9] if one[0] == dispatch_id and one[4]]
+    return states[-1] if states else None
