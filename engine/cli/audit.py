@@ -1,4 +1,4 @@
-"""`opportune audit list | verify`: who changed what, and whether the record of it is whole (docs/audit.md)."""
+"""`opportune audit list | verify | evidence`: who changed what, and whether the record is whole (docs/audit.md)."""
 
 from __future__ import annotations
 
@@ -73,6 +73,22 @@ def verify(
         raise typer.Exit(1)
     newest = f"{rows[-1].seq}:{rows[-1].hash.hex()}" if rows else "0:"
     print(f"{len(rows):,} rows, whole; head {newest}")
+
+
+@audit_app.command("evidence")
+def evidence(
+    user: Annotated[str, typer.Option(help="the pseudonymous id")],
+    state: StateOption = None,
+) -> None:
+    """Show what a user said of consent in messages of their own, oldest first: when, and in which words (A3)."""
+    reader = _reader(state)
+    query = "SELECT at_ms, purpose, granted, source, text FROM evidence WHERE user = ? ORDER BY number"
+    table = Table("at", "purpose", "said", "source", "text")
+    for at_ms, purpose, granted, source, text in reader.rows(query, user):
+        at = datetime.fromtimestamp(int(str(at_ms)) / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+        table.add_row(at, str(purpose), _said(bool(granted)), str(source), repr(text))
+    reader.close()
+    print_table(table)
 
 
 def _reader(state: Path | None) -> LedgerReader:

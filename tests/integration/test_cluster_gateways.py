@@ -1,4 +1,4 @@
-"""`opportune dispatch` serves an operator's gateway: SGIP by SMSGate, receipts, opt-out, callbacks (G3, A3, F16, F24)."""
+"""`opportune dispatch` serves an operator's gateway: SGIP by SMSGate, receipts, opt-out, callbacks (G3, A3, F24)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from engine.clock import wall_ms
 from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import DispatchState
 from tests.cluster import Cluster, browse, write_content
+from tests.peers.programs import free_port
 from tests.peers.receiver import signed
-from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath, free_port
+from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath
 
 pytestmark = pytest.mark.integration
 USERS = 20

@@ -9,7 +9,9 @@ import hmac
 import ipaddress
 import json
 import os
+import re
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,7 +25,16 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from engine.console.server import HttpServer
-from engine.deliver.contract import Callback, CallbackRefused, CallsBack, Dispatch, InboundText, NumberReport
+from engine.deliver.contract import (
+    Callback,
+    CallbackRefused,
+    CallsBack,
+    Capabilities,
+    Dispatch,
+    InboundText,
+    NumberReport,
+    OfferUse,
+)
 from engine.deliver.gateways.apprise import AppriseGateway
 from engine.deliver.gateways.fcm import FcmGateway
 from engine.deliver.gateways.kannel import KannelGateway
@@ -35,6 +46,7 @@ from engine.errors import GatewayGone, GatewayPermanent, GatewayRetryable, Gatew
 from engine.model import DispatchState, GatewayReceipt
 from tests.peers.http_gateways import Kannel, push_server, twilio_mock
 from tests.peers.programs import free_port
+from tests.peers.rig import Book, Rig
 
 pytestmark = pytest.mark.integration
 LOOPBACK = [ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128")]
@@ -72,6 +84,9 @@ class ListInbox:
 
     async def numbers(self, reports: Sequence[NumberReport]) -> None:
         self.got.extend(reports)
+
+    async def used(self, uses: Sequence[OfferUse]) -> None:
+        raise AssertionError("no gateway here tells of uses")
 
     async def until(self, holds: Callable[[list[Any]], bool], within_s: float = 10.0) -> list[Any]:
         end_s = time.monotonic() + within_s
@@ -130,7 +145,7 @@ def kannel(tmp_path_factory: pytest.TempPathFactory, callback_port: int) -> Iter
     peer.stop()
 
 
-def kannel_gateway(kannel: Kannel, callback_port: int, password: str = Kannel.PASSWORD) -> KannelGateway:
+def kannel_gateway(kannel: Kannel, callback_port: int, password: str = Kannel.PASSWORD, **more: Any) -> KannelGateway:
     return KannelGateway(
         "kannel",
         "sms",
@@ -142,6 +157,7 @@ def kannel_gateway(kannel: Kannel, callback_port: int, password: str = Kannel.PA
         sender="10655",
         callback_url=f"http://127.0.0.1:{callback_port}",
         callback_secret=SECRET,
+        **more,
     )
 
 
@@ -226,6 +242,38 @@ def test_kannel_that_is_down_has_taken_nothing_and_takes_again_after_its_restart
 
     asyncio.run(main())
     assert any("again" in line for line in kannel.wait_sent(1))
+
+
+def test_kannel_restarted_under_load_gets_each_message_at_most_once(
+    kannel: Kannel, callback_port: int, tmp_path: Path
+) -> None:
+    before = len(kannel.wait_sent(0))
+    count = 80
+
+    class Numbers(Book):
+        def lookup(self, user_id: str, channel: str) -> str | None:
+            return f"121{int(user_id[1:]):08d}"
+
+    async def main() -> None:
+        limits = Capabilities(sms=True, receipts=True, messages_per_s=60, window=8)
+        gateway = kannel_gateway(kannel, callback_port, capabilities=limits)
+        rig = Rig(tmp_path, [gateway], book=Numbers())
+        await rig.dispatcher.start()
+        async with called_back(gateway, callback_port):
+            rig.offer(range(count), text="short")
+            await rig.until(lambda: len(kannel.wait_sent(0)) >= before + 10)
+            await asyncio.to_thread(kannel.stop)
+            await asyncio.to_thread(kannel.start)
+            await asyncio.to_thread(kannel.attach)
+            rig.dispatcher.reset_breakers()
+            ended = (DispatchState.ACCEPTED, DispatchState.DELIVERED, DispatchState.UNKNOWN)
+            await rig.until(lambda: sum(rig.states()[one] for one in ended) == count, 40)
+            await rig.close(1.0)
+
+    asyncio.run(main())
+    numbers = Counter(number for line in kannel.wait_sent(before + 20) for number in re.findall(r"121\d{8}", line))
+    assert len(numbers) >= 20
+    assert max(numbers.values()) == 1, "no message twice"
 
 
 # --- Twilio ---------------------------------------------------------------------------------------------------------

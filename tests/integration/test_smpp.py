@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -142,6 +144,30 @@ def test_f19_a_link_dead_without_fin_is_found_and_opened_anew(smsc: Smsc, tmp_pa
         await rig.until(lambda: rig.states()[S.DELIVERED] >= 3)
 
     run(smsc, tmp_path, work)
+
+
+def test_f19_a_gateway_that_drops_every_login_sees_at_most_one_a_second(tmp_path: Path) -> None:
+    """Four connections that are wanted at once, and a peer that hangs up on each: no storm."""
+    came: list[float] = []
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(time.monotonic())
+        await reader.read(4)
+        writer.close()
+
+    async def main() -> None:
+        server = await asyncio.start_server(hang_up, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        fields = {"host": "127.0.0.1", "port": port, "login": "opportune", "password": "x", "sender": "10655"}
+        settings = SmppSettings(kind="smpp", channel="sms", connections=4, **fields)
+        rig = Rig(tmp_path, [make_operator("smpp", "sms", settings)])
+        await rig.dispatcher.start()
+        await rig.until(lambda: len(came) >= 4, 15)
+        await rig.close(0.1)
+        server.close()
+
+    asyncio.run(main())
+    assert min(later - sooner for sooner, later in itertools.pairwise(came)) > 0.9
 
 
 def test_a3_a_users_long_message_comes_in_whole_and_every_part_is_acknowledged(smsc: Smsc, tmp_path: Path) -> None:

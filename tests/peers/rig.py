@@ -35,7 +35,7 @@ class Book:
 class Rig:
     """Offers in, states and events out."""
 
-    def __init__(self, folder: Path, gateways: Sequence[Gateway], **settings: Any) -> None:
+    def __init__(self, folder: Path, gateways: Sequence[Gateway], *, book: Any = None, **settings: Any) -> None:
         self.ledger = EmbeddedLedger(
             folder / "ledger.db", assumed_consent=frozenset({"marketing.sms", "marketing.app"})
         )
@@ -45,7 +45,7 @@ class Rig:
         self.offers: dict[str, Offer] = {}
         self.dispatcher = Dispatcher(
             self.ledger,
-            Book(),
+            book or Book(),
             gateways,
             now_ms=wall_ms,
             emit=self._emit,
