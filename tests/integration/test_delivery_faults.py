@@ -304,10 +304,10 @@ def test_f22_with_a_full_disk_nothing_is_taken_or_sent_and_all_goes_on_when_ther
     service = ServiceProcess(tmp_path / "service", [SHOP], settings, around=disk.around).start()
     service.state = disk.seen_from_here(service.process.pid)
     try:
-        service.shop(range(60))
+        service.shop(range(40))
         service.until(lambda: len(receiver.got) >= 10)
         disk.fill(service.state)
-        taken = 60 + taken_until_refused(service)
+        taken = 40 + taken_until_refused(service)
         service.until(lambda: service.client.get("/readyz").status_code == 503)
         time.sleep(0.5)  # what had been claimed before
         before = len(receiver.got)
@@ -337,14 +337,14 @@ def test_f22_a_disk_that_does_not_write_through_stops_the_service_and_loses_noth
     service.give_addresses(USERS)
     service.start()
     before = len(receiver.got)
-    service.shop(range(40))
+    service.shop(range(30))
     service.until(lambda: len(receiver.got) >= before + 5)
     faults = ["-e", "trace=fsync,fdatasync", "-e", "inject=fsync,fdatasync:error=EIO"]
     tracer = subprocess.Popen(
         ["strace", "-f", "-qq", "-o", "/dev/null", *faults, "-p", str(service.process.pid)], stderr=subprocess.DEVNULL
     )
     try:
-        taken = 40 + taken_until_refused(service)
+        taken = 30 + taken_until_refused(service)
         service.until(lambda: service.client.get("/readyz").status_code == 503)
         time.sleep(0.5)
         sent = len(receiver.got)
@@ -358,7 +358,8 @@ def test_f22_a_disk_that_does_not_write_through_stops_the_service_and_loses_noth
     service.until(lambda: not service.rows("SELECT 1 FROM outbox LIMIT 1"), 20)
     service.until(lambda: "submitting" not in service.states().values())
     sure = [name for name, state in service.states().items() if state == "accepted"]
-    assert len(service.offers()) == taken
+    # The one that was refused may have been written all the same; it was not acknowledged, so it may come or not.
+    assert taken <= len(service.offers()) <= taken + 1
     assert {one.dispatch_id for one in receiver.got} >= set(sure)
     service.kill()
     receiver.check()

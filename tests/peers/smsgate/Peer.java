@@ -72,7 +72,11 @@ public class Peer {
         out.println("ready");
         BufferedReader input = new BufferedReader(new InputStreamReader(System.in, StandardCharsets.UTF_8));
         for (String line = input.readLine(); line != null; line = input.readLine()) {
-            obey(line.trim().split(" "));
+            try {
+                obey(line.trim().split(" "));
+            } catch (Exception failure) {  // such as a message before anybody is connected
+                out.println("failed " + failure);
+            }
         }
         System.exit(0);
     }
