@@ -110,5 +110,4 @@ def test_callbacks_of_a_cluster_are_taken_by_its_dispatcher_signed_only(cluster:
         answer = client.post("/v1/callbacks/app", **signed(told, "m3"))
         assert (answer.status_code, answer.json()) == (200, {"accepted": 1})
     dispatch.stop()
-    events = [orjson.loads(value) for value in cluster.values("events")]
-    assert events == [], "an address of sms is nobody's on another channel"
+    assert not any(b"inbound" in value for value in cluster.values("events")), "a number of sms is nobody's on app"
