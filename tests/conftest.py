@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
 
+from tests.peers.invariants import TALLY
 from tests.servers import KafkaServer, RedisServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
@@ -36,6 +39,21 @@ def keep_together(items: list[pytest.Item]) -> None:
     for item in items:
         names = getattr(item, "fixturenames", ())
         item.add_marker(pytest.mark.xdist_group("kafka" if "kafka_address" in names else str(item.path)))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one of several processes: tell what it counted
+        session.config.workeroutput["delivery"] = asdict(TALLY)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    TALLY.add(getattr(node, "workeroutput", {}).get("delivery", {}))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if TALLY.offers:
+        terminalreporter.write_line(str(TALLY))
 
 
 @pytest.fixture(scope="session")

@@ -216,7 +216,7 @@ def test_an_answer_that_never_comes_is_unknown_and_never_resent(peer: SmsGate, t
 
 
 def test_f18_a_slow_gateway_never_has_more_unanswered_than_its_window(peer: SmsGate, tmp_path: Path) -> None:
-    peer.tell("delay 1500")
+    peer.tell("delay 700")
     window = 32 if peer.protocol == "sgip" else 16
 
     async def work(rig: Rig, gateway: Gateway) -> None:

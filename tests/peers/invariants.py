@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 
 OPT_OUT_GRACE_MS = 1_000
@@ -21,6 +21,18 @@ class Tally:
     messages: int = 0
     offers: int = 0
     opt_outs: int = 0
+
+    def add(self, other: Mapping[str, int]) -> None:
+        """Add what another process counted."""
+        for name, count in other.items():
+            setattr(self, name, getattr(self, name) + count)
+
+    def __str__(self) -> str:
+        return (
+            f"delivery invariants: {self.messages:,} messages to handsets, none twice, none past its deadline; "
+            f"{self.opt_outs:,} opt-outs kept within a second; {self.offers:,} offers, each with a final state "
+            "or in the outbox"
+        )
 
 
 TALLY = Tally()
