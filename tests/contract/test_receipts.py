@@ -11,12 +11,10 @@ import pytest
 from engine.deliver.contract import DispatchRecord
 from engine.ledger.dispatch import FINAL, FOLLOWS, may_follow, print_table
 from engine.ledger.embedded import EmbeddedLedger
-from engine.ledger.redis.ledger import RedisLedger
-from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import DispatchState as S
 from engine.model import GatewayReceipt, Match, Offer
-from engine.runtime.cluster.claims import ClaimStore
 from engine.runtime.outcome import ReportedState
+from tests.peers.in_redis import InRedis
 
 NOW_MS = 1_800_000_000_000
 HOUR_MS = 3_600_000
@@ -41,30 +39,6 @@ def name_of(number: int) -> str:
     return f"{offer(number).offer_id}/sms/1"
 
 
-class InRedis:
-    """A cluster's parts as one ledger: the engine of a shard, and a dispatcher that has it among eight."""
-
-    SHARD = 3
-
-    def __init__(self, url: str) -> None:
-        self.engine = RedisLedger(url, self.SHARD, dispatcher=False)
-        receipts = RedisReceipts(url, 8)
-        receipts.await_cut_off(self.SHARD, NOW_MS)
-        self.store = ClaimStore(receipts)
-        self.store.add(self.SHARD, RedisLedger(url, self.SHARD, engine=False))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.engine if name in ("dispatches", "forget") else self.store, name)
-
-    def commit(self, position: int, now_ms: int, **more: Any) -> None:
-        self.store.note(more.get("offers", ()), self.SHARD)
-        self.engine.commit(position, now_ms, **more)
-
-    def close(self) -> None:
-        self.store.close()
-        self.engine.close()
-
-
 Ledger = Any
 """An EmbeddedLedger, or a cluster's parts that answer alike."""
 
@@ -76,7 +50,7 @@ def reopen(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[
     opened: list[Ledger] = []
 
     def open_() -> Ledger:
-        opened.append(EmbeddedLedger(tmp_path / "ledger.db") if url is None else InRedis(url))
+        opened.append(EmbeddedLedger(tmp_path / "ledger.db") if url is None else InRedis(url, NOW_MS))
         return opened[-1]
 
     yield open_

@@ -63,7 +63,7 @@ def dispatched(cluster: Cluster, redis_url: str) -> dict[str, str]:
     offers = [orjson.loads(value) for value in cluster.values("offers")]
     found = receipts._find(one["offer_id"] for one in offers)
     receipts.close()
-    return {key: row[9][-1][1] for key, row in found.items() if row[9]}
+    return {key: one.dispatches[-1][1] for key, one in found.items() if one.dispatches}
 
 
 def until(holds: Callable[[], bool], within_s: float = 30.0) -> None:

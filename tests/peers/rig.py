@@ -22,6 +22,9 @@ from tests.peers.invariants import TALLY
 TEXT = "您好，附近的影院今晚有您的专属观影优惠"
 
 
+ASSUMED = frozenset({"marketing.sms", "marketing.app"})
+
+
 class Book:
     """Addresses by rule: user u7 has number 13800000007."""
 
@@ -35,10 +38,10 @@ class Book:
 class Rig:
     """Offers in, states and events out."""
 
-    def __init__(self, folder: Path, gateways: Sequence[Gateway], *, book: Any = None, **settings: Any) -> None:
-        self.ledger = EmbeddedLedger(
-            folder / "ledger.db", assumed_consent=frozenset({"marketing.sms", "marketing.app"})
-        )
+    def __init__(
+        self, folder: Path, gateways: Sequence[Gateway], *, book: Any = None, ledger: Any = None, **settings: Any
+    ) -> None:
+        self.ledger = ledger or EmbeddedLedger(folder / "ledger.db", assumed_consent=ASSUMED)
         self.events: list[dict[str, Any]] = []
         self._gateways = gateways
         self.position = self.ledger.position() + 1

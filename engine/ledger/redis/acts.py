@@ -52,6 +52,8 @@ def _offer_act(offer: Offer, subjects: dict[str, str]) -> tuple[Any, ...]:
         offer.offer_class == "service",
         offer.deadline_ms,
         orjson.dumps(offer).decode(),
+        offer.fallback_channel or False,
+        offer.fallback_after_ms,
     )
 
 
@@ -69,4 +71,5 @@ def dispatch_act(record: DispatchRow) -> tuple[Any, ...]:
         record.at_ms,
         record.gateway_id or False,
         record.code or False,
+        bool(record.gateway_ids),
     )

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
@@ -353,7 +353,7 @@ class RedisLedger(RedisShard):
             raise StoreUnavailable(f"shard {self.shard} is being rebuilt")
         return [one == 1 for one in decode(answer)]
 
-    def why_not_again(self, offer_id: str) -> str | None:
+    def why_not_again(self, offer_id: str, channel: str) -> str | None:
         """Say why a dispatch that was provably not accepted must not be submitted once more; None: it may (D7)."""
         try:
             answer = self._claims.script(
@@ -367,11 +367,19 @@ class RedisLedger(RedisShard):
                     self._pauses,
                     encode(sorted(self.assumed_consent)),
                     offer_id,
+                    channel,
                 ),
             )
         except StoreUnavailable:
             return Claim.UNAVAILABLE.value
         return answer.decode() or None
+
+    def due_fallbacks(self, now_ms: int, limit: int = 500) -> list[Offer]:
+        """List offers whose second channel is due (G5), as second attempts to claim."""
+        answer = decode(self._claims.script("fallbacks", [self._meta], lambda: (self._prefix, now_ms, limit)))
+        offers = [Offer(**orjson.loads(body)) for body in answer[::2]]
+        pairs = zip(offers, answer[1::2], strict=True)
+        return [replace(offer, channel=channel, attempt=2) for offer, channel in pairs]
 
     # Receipts are matched over all shards: engine/ledger/redis/receipts.py.
 
@@ -457,6 +465,8 @@ class RedisLedger(RedisShard):
                 self._claims.command("DEL", key)
                 self._claims.command("ZREM", f"{self._prefix}outbox", offer_id)
                 self._claims.command("HDEL", f"{self._prefix}s", offer_id)
+                self._claims.command("HDEL", f"{self._prefix}b", offer_id)
+                self._claims.command("ZREM", f"{self._prefix}bz", offer_id)
                 for dispatch_id in {one[0] for one in offer[9]}:
                     self._claims.command("DEL", f"{{{self._tenant}}}w:{dispatch_id}")
                     self._claims.command("ZREM", f"{{{self._tenant}}}a", dispatch_id)

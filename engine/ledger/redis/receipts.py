@@ -7,6 +7,7 @@ receipts that came too early and what is waited for belong to the tenant; the st
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -29,6 +30,15 @@ class _Part(NamedTuple):
     dispatch_id: str
     part: int
     parts: int
+
+
+class _Known(NamedTuple):
+    """What receipts need of an offer, as lua/shared.lua has it."""
+
+    shard: int
+    user: str
+    body: str
+    dispatches: list[Any]
 
 
 class RedisReceipts:
@@ -54,23 +64,22 @@ class RedisReceipts:
     def find_offer(self, offer_id: str) -> Offer | None:
         """Return an offer that is still known, of whatever shard."""
         offer = self._find([offer_id]).get(offer_id)
-        return Offer(**orjson.loads(offer[8])) if offer else None
+        return Offer(**orjson.loads(offer.body)) if offer else None
 
-    def _find(self, offer_ids: Iterable[str]) -> dict[str, list[Any]]:
+    def _find(self, offer_ids: Iterable[str]) -> dict[str, _Known]:
         """Read offers by id, as lua/shared.lua has them; those of users who were forgotten are left out."""
         names = list(dict.fromkeys(offer_ids))
-        keys = [(name, self._offer_key(shard, name)) for name in names for shard in range(self._partitions)]
-        return self._read(keys)
+        return self._read([(shard, name) for name in names for shard in range(self._partitions)])
 
-    def _read(self, keys: Sequence[tuple[str, bytes]]) -> dict[str, list[Any]]:
-        found: dict[str, list[Any]] = {}
-        for first in range(0, len(keys), 4_000):
-            chunk = keys[first : first + 4_000]
-            values = self._link.command("MGET", *(key for _, key in chunk))
-            for (name, _), value in zip(chunk, values, strict=True):
+    def _read(self, places: Sequence[tuple[int, str]]) -> dict[str, _Known]:
+        found: dict[str, _Known] = {}
+        for first in range(0, len(places), 4_000):
+            chunk = places[first : first + 4_000]
+            values = self._link.command("MGET", *(self._offer_key(shard, name) for shard, name in chunk))
+            for (shard, name), value in zip(chunk, values, strict=True):
                 offer = decode(value) if value else None
                 if offer and offer[0]:
-                    found[name] = offer
+                    found[name] = _Known(shard, offer[0], offer[8], offer[9])
         return found
 
     def _offer_key(self, shard: int, offer_id: str) -> bytes:
@@ -123,7 +132,7 @@ class RedisReceipts:
         by_name = [one for one in receipts if one.gateway_id]
         parts = dict(zip(map(id, by_name), self._parts_of(by_name), strict=True))
         known = [part for part in parts.values() if part is not None]
-        offers = self._read([(part.offer_id, self._offer_key(part.shard, part.offer_id)) for part in known])
+        offers = self._read([(part.shard, part.offer_id) for part in known])
         named = [one.dispatch_id.partition("/")[0] for one in receipts if not one.gateway_id]
         offers |= self._find(named) if named else {}
         answers: list[Match | None] = []
@@ -152,15 +161,15 @@ class RedisReceipts:
         found = self._link.script("receipts", [], lambda: (rules.KEEP_UNMATCHED_MS, encode(rows)))
         return [_Part(*orjson.loads(part)) if part else None for part in found]
 
-    def _named(self, receipt: GatewayReceipt, offer: list[Any] | None) -> Match | None:
+    def _named(self, receipt: GatewayReceipt, offer: _Known | None) -> Match | None:
         if offer is None or _state_of(offer, receipt.dispatch_id) is None:
             return None
         offer_id = receipt.dispatch_id.partition("/")[0]
-        return rules.whole(receipt.dispatch_id, offer_id, offer[0], receipt.state, receipt.code, receipt.at_ms)
+        return self._whole(offer, receipt.dispatch_id, offer_id, receipt.state, receipt.code, receipt.at_ms)
 
-    def _judge(self, part: _Part, offer: list[Any], state: S, code: str, at_ms: int) -> Match | None:
+    def _judge(self, part: _Part, offer: _Known, state: S, code: str, at_ms: int) -> Match | None:
         if part.parts == 1 or state is S.ACCEPTED:
-            return rules.whole(part.dispatch_id, part.offer_id, offer[0], state, code, at_ms)
+            return self._whole(offer, part.dispatch_id, part.offer_id, state, code, at_ms)
         key = f"{{{self._tenant}}}w:{part.dispatch_id}"
         # The first final state of a part stays; the same receipt again is judged by what stands there.
         self._link.command("HSETNX", key, part.part, _packed((state.value, code, at_ms)))
@@ -169,7 +178,20 @@ class RedisReceipts:
         judged = rules.judge_parts([(S(row[0]), row[1], row[2]) for row in found], part.parts)
         if judged is None:
             return None
-        return rules.whole(part.dispatch_id, part.offer_id, offer[0], *judged[:3], is_partial=judged[3])
+        return self._whole(offer, part.dispatch_id, part.offer_id, *judged)
+
+    def _whole(
+        self, offer: _Known, dispatch_id: str, offer_id: str, state: S, code: str, at_ms: int, is_partial: bool = False
+    ) -> Match:
+        """Make the match; what a second channel may still use is not given back, and what may have arrived ends it."""
+        shard = f"{{{self._tenant}:{offer.shard}}}"
+        if state is S.UNKNOWN or is_partial:
+            self._link.command("HDEL", f"{shard}b", offer_id)
+            self._link.command("ZREM", f"{shard}bz", offer_id)
+        match = rules.whole(dispatch_id, offer_id, offer.user, state, code, at_ms, is_partial=is_partial)
+        if match.state is S.FAILED and match.is_definite and self._link.command("HEXISTS", f"{shard}b", offer_id):
+            return replace(match, is_definite=False)
+        return match
 
     def late(self) -> list[Match]:
         """List what receipts that had come before the answer to their submit say, until `told_late`."""
@@ -181,11 +203,12 @@ class RedisReceipts:
             if not part:
                 continue
             known = _Part(*orjson.loads(part))
-            offer = self._read([(known.offer_id, self._offer_key(known.shard, known.offer_id))]).get(known.offer_id)
+            offer = self._read([(known.shard, known.offer_id)]).get(known.offer_id)
             found = self._link.command("HGETALL", self._unmatched_key(gateway, name))
             kept = [(S(state.decode()), *orjson.loads(row)) for state, row in zip(found[::2], found[1::2], strict=True)]
-            for state, code, at_ms in sorted(kept, key=lambda row: int(row[2])) if offer else ():
-                match = self._judge(known, offer or [], state, code, at_ms)
+            for state, code, at_ms in sorted(kept, key=lambda row: int(row[2])) if offer is not None else ():
+                assert offer is not None
+                match = self._judge(known, offer, state, code, at_ms)
                 if match is not None:
                     matches.append(match)
         self._may_be_early = bool(self._telling)
@@ -212,7 +235,7 @@ class RedisReceipts:
             state = _state_of(offer, name) if offer is not None else None
             expired = None
             if offer is not None and state is not None and state not in FINAL:
-                expired = Match(name, offer_id, offer[0], S.EXPIRED, due_ms, "no_receipt", is_definite=False)
+                expired = Match(name, offer_id, offer.user, S.EXPIRED, due_ms, "no_receipt", is_definite=False)
             found.append((due_ms, name, expired))
         return found
 
@@ -235,7 +258,7 @@ def _packed(row: tuple[Any, ...]) -> str:
     return orjson.dumps(list(row)).decode()
 
 
-def _state_of(offer: list[Any], dispatch_id: str) -> S | None:
+def _state_of(offer: _Known, dispatch_id: str) -> S | None:
     """The newest state that a dispatch has reached; None where there is no such dispatch."""
-    states = [S(one[1]) for one in offer[9] if one[0] == dispatch_id and one[4]]
+    states = [S(one[1]) for one in offer.dispatches if one[0] == dispatch_id and one[4]]
     return states[-1] if states else None

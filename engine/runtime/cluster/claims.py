@@ -88,7 +88,16 @@ class ClaimStore:
 
     def why_not_again(self, offer: Offer) -> str | None:
         ledger = self._shards.get(self._shard_of.get(offer.offer_id, -1))
-        return Claim.FENCED.value if ledger is None else ledger.why_not_again(offer.offer_id)
+        return Claim.FENCED.value if ledger is None else ledger.why_not_again(offer.offer_id, offer.channel)
+
+    def due_fallbacks(self, now_ms: int) -> Sequence[Offer]:
+        """List offers of every shard whose second channel is due (G5)."""
+        found: list[Offer] = []
+        for shard, ledger in list(self._shards.items()):
+            offers = ledger.due_fallbacks(now_ms)
+            self.note(offers, shard)
+            found += offers
+        return found
 
     # Receipts belong to the tenant: a gateway reports to whichever dispatcher it is connected to.
 

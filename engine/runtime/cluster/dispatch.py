@@ -69,6 +69,7 @@ class DispatchHost:
             make_missing=maker.sandbox,
             executor=self._calls,
             why_not_again=self.store.why_not_again,
+            due_fallbacks=self.store.due_fallbacks,
             day=lambda: day_number(wall_ms(), self.policy.time_zone),
             sent_today=self._sent_today,
         )

@@ -21,6 +21,7 @@ for _, act in ipairs(cmsgpack.unpack(ARGV[11])) do
         known and known[10] or {}}
       put_offer(prefix, id, offer, keep_ms)
       redis.call('ZADD', prefix .. 'outbox', 0, id)
+      if act[10] then redis.call('HSET', prefix .. 'b', id, cmsgpack.pack({act[10], act[11]})) end
     end
   elseif kind == 'consent' then
     if act[4] == -1 then

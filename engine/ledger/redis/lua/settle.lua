@@ -27,6 +27,7 @@ for p = 1, #q, 4 do
           g[5], did = number + 1, 1
           if not has(g[10], WITHHELD) then count_sent(ARGV[6], g[6], g[2], -1) end
         end
+        if act == 'r' then drop_fallback(ARGV[4], hex(id)) end
         if did == 1 then
           local record = struct.pack(GRANT, g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10])
           redis.call('SET', key, value:sub(1, at - 1) .. record .. value:sub(at + SIZE), 'KEEPTTL')

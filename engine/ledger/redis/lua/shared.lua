@@ -45,8 +45,31 @@ local function put_offer(prefix, id, offer, keep_ms)
   redis.call('SET', prefix .. 'f:' .. id, cmsgpack.pack(offer), 'PX', keep_ms)
 end
 
+-- The second channel of an offer (G5): `b` holds {channel, after_ms} while it may still be tried, `bz` when it is due.
+local ENDED = {deadline = true, user_closed = true, store_lost = true}
+
+local function drop_fallback(prefix, id)
+  redis.call('HDEL', prefix .. 'b', id)
+  redis.call('ZREM', prefix .. 'bz', id)
+end
+
+local function is_second(dispatch_id) return dispatch_id:sub(-2) == '/2' end
+
+-- Take an outcome of the first channel into account; `reports`: receipts of it can be missed.
+local function note_fallback(prefix, id, dispatch_id, state, at_ms, code, reports)
+  local packed = redis.call('HGET', prefix .. 'b', id)
+  if not packed then return end
+  if is_second(dispatch_id) or state == 'delivered' or ENDED[code] or (state == 'accepted' and not reports) then
+    drop_fallback(prefix, id)
+  elseif state == 'accepted' or state == 'unknown' then
+    redis.call('ZADD', prefix .. 'bz', at_ms + cmsgpack.unpack(packed)[2], id)
+  elseif state == 'rejected' or state == 'failed' or state == 'expired' then
+    redis.call('ZADD', prefix .. 'bz', at_ms, id)
+  end
+end
+
 -- Append what became of a dispatch; say whether it changed its state (G1).
-local function add_dispatch(prefix, id, offer, dispatch_id, state, at_ms, epoch, gateway_id, code)
+local function add_dispatch(prefix, id, offer, dispatch_id, state, at_ms, epoch, gateway_id, code, reports)
   local before = ''
   for _, one in ipairs(offer[10]) do
     if one[5] and one[1] == dispatch_id then before = one[2] end
@@ -57,6 +80,7 @@ local function add_dispatch(prefix, id, offer, dispatch_id, state, at_ms, epoch,
   if applied then
     if redis.call('HGET', prefix .. 's', id) == dispatch_id then redis.call('HDEL', prefix .. 's', id) end
     redis.call('ZREM', prefix .. 'outbox', id)
+    note_fallback(prefix, id, dispatch_id, state, at_ms, code, reports)
   end
   return true, applied
 end
@@ -65,6 +89,7 @@ end
 local function end_unclaimed(prefix, id, offer, state, at_ms, epoch, code)
   table.insert(offer[10], {id .. '/' .. offer[4] .. '/1', state, at_ms, epoch, true, false, code, false})
   redis.call('ZREM', prefix .. 'outbox', id)
+  drop_fallback(prefix, id)
 end
 
 -- Where the user was closed after the offer was made, it ends (A4); say whether it did.
@@ -78,8 +103,8 @@ local function ended_by_close(prefix, id, offer, epoch, keep_ms)
 end
 
 -- Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4).
-local function has_consent(prefix, offer, assumed)
-  local purpose = 'marketing.' .. offer[4]
+local function has_consent(prefix, offer, channel, assumed)
+  local purpose = 'marketing.' .. channel
   local user = redis.call('HGET', prefix .. 'c:' .. offer[1], purpose)
   local subject = offer[2] ~= offer[1] and redis.call('HGET', prefix .. 'c:' .. offer[2], purpose)
   if user or subject then return user ~= '0' and subject ~= '0' end

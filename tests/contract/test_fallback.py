@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -16,7 +17,8 @@ from engine.deliver.contract import Callback, Capabilities, Dispatch, GatewayRec
 from engine.deliver.gateways.webhook import WebhookGateway
 from engine.errors import GatewayPermanent, GatewayUnknown
 from engine.model import DispatchState as S
-from tests.peers.rig import Rig
+from tests.peers.in_redis import InRedis
+from tests.peers.rig import ASSUMED, Rig
 
 SECRET = "whsec_" + "c2VjcmV0" * 5
 
@@ -45,7 +47,7 @@ def run(folder: Path, sms: Scripted, app: Scripted, work: Callable[[Rig], Awaita
 
     async def main() -> None:
         async with asyncio.timeout(20):
-            rig = Rig(folder, [sms, app])
+            rig = Rig(folder, [sms, app], ledger=LEDGER[0]())
             rigs.append(rig)
             await rig.dispatcher.start()
             await work(rig)
@@ -53,6 +55,18 @@ def run(folder: Path, sms: Scripted, app: Scripted, work: Callable[[Rig], Awaita
 
     asyncio.run(main())
     return rigs[0]
+
+
+LEDGER: list[Callable[[], Any]] = []
+
+
+@pytest.fixture(params=["embedded", "redis"], autouse=True)
+def home(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Every test runs over both homes of the ledger."""
+    url = request.getfixturevalue("redis_url") if request.param == "redis" else None
+    LEDGER[:] = [lambda: None if url is None else InRedis(url, wall_ms(), ASSUMED)]
+    yield
+    LEDGER.clear()
 
 
 @pytest.fixture(autouse=True)
