@@ -111,6 +111,7 @@ class Effects:
     """What a block brought about, in log order."""
 
     now_ms: int
+    first_ms: int = -1  # `now` of the block's first event; -1 where it has none
     events: int = 0
     decisions: list[Decision] = field(default_factory=list)
     offers: list[Offer] = field(default_factory=list)
@@ -296,6 +297,8 @@ class Pipeline:
     def _process_events(self, block: Block, effects: Effects) -> None:
         decoded = self.decoder.decode(block, self.now_ms)
         effects.events += len(decoded.events)
+        if effects.first_ms < 0 and len(decoded.events):
+            effects.first_ms = int(decoded.events["now_ms"][0])
         effects.dead.extend(decoded.dead)
         if self.on_decoded is not None:
             self.on_decoded(block, decoded)

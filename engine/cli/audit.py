@@ -108,7 +108,8 @@ def _told(row: Row) -> list[dict[str, Any]]:
 
 
 def _line(row: Row, one: dict[str, Any], names: set[str] | None) -> tuple[str, ...] | None:
-    at = datetime.fromtimestamp(row.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    # The first content of a log is older than its first event.
+    at = datetime.fromtimestamp(row.at_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ") if row.at_ms else "-"
     if names is not None and one.get("user", one.get("subject")) not in names:
         return None
     is_consent = row.what == "consent"

@@ -263,7 +263,10 @@ def _show(made: Preview) -> None:
     console.print(Panel(Text(made.text), title=f"{made.scenario} by {made.channel}", expand=False))
     if made.channel == "sms":
         names = {"gsm7": "GSM-7", "ucs2": "UCS-2"}
-        console.print(f"{names[made.encoding]}, {made.units} units, {made.segments} segments", highlight=False)
+        console.print(
+            f"{names[made.encoding]}, {made.units} units, {made.segments} segment{'s' * (made.segments > 1)}",
+            highlight=False,
+        )
         if made.forced_by:
             shown = made.forced_by[:20] + ("…" if len(made.forced_by) > 20 else "")
             console.print(f"not GSM-7 because of: {shown}", highlight=False)

@@ -135,7 +135,7 @@ class View:
     def _print_contest(self) -> None:
         """Who would win if all these triggers came together, and who waits already."""
         contest = self._answer.get("contest")
-        if contest is None:
+        if contest is None or len(self._answer["now"]) < 2:  # asked of one scenario alone
             return
         for one in contest["waiting"]:
             self._console.print(f"waiting: {one['scenario']} until {self.instant(one['until'])} ({one['why']})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -63,7 +63,10 @@ class LedgerReader:
             raise store_error(self.path, error) from error
 
     def granted(self, from_ms: int, until_ms: int) -> list[Granted]:
-        """List offers granted and withheld with an instant in [from_ms, until_ms), by instant and id."""
+        """List offers granted and withheld with an instant in [from_ms, until_ms), by instant and id.
+
+        What a scenario in shadow would have offered, and a tag that was set without an offer, are none.
+        """
         found: dict[str, Granted] = {}
         # A batch is as old as its last record: a day more on both sides is more than any batch spans.
         bodies = self.rows(
@@ -74,7 +77,7 @@ class LedgerReader:
         for (body,) in bodies:
             assert isinstance(body, bytes)
             for one in orjson.loads(body):
-                if one["outcome"] in ("offer", "withheld") and from_ms <= one["at"] < until_ms:
+                if one["outcome"] in ("offer", "withheld") and from_ms <= one["at"] < until_ms and _is_offer(one):
                     found[one["decision_id"]] = Granted(
                         one["decision_id"],
                         one["user"],
@@ -131,3 +134,8 @@ class LedgerReader:
         """List the content versions that stored decisions were made with."""
         query = "SELECT DISTINCT value ->> 'content_version' FROM decisions, json_each(CAST(body AS TEXT))"
         return sorted(str(version) for (version,) in self.rows(query))
+
+
+def _is_offer(decision: dict[str, Any]) -> bool:
+    values = decision.get("values")
+    return not values or ("channel" in values and not values.get("shadow"))

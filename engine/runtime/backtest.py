@@ -170,7 +170,7 @@ class _Counting:
     def add(self, effects: Effects, block: Block) -> None:
         tally = self.tally
         if not tally.first_ms and effects.events:
-            tally.first_ms = effects.now_ms
+            tally.first_ms = effects.first_ms
         tally.events += effects.events
         tally.dead += len(effects.dead)
         tally.candidates += effects.candidates

@@ -13,6 +13,7 @@ import msgspec
 import orjson
 
 from engine.ledger.embedded import EmbeddedLedger
+from engine.model import CODE_MARK
 from engine.pipeline import Pipeline
 from engine.settings import Settings
 
@@ -68,7 +69,7 @@ class Explainer:
         if offer is not None:
             answer["message"] = {
                 "channel": offer.channel,
-                "text": offer.text,
+                "text": offer.text.replace(CODE_MARK, f"[{offer.code}]"),  # the code itself is codes.db's alone
                 "benefit": offer.benefit,
                 "class": offer.offer_class,
                 "created_at": offer.created_ms,

@@ -113,11 +113,11 @@ def offer_id(settings: Settings) -> str:
     offers: list[Any] = []
     service.start(offers.extend)
     service.journal.append_many(events, wall_ms=AT_MS)
-    for record in range(100):
+    for record in range(600):
         if offers:
             break
         service.journal.wait(1 << 60, 0.1)
-        assert record < 99, "no offer came"
+        assert record < 599, "no offer came"
     (offer,) = offers
     dispatch = f"{offer.offer_id}/sms/1"
     assert service.ledger.claim([(offer.offer_id, dispatch)], AT_MS + 121_000) == [Claim.CLAIMED]

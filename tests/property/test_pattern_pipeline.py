@@ -471,3 +471,12 @@ def test_i2_a_user_who_leaves_takes_the_state_along(act: str):
     world.tell(consent("u1", NOON_MS + 4 * S), 4)
     assert world.pipeline.behavior.counts()["states"] == 0
     assert world.shop(5) == []
+
+
+def test_b2_a_sum_takes_numbers_that_are_not_negative_and_passes_over_everything_else():
+    world = World(scenario("sum", pattern("sum", OPEN, 300, at_least=100, field="props.fen")))
+    for number, worth in enumerate((60, -50, -0.001, "60", True, None, {"fen": 60})):
+        assert world.shop(1 + number, props={"fen": worth}) == [], worth
+    assert world.shop(20) == []
+    (decision,) = world.shop(21, props={"fen": 40})
+    assert decision["trigger"]["values"]["sum"] == 100

@@ -104,6 +104,7 @@ def test_t3_every_decision_is_the_pipelines_own() -> None:
 
 def test_t4_however_the_recording_is_cut_the_counts_are_the_same() -> None:
     one, other = tally_of(small_content(), 1), tally_of(small_content(), 1_000)
+    assert one.first_ms == other.first_ms == events()[0]["at"]
     for name in ("outcomes", "by_slot", "by_fence", "segments", "messages", "parts", "given", "refused_users"):
         assert getattr(one, name) == getattr(other, name), name
 

@@ -49,6 +49,8 @@ def state(tmp_path: Path) -> Path:
         outcome = "withheld" if number >= 30 else "offer"
         body = {"decision_id": offer_id(number), "user": f"u{number}", "scenario": SCENARIO, "outcome": outcome}
         body |= {"at": AT_MS, "content_version": content.version}
+        if number < 3:
+            body["values"] = {"score": 1.0, "channel": "sms"}
         decisions.append((offer_id(number), f"u{number}", orjson.dumps(body)))
         if outcome == "offer":
             place = "beijing" if number == 0 else None
@@ -64,6 +66,11 @@ def state(tmp_path: Path) -> Path:
                 AT_MS,
             )
             offers.append(Offer(*given, province=place))
+    # What a scenario in shadow would have offered, and a tag that was set alone, are no offers.
+    for number, values in ((50, {"score": 1.0, "channel": "sms", "shadow": True}), (51, {"score": 1.0, "tag": "film"})):
+        body = {"decision_id": offer_id(number), "user": f"u{number}", "scenario": SCENARIO, "outcome": "offer"}
+        body |= {"at": AT_MS, "content_version": content.version, "values": values}
+        decisions.append((offer_id(number), f"u{number}", orjson.dumps(body)))
     used = [Redeemed(bytes([n]) * 16, f"u{n}", AT_MS + 5, offer_id(n), None, None) for n in range(12)]
     ledger.commit(1, AT_MS, decisions=decisions, offers=offers, redemptions=used)
     for number in range(20):
