@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from engine.definitions import FieldTest, PatternTrigger, UsageTrigger
+if TYPE_CHECKING:
+    from engine.definitions import FieldTest, PatternTrigger
 
 LAG_MS = 600_000
 KEPT_STEPS, KEPT_SUMMED, KEPT_KEYS, KEPT_OPENINGS, KEPT_ANSWERS = 12, 256, 8, 8, 4
@@ -58,7 +59,9 @@ class PatternOracle:
         rank: Callable[[Any], int],
     ) -> None:
         self.patterns, self.feeds, self.late_ms, self.rank = patterns, feeds, late_ms, rank
-        self.memory: dict[tuple[int, int, Any], Memory] = {}
+        self.memory: dict[tuple[Any, int, Any], Memory] = {}
+        self._absences: dict[Any, dict[tuple[Any, int, Any], Memory]] = {}  # those of them, by user
+        self._next_ms = 0  # before which no absence is due
         self.lags: set[int] = set()
         self.heard: dict[str, int] = {}
         self.brings: dict[str, set[str]] = {name: set() for name in feeds}
@@ -76,8 +79,8 @@ class PatternOracle:
                 continue
             while waiting := sorted(
                 (one.openings[0][0], key, one)
-                for (owner, of, key), one in self.memory.items()
-                if owner == user and of == number and one.waits and one.openings
+                for (_, of, key), one in self._absences.get(user, {}).items()
+                if of == number and one.waits and one.openings
             ):
                 opened_ms, _, one = waiting[0]
                 if opened_ms + pattern.within_ms + self._delay(pattern) <= at_ms:
@@ -86,8 +89,9 @@ class PatternOracle:
                     break
                 else:
                     one.waits, one.armed_ms = False, now_ms
-            for (owner, of, _), one in self.memory.items():
-                if owner == user and of == number and not one.openings:
+                    self._next_ms = 0
+            for (_, of, _), one in self._absences.get(user, {}).items():
+                if of == number and not one.openings:
                     one.waits = False
         self.lags.discard(user)
         if lags:
@@ -98,10 +102,7 @@ class PatternOracle:
     def usage(self, user: int, at_ms: int, now_ms: int, identity: str, fields: Mapping[str, Any]) -> None:
         """A usage event that counts; `fields` by their names in filters."""
         for number, pattern in enumerate(self.patterns):
-            steps = [
-                isinstance(step, UsageTrigger) and all(passes(test, fields) for test in step.tests)
-                for step in pattern.steps
-            ]
+            steps = [_is_usage(step) and all(passes(test, fields) for test in step.tests) for step in pattern.steps]
             if any(steps):
                 self._step(number, user, at_ms, now_ms, identity, steps, fields, by_timer=False)
 
@@ -109,7 +110,7 @@ class PatternOracle:
         """A transition, timers by its `now` having been told: fence, kind, crossed_ms, sure."""
         for number, pattern in enumerate(self.patterns):
             steps = [
-                not isinstance(step, UsageTrigger)
+                not _is_usage(step)
                 and step.kind == transition["kind"]
                 and transition["fence"] in step.fences
                 and transition["sure"] >= (step.min_confidence or 0)
@@ -122,12 +123,14 @@ class PatternOracle:
 
     def pass_time(self, now_ms: int) -> None:
         """Tell the absences that are due by `now_ms`."""
-        while True:
-            due = []
-            for (user, number, key), one in self.memory.items():
+        while now_ms >= self._next_ms:
+            due, self._next_ms = [], 1 << 62
+            for (user, number, key), one in (each for mine in self._absences.values() for each in mine.items()):
                 if one.openings and not one.waits:
                     pattern = self.patterns[number]
-                    ready_ms = one.openings[0][0] + pattern.within_ms + self._delay(pattern)
+                    due_ms = one.openings[0][0] + pattern.within_ms
+                    self._next_ms = min(self._next_ms, due_ms)
+                    ready_ms = due_ms + self._delay(pattern)
                     if ready_ms <= now_ms:
                         due.append((max(ready_ms, one.armed_ms), user, number, str(key), one))
             if not due:
@@ -137,6 +140,24 @@ class PatternOracle:
                 one.waits = True
             else:
                 self._tell_absence(number, user, one, ready_ms)
+
+    # --- users and content ------------------------------------------------------------------------------------------
+
+    def forget(self, user: Any) -> None:
+        """A user is gone, or another one."""
+        for place in [place for place in self.memory if place[0] == user]:
+            del self.memory[place]
+        self._absences.pop(user, None)
+
+    def renumber(self, patterns: list[Any], row_of: Mapping[int, int]) -> None:
+        """Take new patterns; those that stay keep what is remembered under their new number (L10)."""
+        kept = {
+            (user, row_of[number], key): one for (user, number, key), one in self.memory.items() if number in row_of
+        }
+        self.patterns, self.memory, self._absences, self._next_ms = patterns, kept, {}, 0
+        for place, one in kept.items():
+            if patterns[place[1]].kind == "absence":
+                self._absences.setdefault(place[0], {})[place] = one
 
     # --- patterns ---------------------------------------------------------------------------------------------------
 
@@ -171,6 +192,8 @@ class PatternOracle:
         if place not in self.memory:
             self._make_room(user, number)
             self.memory[place] = Memory()
+            if pattern.kind == "absence":
+                self._absences.setdefault(user, {})[place] = self.memory[place]
         one = self.memory[place]
         if pattern.kind == "absence":
             self._absence(pattern, one, at_ms, now_ms, identity, steps)
@@ -185,7 +208,9 @@ class PatternOracle:
         mine = [place for place in self.memory if place[:2] == (user, number)]
         if mine and mine[0][2] is not None and len(mine) >= KEPT_KEYS:
             self.evicted += 1
-            del self.memory[min(mine, key=lambda place: (self.memory[place].newest_ms, self.rank(place[2])))]
+            oldest = min(mine, key=lambda place: (self.memory[place].newest_ms, self.rank(place[2])))
+            del self.memory[oldest]
+            self._absences.get(user, {}).pop(oldest, None)
 
     def _completes(self, pattern: PatternTrigger, one: Memory, at_ms: int, payload: Any) -> tuple[int, Any] | None:
         without = list(one.events)
@@ -243,7 +268,7 @@ class PatternOracle:
             if len(one.openings) > KEPT_OPENINGS:
                 del one.openings[1]
         if one.openings[:1] != first:
-            one.armed_ms = now_ms
+            one.armed_ms, self._next_ms = now_ms, 0
 
     def _tell_absence(self, number: int, user: int, one: Memory, now_ms: int) -> None:
         pattern = self.patterns[number]
@@ -257,7 +282,7 @@ class PatternOracle:
         one.armed_ms = now_ms
 
     def _awaited(self, pattern: PatternTrigger) -> Iterator[str]:
-        kind = "usage" if isinstance(pattern.steps[1], UsageTrigger) else "ping"
+        kind = "usage" if _is_usage(pattern.steps[1]) else "ping"
         return (name for name, brings in self.brings.items() if kind in brings)
 
     def _delay(self, pattern: PatternTrigger) -> int:
@@ -283,6 +308,10 @@ def truth(pattern: PatternTrigger, events: list[tuple[int, Any]], end_ms: int, f
         return total if total >= pattern.at_least else None
     number = len(set(inside)) if pattern.kind == "distinct" else len(inside)
     return number if number >= pattern.at_least else None
+
+
+def _is_usage(step: Any) -> bool:
+    return not getattr(step, "kind", "")
 
 
 def plain(value: Any) -> Any:

@@ -14,18 +14,22 @@ from typing import Any
 
 import orjson
 
-from tests.simulation import judge
+from tests.simulation import judge, ranking
+from tests.simulation.answers import Answers
 from tests.simulation.day import Expected
 from tests.simulation.deliveries import check_deliveries, check_replays
-from tests.simulation.ground import FUTURE_MS, Person, is_opt_out, matches
+from tests.simulation.ground import FUTURE_MS, Person, is_opt_out
 from tests.simulation.judge import Trigger
 from tests.simulation.limits import Book, Grant
-from tests.simulation.plan import KEY, TENANT, City, Plan
+from tests.simulation.plan import HOME_ZONE, KEY, TENANT, City, Plan
+from tests.simulation.redeemed import Redeemed
+from tests.simulation.stocktaking import Shelf
 from tests.simulation.story import LogRecord, Story, Told
+from tests.simulation.waiting import Waiting
+from tests.simulation.walk import Heard, Walk, Wanted, Wants
 
 EVENTS, CONTENT, CONTROL = 1, 3, 4
 NO_LOCATION, NO_USAGE = 7, 8  # drop codes
-SILENT = {"closed", "opened", "gap", "expired", "removed", "returned"}
 REASONS = {
     "granted", "not_live", "too_old", "no_profile", "audience", "no_consent", "opted_out", "dnd", "suppressed",
     "reentry", "quiet_hours", "not_drawn", "stale_presence", "outscored",
@@ -34,8 +38,6 @@ REASONS = {
     "cap:all", "cap:channel", "cap:scenario", "cap:category", "cap:partner", "cap:deployment",
 }  # fmt: skip
 OUTCOMES = {"granted": "offer", "holdout": "withheld", "outscored": "lost", "deadline": "expired"}
-Wanted = tuple[str, str, str, int]
-"""A candidate that must be decided: user, scenario, trigger key, instant of the trigger."""
 
 
 class Run:
@@ -45,6 +47,7 @@ class Run:
         self.decision_id = decision_id
         self.reason = reason
         self.swallowed = 0
+        self.uncertain = 0  # so many more it may have swallowed
 
 
 class Auditor:
@@ -67,18 +70,22 @@ class Auditor:
         self.now_ms = -1
         self.paused: set[str] = set()
         self.auto_paused: set[str] = set()
-        self.inside: dict[tuple[str, str], bool] = {}
+        self.walk = Walk(cities, self.city, self.say)
+        self.shelf = Shelf()
+        self.answers = Answers()
+        self.redeemed = Redeemed()
+        self.waiting = Waiting()
         self.runs: dict[tuple[str, str], Run] = {}
-        self.held: dict[str, tuple[Trigger, int]] = {}
         self.seen_ids: set[str] = set()
         self.granted_ids: dict[str, dict[str, Any]] = {}
         self.shadow_ids: set[str] = set()
-        self.transitions: set[tuple[Any, ...]] = set()
         # For the hand-over: what held from when on.
         self.consent_log: dict[tuple[str, str], list[tuple[int, bool | None]]] = defaultdict(list)
         self.pause_log: dict[str, list[tuple[int, bool]]] = defaultdict(list)
         self.closed_log: dict[str, list[int]] = defaultdict(list)
-        self.late_starts: set[str] = set()
+        self.recalls: dict[str, list[int]] = defaultdict(list)  # of leases, by pool
+        self.told_states: set[tuple[str, str]] = set()  # of offers, by receipts
+        self.texts: dict[str, str] = {one[0]: one[4] for each in told for one in each.offers}
         self._where = ""
 
     @property
@@ -92,11 +99,13 @@ class Auditor:
             self._follow(record, told)
         self._where = "at the end"
         for line in self.closing:
-            self._close_run(orjson.loads(line), Counter())
+            self._close_run(orjson.loads(line), Wants())
         for (user, scenario), run in self.runs.items():
             self.check(run.swallowed == 0, f"{run.swallowed} refusals of {scenario} to {user} are in no decision")
-        for decision_id in self.held:
-            self.say(f"held candidate {decision_id} never ended")
+        for what in self.waiting.left():
+            self.say(f"{what} never ended")
+        for what in self.redeemed.differences(self.story):
+            self.say(what)
         self._check_expected()
         check_replays(self)
         check_deliveries(self)
@@ -117,27 +126,64 @@ class Auditor:
     # --- one record -------------------------------------------------------------------------------------------------
 
     def _follow(self, record: LogRecord, told: Told) -> None:
-        wanted: Counter[Wanted] = Counter()
+        heard: list[Heard] = []
         changes: list[dict[str, Any]] = []
         if record.kind == EVENTS:
-            changes = self._read(record, told, wanted)
+            heard, changes = self._read(record, told)
         else:
             self.check(told.events == 0 and not told.dead, "a record without events gave some")
-        triggers = self._follow_transitions(told, wanted)
-        decisions = _as_reserved([orjson.loads(line) for line in told.decisions])
+        # Where nobody could be read no time passes: what is due comes with the next record, as of its own instant.
+        is_heard = record.kind != EVENTS or bool(heard or changes)
+        wants = self.walk.follow(heard, told, self.now_ms, passes_time=is_heard)
+        before = self._passing(wants) if self.city.window_ms else {}
+        codes = {one[0]: one[6] for one in told.offers}
+        decisions = self._as_reserved([orjson.loads(line) for line in told.decisions])
+        marks: list[tuple[str, str, int]] = []
+        moment: Any = None
         for row, decision in enumerate(decisions):
-            self._judge(decision, decisions[:row] + decisions[row + 1 :], wanted, triggers, record)
-        self._swallow(wanted)
+            here = self._moment(decision)
+            if here != moment:
+                # A tag is seen from the user's next event on.
+                self._put_tags(marks)
+                moment = here
+            self._judge(decision, decisions[:row] + decisions[row + 1 :], wants, record, codes, marks)
+        self._put_tags(marks)
+        self._swallow(wants, before)
         for event in changes:
             self._apply(event)
         if record.kind == CONTENT:
             self.city = self.cities[orjson.loads(record.payload)["version"]]
+            self.walk.activate(self.city)
         elif record.kind == CONTROL:
             self._control(orjson.loads(record.payload))
 
-    def _read(self, record: LogRecord, told: Told, wanted: Counter[Wanted]) -> list[dict[str, Any]]:
-        """Read the record's events again; return those that change what is known of users."""
+    def _put_tags(self, marks: list[tuple[str, str, int]]) -> None:
+        for user, tag, until_ms in marks:
+            self.person(user).set_tag(tag, until_ms)
+        marks.clear()
+
+    def _moment(self, decision: dict[str, Any]) -> tuple[Any, ...]:
+        """What arbitrates together: what one event brought a user, or what is released to him at an instant."""
+        user, at_ms, told = decision["user"], decision["at"], decision["trigger"]
+        is_released = self.waiting.is_released(decision)
+        return user, at_ms, "released" if is_released else told["at"]
+
+    def _as_reserved(self, decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Order what competed as the ledger was asked: tags, shadow, withheld, then what took the slot."""
+        ordered: list[dict[str, Any]] = []
+        for _, group in itertools.groupby(decisions, key=self._moment):
+            ordered += sorted(group, key=self._turn)
+        return ordered
+
+    def _turn(self, decision: dict[str, Any]) -> tuple[bool, ...]:
+        plan = self.city.by_id.get(decision["scenario"])
+        is_tag = plan is not None and plan.is_tag
+        return decision["count"] == 1, not is_tag, "shadow" not in decision["values"], decision["outcome"] != "withheld"
+
+    def _read(self, record: LogRecord, told: Told) -> tuple[list[Heard], list[dict[str, Any]]]:
+        """Read the record's events again; return what is heard of users, and what changes what is known of them."""
         dead, whole, changes = set(), 0, []
+        heard: list[Heard] = []
         without = Counter({NO_LOCATION: 0, NO_USAGE: 0})
         repeated = 0
         for item, line in enumerate(record.payload.split(b"\n")):
@@ -151,14 +197,17 @@ class Auditor:
             whole += 1
             who = self.person(event["user"])
             if event["type"] == "ping":
-                without[NO_LOCATION] += not who.says("location", self.city.assumed)
+                is_allowed = bool(who.says("location", self.city.assumed))
+                without[NO_LOCATION] += not is_allowed
+                heard.append(Heard(event, is_allowed))
             elif event["type"] == "usage":
+                counts = False
                 if not who.says("usage", self.city.assumed):
                     without[NO_USAGE] += 1
-                elif who.admit_usage(event["feed"], event.get("id") or line.decode(), event["at"]):
-                    self._want_usage(event, wanted)
                 else:
-                    repeated += 1
+                    counts = who.admit_usage(event["feed"], event.get("id") or line.decode(), event["at"])
+                    repeated += not counts
+                heard.append(Heard(event, counts))
             else:
                 changes.append(event)
         found = {(position, item) for position, item, _ in told.dead}
@@ -171,49 +220,7 @@ class Auditor:
         self.check(
             told.drops[1] + told.drops[2] >= repeated, f"{repeated} usage events came again or late, and counted"
         )
-        return changes
-
-    def _want_usage(self, event: dict[str, Any], wanted: Counter[Wanted]) -> None:
-        for plan in self.city.plans:
-            if not plan.is_presence and matches(plan.trigger[1], event):
-                # The id of an event without one is a hash of the engine's own.
-                identity = event.get("id", "?")
-                wanted[event["user"], plan.id, f"{event['feed']}|{identity}", event["at"]] += 1
-
-    def _follow_transitions(self, told: Told, wanted: Counter[Wanted]) -> dict[tuple[str, str, int], bool]:
-        """Check that visits alternate, and work out the candidates; return which triggers are too uncertain."""
-        stale: dict[tuple[str, str, int], bool] = {}
-        chosen: dict[tuple[Any, ...], dict[str, tuple[float, str, int]]] = {}
-        place = {one.id: one for city in self.cities.values() for one in city.places}
-        for row, one in zip(told.rows, told.transitions, strict=True):
-            user, fence, kind, reason, crossed_ms, confirmed_ms, now_ms, threshold_s, by_timer, is_stale = one
-            self.transitions.add((user, fence, kind, reason, crossed_ms, confirmed_ms))
-            if kind in ("enter", "exit"):
-                was_inside = self.inside.get((user, fence), False)
-                self.check(was_inside == (kind == "exit"), f"{kind} of {user} and {fence} does not alternate")
-                self.inside[user, fence] = kind == "enter"
-            elif kind == "dwell":
-                self.check(self.inside.get((user, fence), False), f"dwell of {user} outside of {fence}")
-                self.check(confirmed_ms - crossed_ms >= threshold_s * 1000, f"dwell of {user} in {fence} too early")
-            if reason in SILENT or kind == "cross":
-                continue
-            key = f"{fence}|{kind}|{crossed_ms}|{max(threshold_s, 0)}"
-            stale[user, key, confirmed_ms] = is_stale and kind == "enter"
-            for plan in self.city.plans:
-                if plan.trigger[0] != kind or fence not in plan.trigger[1]:
-                    continue
-                if kind == "dwell" and plan.trigger[2] != threshold_s:
-                    continue
-                group = chosen.setdefault((row, user, now_ms, by_timer), {})
-                best = group.get(plan.id)
-                if best is None or (place[fence].size_m, fence) < best[:2]:
-                    group[plan.id] = (place[fence].size_m, fence, confirmed_ms)
-                    group[plan.id + "|"] = (0.0, key, confirmed_ms)
-        for (_, user, _, _), group in chosen.items():
-            for name, (_, key, at_ms) in group.items():
-                if name.endswith("|"):
-                    wanted[user, name[:-1], key, at_ms] += 1
-        return stale
+        return heard, changes
 
     # --- one decision -----------------------------------------------------------------------------------------------
 
@@ -221,12 +228,13 @@ class Auditor:
         self,
         decision: dict[str, Any],
         others: list[dict[str, Any]],
-        wanted: Counter[Wanted],
-        stale: dict[tuple[str, str, int], bool],
+        wants: Wants,
         record: LogRecord,
+        codes: dict[str, str | None],
+        marks: list[tuple[str, str, int]],
     ) -> None:
         if decision["count"] > 1:
-            self._close_run(decision, wanted)
+            self._close_run(decision, wants)
             return
         reason, outcome, user, scenario = (decision[name] for name in ("reason", "outcome", "user", "scenario"))
         self.reasons[f"{outcome} {reason}"] += 1
@@ -235,17 +243,18 @@ class Auditor:
         self.check(outcome == expected or (reason, outcome) == ("quiet_hours", "held"), f"{reason} ended as {outcome}")
         self.check(decision["content_version"] == self.city.version, f"decided under {decision['content_version']}")
         told = decision["trigger"]
-        trigger_id = blake2b(f"{TENANT}\0{scenario}\0{user}\0{told['key']}".encode(), key=KEY, digest_size=10)
-        own_id = f"{told['at'] & (1 << 48) - 1:012x}{trigger_id.hexdigest()}"
+        own_id = self._id_of(user, scenario, told["key"], told["at"])
         self.check(decision["decision_id"] == own_id, f"id {decision['decision_id']} is not a function of its trigger")
-        waiting = self.held.pop(decision["decision_id"], None)
+        waiting = self.waiting.take(decision)
         if waiting is not None:
-            trigger, arrived_ms = waiting
+            trigger, arrived_ms, due_ms = waiting
+            self.check(due_ms in (None, decision["at"]) or reason == "opted_out", f"released at {decision['at']}")
         else:
-            is_stale = stale.get((user, told["key"], told["at"]), False)
-            trigger = Trigger(told["kind"], told["key"], told["at"], told["fence"], is_stale)
+            is_stale = (user, told["key"], told["at"]) in wants.stale
+            is_silent = (user, scenario, told["at"]) in wants.silent
+            trigger = Trigger(told["kind"], told["key"], told["at"], told["fence"], is_stale, is_silent)
             arrived_ms = decision["at"]
-            if not self._take(wanted, (user, scenario, told["key"], told["at"])):
+            if not wants.take((user, scenario, told["key"], told["at"])):
                 self.say(f"{outcome} {reason} of {scenario} to {user} without a trigger {told['key']}")
             again = decision["decision_id"] in self.seen_ids and self.person(user).lives == 0
             self.check(not again or reason == "duplicate", f"{decision['decision_id']} decided a second time")
@@ -259,38 +268,67 @@ class Auditor:
             self.check(reason in ("not_live", "opted_out"), f"{reason} for {scenario}, which is not in the content")
             return
         if outcome in ("offer", "withheld"):
-            self._judge_grant(decision, plan, trigger, arrived_ms)
+            self._judge_grant(decision, plan, trigger, arrived_ms, codes, marks)
         else:
             if outcome == "held":
-                self.held[decision["decision_id"]] = (trigger, arrived_ms)
+                self.waiting.hold(decision, trigger, arrived_ms)
             self._judge_refusal(decision, plan, trigger, arrived_ms, others, record)
 
-    def _judge_grant(self, decision: dict[str, Any], plan: Plan, trigger: Trigger, arrived_ms: int) -> None:
+    def _judge_grant(
+        self,
+        decision: dict[str, Any],
+        plan: Plan,
+        trigger: Trigger,
+        arrived_ms: int,
+        codes: dict[str, str | None],
+        marks: list[tuple[str, str, int]],
+    ) -> None:
         """Nothing may speak against an offer, nor against one that was only withheld."""
-        who, at_ms, channel = self.person(decision["user"]), decision["at"], decision["values"]["channel"]
+        who, at_ms, offer_id = self.person(decision["user"]), decision["at"], decision["decision_id"]
+        channel = "none" if plan.is_tag else decision["values"]["channel"]
         is_withheld, is_shadow = decision["outcome"] == "withheld", plan.mode == "shadow"
         label = f"{decision['outcome']} of {plan.id} to {who.name}"
-        self.check(channel in plan.channels, f"{label} on channel {channel}")
-        found = judge.objections(self.city, plan, who, trigger, at_ms, arrived_ms, (channel,))
-        zone = who.zone or self.city.home_zone
-        found |= self.book.objections(self.city, plan, who.subject, zone, at_ms, channel, is_withheld)
-        if plan.mode == "paused" or {plan.id, "*"} & self.paused or plan.id in self.auto_paused:
+        self.check(plan.is_tag or channel in plan.reachable, f"{label} on channel {channel}")
+        found = judge.objections(self.city, plan, who, trigger, at_ms, arrived_ms, (channel,), offer_id)
+        found |= self._limits(plan, who, at_ms, channel, is_withheld)
+        if self._is_paused(plan):
             found.add("paused")
+        if self.answers.is_paused(who.name, plan, at_ms):
+            found.add("suppressed")
         if self._is_outage():
             found.add("store_unavailable")
         self.check(not found, f"{label} in spite of {sorted(found)}")
         in_arm = judge.is_held_out(self.city, plan, who.name)
         self.check(in_arm == is_withheld, f"{label}, in the holdout: {in_arm}")
         self.check(bool(decision["values"].get("shadow")) == is_shadow, f"{label}: shadow is not said")
+        score = ranking.score_of(plan, who, decision)
+        self.check(decision["values"]["score"] == score, f"{label}: score {decision['values']['score']} is not {score}")
         if is_shadow:
-            self.shadow_ids.add(decision["decision_id"])
+            self.shadow_ids.add(offer_id)
             return
-        if decision["decision_id"] in self.book.by_id:
+        if offer_id in self.book.by_id:
             self.say(f"{label}: id granted twice")
             return
-        self.book.add(Grant(decision["decision_id"], who.subject, at_ms, plan, channel, is_withheld))
-        if not is_withheld:
-            self.granted_ids[decision["decision_id"]] = decision
+        self.book.add(Grant(offer_id, who.subject, at_ms, plan, channel, is_withheld))
+        if is_withheld:
+            return
+        if plan.tag is not None:
+            marks.append((who.name, plan.tag[0], at_ms + plan.tag[1]))
+        if plan.is_tag:
+            return
+        self.granted_ids[offer_id] = decision
+        for what in self.shelf.take(self.city, plan, offer_id, who.subject, at_ms, codes.get(offer_id)):
+            self.say(f"{label}: {what}")
+        if plan.pause_after is not None:
+            valid_ms = [one.valid_for_ms for one in self.city.terms_of(plan)[:1] if one.valid_for_ms is not None]
+            ends_ms = at_ms + valid_ms[0] if valid_ms else trigger.at_ms + plan.deadline_ms
+            self.answers.offered(who.name, plan, offer_id, ends_ms)
+
+    def _limits(self, plan: Plan, who: Person, at_ms: int, channel: str, is_withheld: bool) -> set[str]:
+        """Every reason for which the ledger must refuse."""
+        zone = who.zone or self.city.home_zone
+        found = self.book.objections(self.city, plan, who.subject, zone, at_ms, channel, is_withheld)
+        return found | self.shelf.objections(self.city, plan, who.subject, at_ms)
 
     def _judge_refusal(
         self,
@@ -310,38 +348,47 @@ class Auditor:
             winners = [one for one in others if one["user"] == name and one["scenario"] == values["winner"]]
             won = any(one["outcome"] in ("offer", "withheld") for one in winners)
             self.check(won or any(one["reason"] == "duplicate" for one in winners), f"{label}: no such winner")
+            who = self.person(name)
+            mine = ranking.place(plan, who, decision)
+            for one in winners[:1]:
+                is_better = ranking.place(self.city.by_id[one["scenario"]], who, one) < mine
+                self.check(is_better, f"{label}: {one['scenario']} has no better score")
         elif reason == "outscored":
-            self.check(values.get("held") in self.held, f"{label}: nothing is held")
+            self.check(self.waiting.holds(name, plan.id, values.get("held")), f"{label}: nothing is held")
         elif reason == "opted_out" and values.get("closed"):
             closing = record.kind == EVENTS and orjson.loads(record.payload)["type"] in (
                 "user-closed",
                 "address-changed",
             )
             self.check(closing, f"{label}: nobody was closed")
-        elif not self._is_true(reason, decision["outcome"], plan, name, trigger, decision["at"], arrived_ms):
+        elif not self._is_true(decision, plan, trigger, arrived_ms):
             self.say(f"{label} is not true")
 
-    def _is_true(
-        self, reason: str, outcome: str, plan: Plan, name: str, trigger: Trigger, at_ms: int, arrived_ms: int
-    ) -> bool:
+    def _is_true(self, decision: dict[str, Any], plan: Plan, trigger: Trigger, arrived_ms: int) -> bool:
         """Whether a refusal's reason holds at this place of the log."""
-        who = self.person(name)
+        reason, outcome, at_ms = decision["reason"], decision["outcome"], decision["at"]
+        who = self.person(decision["user"])
         if reason == "store_unavailable":
             return self._is_outage()
-        zone = who.zone or self.city.home_zone
-        withheld = judge.is_held_out(self.city, plan, name)
+        withheld = judge.is_held_out(self.city, plan, who.name)
         limits: set[str] = set()
-        for channel in plan.channels:
-            limits |= self.book.objections(self.city, plan, who.subject, zone, at_ms, channel, withheld)
+        for channel in plan.reachable:
+            limits |= self._limits(plan, who, at_ms, channel, withheld)
         if reason == "paused":
             if "paused" in limits:
                 self.auto_paused.add(plan.id)
-            return plan.mode == "paused" or bool({plan.id, "*"} & self.paused) or plan.id in self.auto_paused
-        if reason.startswith("cap:") or reason in ("min_gap", "reentry"):
+            return self._is_paused(plan)
+        if reason.startswith("cap:") or reason in ("min_gap", "reentry", "stock", "budget"):
             return reason in limits
+        if reason == "suppressed" and self.answers.is_paused(who.name, plan, at_ms):
+            return True
         if reason == "quiet_hours" and outcome != "held" and plan.may_hold:
             return False
-        return reason in judge.objections(self.city, plan, who, trigger, at_ms, arrived_ms, plan.channels)
+        offer_id = decision["decision_id"]
+        return reason in judge.objections(self.city, plan, who, trigger, at_ms, arrived_ms, plan.reachable, offer_id)
+
+    def _is_paused(self, plan: Plan) -> bool:
+        return plan.mode == "paused" or bool({plan.id, "*"} & self.paused) or plan.id in self.auto_paused
 
     def _is_outage(self) -> bool:
         position = int(self._where.split()[-1])
@@ -349,37 +396,73 @@ class Auditor:
 
     # --- counting refusals ------------------------------------------------------------------------------------------
 
-    def _take(self, wanted: Counter[Wanted], candidate: Wanted) -> bool:
-        for one in (candidate, (*candidate[:2], candidate[2].partition("|")[0] + "|?", candidate[3])):
-            if wanted[one] > 0:
-                wanted[one] -= 1
-                return True
-        return False
+    def _swallow(self, wants: Wants, before: dict[Wanted, bool | None]) -> None:
+        """Candidates without a decision wait for competitors, or belong to a run of refusals."""
+        after = self._passing(wants) if self.city.window_ms else {}
+        for wanted, is_sure in ((wants.sure, True), (wants.maybe, False)):
+            for one, count in wanted.items():
+                passes = before.get(one, False) if before.get(one) is after.get(one) else None
+                for _ in range(count):
+                    self._swallow_one(one, wants, passes, is_sure)
 
-    def _swallow(self, wanted: Counter[Wanted]) -> None:
-        """Candidates without a decision of their own must belong to a run of refusals."""
-        for (user, scenario, key, at_ms), count in wanted.items():
-            if not count:
-                continue
-            run = self.runs.get((user, scenario))
-            if run is None:
-                self.say(f"candidate of {scenario} to {user} at {at_ms} ({key}) has no outcome")
-            else:
-                run.swallowed += count
+    def _swallow_one(self, one: Wanted, wants: Wants, passes: bool | None, is_sure: bool) -> None:
+        """`passes` None: what else happened in the record may have opened or shut a gate for it."""
+        user, scenario, key, at_ms = one
+        run = self.runs.get((user, scenario))
+        if passes is not False:
+            is_sure = is_sure and passes is True
+            self.waiting.gather(one, Trigger("", key, at_ms, None), wants.now_ms[one], self.city.window_ms, is_sure)
+            if passes:
+                return
+        if not is_sure:
+            if run is not None:
+                run.uncertain += 1
+        elif run is None:
+            self.say(f"candidate of {scenario} to {user} at {at_ms} ({key}) has no outcome")
+        else:
+            run.swallowed += 1
 
-    def _close_run(self, decision: dict[str, Any], wanted: Counter[Wanted]) -> None:
+    def _passing(self, wants: Wants) -> dict[Wanted, bool | None]:
+        """Of every candidate whether no gate objects as things are; then it waits until the window ends (D2)."""
+        return {one: self._passes(one, wants) for one in [*wants.sure, *wants.maybe]}
+
+    def _passes(self, one: Wanted, wants: Wants) -> bool | None:
+        user, scenario, key, at_ms = one
+        plan, who, now_ms = self.city.by_id[scenario], self.person(user), wants.now_ms[one]
+        if plan.is_tag:
+            return False
+        if plan.lottery is not None and key.endswith("?"):
+            return None  # who draws by an id that the engine made
+        fence = key.partition("|")[0] if plan.is_presence else None
+        is_silent = (user, scenario, at_ms) in wants.silent
+        trigger = Trigger("", key, at_ms, fence, (user, key, at_ms) in wants.stale, is_silent)
+        offer_id = self._id_of(user, scenario, key, at_ms)
+        found = judge.objections(self.city, plan, who, trigger, now_ms, now_ms, plan.reachable, offer_id)
+        limits = self.book.objections(self.city, plan, who.subject, HOME_ZONE, now_ms, "", False)
+        is_free = "reentry" not in limits and not self._is_paused(plan)
+        return not found and is_free and not self.answers.is_paused(user, plan, now_ms)
+
+    @staticmethod
+    def _id_of(user: str, scenario: str, key: str, at_ms: int) -> str:
+        """The id is a function of the trigger (D4)."""
+        made = blake2b(f"{TENANT}\0{scenario}\0{user}\0{key}".encode(), key=KEY, digest_size=10)
+        return f"{at_ms & (1 << 48) - 1:012x}{made.hexdigest()}"
+
+    def _close_run(self, decision: dict[str, Any], wants: Wants) -> None:
         user, scenario = decision["user"], decision["scenario"]
         run = self.runs.get((user, scenario))
         if run is None or run.decision_id != decision["decision_id"] or run.reason != decision["reason"]:
             self.say(f"a run of {scenario} to {user} is closed that is not open")
             return
         missing = decision["count"] - 1 - run.swallowed
-        for one in list(wanted):
-            while missing > 0 and one[:2] == (user, scenario) and wanted[one] > 0:
-                wanted[one] -= 1
-                missing -= 1
-        self.check(missing == 0, f"a run of {scenario} to {user} counts {decision['count']}, {missing} too many")
-        run.swallowed = 0
+        for wanted in (wants.sure, wants.maybe):
+            for one in list(wanted):
+                while missing > run.uncertain and one[:2] == (user, scenario) and wanted[one] > 0:
+                    wanted[one] -= 1
+                    missing -= 1
+        is_right = 0 <= missing <= run.uncertain
+        self.check(is_right, f"a run of {scenario} to {user} counts {decision['count']}, {missing} too many")
+        run.swallowed = run.uncertain = 0
 
     # --- what changes users -----------------------------------------------------------------------------------------
 
@@ -399,14 +482,27 @@ class Auditor:
             for name, purpose in list(self.consent_log):
                 if name == who.name:
                     self.consent_log[name, purpose].append((self.now_ms, None))
-            for user, fence in list(self.inside):
-                if user == who.name:
-                    del self.inside[user, fence]
+            self.walk.forget(who.name)
+            self.answers.forget(who.name)
             for key in [key for key in self.runs if key[0] == who.name]:
                 run = self.runs.pop(key)
                 self.check(run.swallowed == 0, f"a run of {key[1]} to {key[0]} was not closed with the user")
         elif kind == "receipt":
-            self.book.hear(event["offer_id"], event["state"])
+            self._hear(event)
+        elif kind == "redemption":
+            self.redeemed.hear(event)
+            if not event.get("refund"):
+                self.answers.answered(who.name, event.get("offer_id"), event.get("benefit"), self.now_ms)
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        user, offer_id, state = event["user"], event["offer_id"], event["state"]
+        self.told_states.add((offer_id, state))
+        if self.book.hear(offer_id, state):
+            self.shelf.release(offer_id)
+        if state in ("rejected", "failed", "expired"):
+            self.answers.answered(user, offer_id, None, self.now_ms)
+        elif state in ("accepted", "delivered"):
+            self.answers.received(user, offer_id, self.now_ms)
 
     def _say(self, who: Person, purpose: str, granted: bool, at_ms: int) -> None:
         """A yes or no of one number; a no is the person's, on whichever number it was said (A4)."""
@@ -433,6 +529,10 @@ class Auditor:
                 self.consent_log[one.name, purpose].append((self.now_ms, False))
 
     def _control(self, control: dict[str, Any]) -> None:
+        if self.shelf.control(control):
+            if "recall" in control:
+                self.recalls[control["recall"]].append(self.now_ms)
+            return
         name, is_paused = control["pause"], control["paused"]
         self.pause_log[name].append((self.now_ms, is_paused))
         if is_paused:
@@ -445,7 +545,7 @@ class Auditor:
         """What scripted users did must have been seen, unless the service was down meanwhile."""
         for one in self.expected:
             came = self._is_prompt(one)
-            found = (one.user, one.fence, one.kind, one.reason, one.crossed_ms, one.confirmed_ms) in self.transitions
+            found = (one.user, one.fence, one.kind, one.reason, one.crossed_ms, one.confirmed_ms) in self.walk.seen
             self.check(found or not came, f"{one} did not happen")
 
     def _is_prompt(self, expected: Expected) -> bool:
@@ -457,11 +557,3 @@ class Auditor:
                     if f'"{expected.user}"'.encode() in line:
                         prompt &= record.append_ms - orjson.loads(line)["at"] < 60_000
         return prompt
-
-
-def _as_reserved(decisions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Order what one instant brought a user as the ledger was asked: shadow, then withheld, then what took the slot."""
-    ordered: list[dict[str, Any]] = []
-    for _, group in itertools.groupby(decisions, key=lambda one: (one["user"], one["at"])):
-        ordered += sorted(group, key=lambda one: ("shadow" not in one["values"], one["outcome"] != "withheld"))
-    return ordered

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 
 from engine.definitions import (
+    TAG_CLASS,
+    AppTable,
+    BenefitDefinition,
     Cap,
     CellTable,
     Compare,
@@ -15,11 +18,15 @@ from engine.definitions import (
     Expression,
     Fence,
     FieldTest,
+    GrantTag,
     HasTag,
     InOrganisation,
     Limits,
+    Lottery,
     Neither,
     OfferDefinition,
+    PatternTrigger,
+    PauseAfter,
     Placeholder,
     Policy,
     PresenceTrigger,
@@ -29,10 +36,13 @@ from engine.definitions import (
     Schedule,
     Shape,
     Some,
+    StockLimits,
     UsageTrigger,
+    While,
 )
 from engine.model import Mode, Scope
 from tests.simulation.plan import City, Limit, Place, Plan, degrees
+from tests.simulation.terms import Benefit, Pattern, Step
 
 
 def build_content(city: City) -> Content:
@@ -54,8 +64,12 @@ def build_content(city: City) -> Content:
         assumed_consent=city.assumed,
         universal_holdout_percent=city.universal_holdout,
         holdout_salt=city.salt,
+        arbitration_window_ms=city.window_ms,
     )
-    return Content(city.version, fences, cells, tuple(map(_scenario, city.plans)), policy)
+    apps = AppTable(*zip(*sorted(city.apps), strict=True))
+    benefits = {one.id: _benefit(one) for one in city.benefits}
+    scenarios = tuple(_scenario(plan, benefits) for plan in city.plans)
+    return Content(city.version, fences, cells, scenarios, policy, tuple(benefits.values()), apps)
 
 
 def _fence(place: Place) -> Fence:
@@ -89,23 +103,60 @@ def _cap(limit: Limit) -> Cap:
     return Cap(Scope[limit.scope.upper()], limit.most, limit.window, limit.span_ms)
 
 
-def _scenario(plan: Plan) -> Scenario:
-    if plan.trigger[0] == "usage":
-        trigger: Any = UsageTrigger(tuple(FieldTest(*test) for test in plan.trigger[1]))
-    else:
-        kind, fences, threshold_s = plan.trigger
-        trigger = PresenceTrigger(kind, fences, threshold_s)
-    offer = OfferDefinition(
-        benefit=f"{plan.id}-benefit",
+def _benefit(one: Benefit) -> BenefitDefinition:
+    stock = None
+    if one.is_limited:
+        limits = ("total", "per_day", "per_user", "budget_fen", "budget_per_day_fen", "budget_per_user_fen", "pool")
+        stock = StockLimits(**{name: getattr(one, name) for name in limits})
+    return BenefitDefinition(
+        one.id, one.id, "living", "national/demo", cost_fen=one.cost_fen, valid_for_ms=one.valid_for_ms, stock=stock
+    )
+
+
+def _trigger(plan: Plan) -> Any:
+    kind = plan.trigger[0]
+    if kind == "usage":
+        return UsageTrigger(tuple(FieldTest(*test) for test in plan.trigger[1]))
+    if kind == "pattern":
+        return _pattern(plan.trigger[1])
+    return PresenceTrigger(*plan.trigger)
+
+
+def _pattern(one: Pattern) -> PatternTrigger:
+    steps = tuple(map(_step, one.steps))
+    return PatternTrigger(one.kind, steps, one.within_ms, one.at_least, one.field, one.same, state_hash=repr(one))
+
+
+def _step(one: Step) -> UsageTrigger | PresenceTrigger:
+    if one.kind:
+        return PresenceTrigger(one.kind, one.fences)
+    return UsageTrigger(tuple(FieldTest(test.field, test.op, test.value) for test in one.tests))
+
+
+def _offer(plan: Plan, benefits: dict[str, BenefitDefinition]) -> OfferDefinition:
+    mark = None if plan.tag is None else GrantTag(*plan.tag)
+    if plan.is_tag:
+        return OfferDefinition("", "", "", TAG_CLASS, ("none",), "", on_grant=mark)
+    places = [Placeholder("who", f"attribute:{name}", max_length=8) for name in plan.needs]
+    if "{code}" in plan.text:
+        places.append(Placeholder("code", "code"))
+    return OfferDefinition(
+        benefit=plan.benefit,
         benefit_class=plan.category,
         partner=plan.partner,
         offer_class="service" if plan.service else "marketing",
         channels=plan.channels,
         text=plan.text,
-        placeholders=tuple(Placeholder("who", f"attribute:{name}", max_length=8) for name in plan.needs),
+        placeholders=tuple(places),
         approver="an approver" if plan.service else None,
+        value=plan.value,
         deadline_s=plan.deadline_s,
+        terms=tuple(benefits[name] for name in plan.takes),
+        on_grant=mark,
     )
+
+
+def _scenario(plan: Plan, benefits: dict[str, BenefitDefinition]) -> Scenario:
     limits = Limits(
         caps=tuple(map(_cap, plan.limits)),
         min_gap_ms=plan.min_gap_ms,
@@ -114,23 +165,27 @@ def _scenario(plan: Plan) -> Scenario:
         hourly_limit=plan.hourly,
         daily_limit=plan.daily,
         send_only_to=plan.send_only_to,
+        pause_after=PauseAfter(*plan.pause_after) if plan.pause_after else None,
     )
+    while_ = While(plan.inside, _pattern(plan.asked) if plan.asked else None) if plan.inside or plan.asked else None
     reentry = Reentry("once") if plan.once else Reentry("cooldown", plan.cooldown_ms) if plan.cooldown_ms else Reentry()
     return Scenario(
         id=plan.id,
         name=plan.id,
         mode=Mode(plan.mode),
-        trigger=trigger,
-        offer=offer,
+        trigger=_trigger(plan),
+        offer=_offer(plan, benefits),
         audience=None if plan.audience is None else _expression(plan.audience),
         limits=limits,
         reentry=reentry,
-        quiet_hours=QuietHours(*plan.quiet) if plan.quiet else None,
+        quiet_hours=QuietHours(*plan.quiet, plan.switch_to) if plan.quiet else None,
         schedule=Schedule(weekdays=frozenset(plan.weekdays), windows=plan.windows),
         priority=plan.priority,
         holdout_percent=plan.holdout,
         substitute=plan.substitute,
         max_event_age_ms=plan.max_age_ms,
+        lottery=Lottery(*plan.lottery) if plan.lottery else None,
+        while_=while_,
     )
 
 

@@ -9,7 +9,19 @@ from typing import Any
 from tests.simulation.plan import DAY_MS, FREE, HOUR_MS, PLACES, START_MS, City, degrees
 
 MINUTE_MS = 60_000
-SCRIPTED = ("w-dwell", "w-close", "w-delay", "w-twice", "w-stay", "w-stop", "w-soon", "w-left", "w-right", "w-third")
+SCRIPTED = (
+    "w-dwell",
+    "w-close",
+    "w-delay",
+    "w-twice",
+    "w-stay",
+    "w-stop",
+    "w-soon",
+    "w-left",
+    "w-right",
+    "w-third",
+    "w-play",
+)
 
 
 @dataclass
@@ -63,7 +75,15 @@ APPS = (
     {"category": "sport"},
     {"category": "night"},
     {"category": "ecommerce", "app": "jd"},
+    {"app": "didi"},
+    {"app": "kuaishou"},
+    {"app": "luckin"},
+    {"app": "luckin", "category": "cafe"},
+    {"category": "game"},
+    {"app": "bank"},
+    {"category": "ecommerce", "app": "taobao"},
 )
+ORGANISATIONS = ("北京/海淀", "北京", "上海/浦东", "北京/海淀/中关村", "北京/海淀区", "北京/海淀/上地/一村")
 ZONES = (None, None, None, None, "Asia/Shanghai", "Asia/Shanghai", "Asia/Tokyo", "Europe/London")
 
 
@@ -98,7 +118,7 @@ def _known(dice: random.Random, name: str, number: int, city: City, day: Day, sp
         profile: dict[str, Any] = {
             "tags": [tag for tag, share in TAG_SHARES if dice.random() < share],
             "attributes": _attributes(dice),
-            "organisation": dice.choice(("北京/海淀", "北京", "上海/浦东")),
+            "organisation": dice.choice(ORGANISATIONS),
         }
         zone = dice.choice(ZONES)
         if zone is not None:
@@ -139,6 +159,8 @@ TAG_SHARES = (("member", 0.5), ("student", 0.3), ("trial", 0.4), ("suppressed", 
 
 def _attributes(dice: random.Random) -> dict[str, Any]:
     attributes: dict[str, Any] = {"arpu": dice.choice((20, 50, 88, 120)), "age": dice.randrange(18, 60)}
+    if dice.random() < 0.4:
+        attributes |= {f"propensity.{name}": dice.choice((0.5, 2, 20)) for name in ("travel", "living", "video")}
     nickname = dice.choice((None, "", "小王", "阿明", "名字太长了不能用的", "【王】", "a.cn", "李\n四"))
     if nickname is not None:
         attributes["nickname"] = nickname
@@ -234,7 +256,7 @@ def _cells(dice: random.Random, name: str, visits: list[Visit], number: int, day
 
 
 def _apps(dice: random.Random, name: str, day: Day, span_ms: int) -> None:
-    for number in range(dice.randrange(20, 36)):
+    for number in range(dice.randrange(28, 44)):
         at = START_MS + dice.randrange(span_ms)
         if at % DAY_MS > 17 * HOUR_MS and dice.random() < 0.6:  # fewer after one in the night
             at -= 9 * HOUR_MS
@@ -309,6 +331,10 @@ def _scripted(dice: random.Random, city: City, day: Day, span_ms: int) -> None:
     ):
         identity = f"{name}/{after_ms}"
         _send(day, 200, True, type="usage", feed="dpi", user=name, at=noon + after_ms, app=app, id=identity)
+
+    # Somebody who plays all day, and seldom takes what he is offered: he is left alone for some hours, again and again.
+    for number, at in enumerate(range(START_MS + 1_200_000, START_MS + span_ms - HOUR_MS, 2_100_000)):
+        _send(day, 200, type="usage", feed="dpi", user="w-play", at=at, category="game", id=f"w-play/{number}")
 
     # Somebody inside all day: who forgets him at a change of content tells of a second arrival.
     fix("w-stay", "sim/cinema", START_MS + 600_000, away_m=900)

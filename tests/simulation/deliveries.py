@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 SOON_MS = 1000
 """An opt-out and a pause bind within a second."""
+SLOW_MS = 150_000
 
 
 def check_replays(auditor: Auditor) -> None:
@@ -61,6 +62,7 @@ def check_deliveries(auditor: Auditor) -> None:
         auditor._where = f"message {message.offer_id}"
         _check_message(auditor, message)
     auditor._where = "at the end"
+    _check_codes(auditor)
     left = set(auditor.story.left_in_outbox)
     for offer_id in auditor.granted_ids:
         ending = auditor.story.endings.get(offer_id, [])
@@ -90,6 +92,30 @@ def _check_message(auditor: Auditor, message: Message) -> None:
     for closed_ms in auditor.closed_log[message.user]:
         is_after = decision["at"] <= closed_ms < message.at_ms - SOON_MS
         auditor.check(not is_after, "to a user who was closed meanwhile")
+
+
+def _check_codes(auditor: Auditor) -> None:
+    """A code reaches a second user only when the first message with it definitely failed; early receipts are told."""
+    by_code: dict[str, list[Message]] = {}
+    for message in auditor.story.messages:
+        is_meant = (message.code is not None) == ("\ue000" in auditor.texts.get(message.offer_id, ""))
+        auditor.check(is_meant and "\ue000" not in message.text, f"message {message.offer_id} has code {message.code}")
+        if message.code is not None:
+            by_code.setdefault(message.code, []).append(message)
+    for code, messages in by_code.items():
+        for message in messages[:-1]:
+            grant = auditor.book.by_id.get(message.offer_id)
+            given_back = grant is not None and grant.is_released
+            auditor.check(given_back, f"code {code} went out again though {message.offer_id} holds it")
+        for message in messages:
+            decided_ms = auditor.granted_ids[message.offer_id]["at"] if message.offer_id in auditor.granted_ids else 0
+            for recalled_ms in auditor.recalls.get(code.split("-")[0].lower(), ()):
+                # The engine may be behind by so much.
+                is_expired = decided_ms < recalled_ms < message.at_ms - 2 * SLOW_MS
+                auditor.check(not is_expired, f"code {code} went out after it was recalled")
+    for offer_id in auditor.story.early:
+        is_told = (offer_id, "delivered") in auditor.told_states
+        auditor.check(is_told, f"the receipt of {offer_id}, which came too early, was lost")
 
 
 def _held_for_a_second(log: list[tuple[int, bool | None]], at_ms: int, *values: bool | None) -> bool:

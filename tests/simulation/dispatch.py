@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from engine.model import DispatchState, Offer
+from engine.model import CODE_MARK, DispatchState, GatewayReceipt, Match, Offer
 from tests.simulation.story import Message
 
 if TYPE_CHECKING:
@@ -51,8 +51,9 @@ class Dispatcher:
             self._not_before[offer.offer_id] = now_ms + 1000
         elif answer in ("paused", "expired"):
             self._settle(offer, DispatchState.EXPIRED, now_ms, "deadline")
-        elif answer == "no_consent":
-            self._settle(offer, DispatchState.FAILED, now_ms, "no_consent")
+        elif answer in ("no_consent", "code_expired"):
+            self.live.story.note(f"claim_{answer}")
+            self._settle(offer, DispatchState.FAILED, now_ms, answer)
         else:
             self.live.story.note(f"claim_{answer}")
             self._not_before[offer.offer_id] = 1 << 62
@@ -65,10 +66,14 @@ class Dispatcher:
             self.live.story.note("gateway_rejects")
             self._settle(offer, DispatchState.REJECTED, now_ms, "refused")
             return
-        self.live.story.messages.append(
-            Message(now_ms, offer.offer_id, dispatch_id, offer.user_id, offer.scenario, offer.channel, offer.text)
-        )
+        code = None if offer.code is None else self.live.desk.store.reveal(offer.code)
+        text = offer.text.replace(CODE_MARK, code or "")
+        words = (offer.user_id, offer.scenario, offer.channel, text, code)
+        self.live.story.messages.append(Message(now_ms, offer.offer_id, dispatch_id, *words))
         self.live.die_between("submitted")()
+        if dice.random() < trouble.receipt_early:
+            self._report_early(offer, now_ms)
+            return
         if fate < trouble.gateway_rejects + trouble.gateway_unknown:
             self.live.story.note("gateway_unknown")
             self._settle(offer, DispatchState.UNKNOWN, now_ms, "no_answer")
@@ -76,12 +81,50 @@ class Dispatcher:
             self._settle(offer, DispatchState.ACCEPTED, now_ms)
         self._report(offer, dispatch_id, now_ms)
 
+    def _report_early(self, offer: Offer, now_ms: int) -> None:
+        """The receipt comes before the answer to the submit, which names the message for the first time (G3)."""
+        story, name = self.live.story, f"g{self.dice.getrandbits(40)}"
+        story.note("receipt_before_answer")
+        receipt = GatewayReceipt("sim", DispatchState.DELIVERED, now_ms, name)
+        for match in self.live.ledger.match_receipts([receipt], now_ms):
+            assert match is None, "a receipt was matched to nothing"
+        self.live.die_between("early")()
+        dispatch_id = f"{offer.offer_id}/{offer.channel}/1"
+        accepted = Outcome(
+            dispatch_id, offer.offer_id, DispatchState.ACCEPTED, now_ms, gateway="sim", gateway_ids=(name,)
+        )
+        self.live.ledger.record_dispatch([accepted])
+        story.early.append(offer.offer_id)
+        self.live.die_between("early")()
+        self.tell_late()
+        self._redeem(offer, now_ms)
+
+    def tell_late(self) -> None:
+        """Journal what receipts say that had come too early; only then forget them."""
+        late: list[Match] = self.live.ledger.matched_late()
+        for one in late:
+            identity = f"{one.dispatch_id}:{one.state.value}"
+            body = {
+                "v": 1,
+                "tenant": "default",
+                "type": "receipt",
+                "id": identity,
+                "user": one.user_id,
+                "at": one.at_ms,
+            }
+            body |= {"offer_id": one.offer_id, "dispatch_id": one.dispatch_id, "state": one.state.value, "code": ""}
+            self.live.journal_now(body)
+        if late:
+            self.live.die_between("early")()
+            self.live.ledger.told_late()
+
     def _settle(self, offer: Offer, state: DispatchState, now_ms: int, code: str | None = None) -> None:
         """A definite failure is journaled as a receipt first, then the ledger hears of it."""
         dispatch_id = f"{offer.offer_id}/{offer.channel}/1"
         if state in (DispatchState.REJECTED, DispatchState.FAILED, DispatchState.EXPIRED):
             self.live.journal_now(_receipt(offer, dispatch_id, state.value, now_ms, f"{dispatch_id}:{state.value}"))
         self.live.ledger.record_dispatch([Outcome(dispatch_id, offer.offer_id, state, now_ms, None, code)])
+        self.tell_late()
 
     def _report(self, offer: Offer, dispatch_id: str, now_ms: int) -> None:
         """The gateway's receipt: mostly delivered, sometimes failed, expired, twice, or never."""
@@ -97,6 +140,27 @@ class Dispatcher:
         if dice.random() < self.live.trouble.receipt_twice:
             self.live.story.note("receipt_twice")
             self.live.send(at_ms + 5_000, _receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
+        if state == "delivered":
+            self._redeem(offer, at_ms)
+
+    def _redeem(self, offer: Offer, at_ms: int) -> None:
+        """Some use what they got, some of them bring it back; what tells so does not always say all it knows."""
+        dice = self.dice
+        if dice.random() < 0.6:
+            return
+        at_ms += dice.choice((60_000, 600_000, 5_400_000))
+        value: dict[str, Any] = {"type": "redemption", "feed": "default", "user": offer.user_id, "at": at_ms}
+        value |= {"amount_fen": dice.choice((0, 100, 990))}
+        named = dice.choice(({"offer_id": offer.offer_id}, {"benefit": offer.benefit}, None))
+        value |= named or {"offer_id": offer.offer_id, "benefit": offer.benefit}
+        if dice.random() < 0.8:
+            value["id"] = f"used/{offer.offer_id}"
+        self.live.send(at_ms + 400, value)
+        if dice.random() < self.live.trouble.redemption_twice:
+            self.live.story.note("redemption_twice")
+            self.live.send(at_ms + dice.choice((400, 9_000, 3_600_000)), value)
+        if dice.random() < 0.2:
+            self.live.send(at_ms + 900_000, {**value, "refund": True})
 
 
 def _receipt(offer: Offer, dispatch_id: str, state: str, at_ms: int, identity: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ IN_TRANSIT = (
     "clock_minus_hour",
     "clock_plus_year",
     "poison",
+    "feed_down",
 )
 IN_SERVICE = (
     "redelivered_record",
@@ -29,6 +30,12 @@ IN_SERVICE = (
     "crash_between_commit_and_dispatch",
     "crash_between_claim_and_submit",
     "crash_after_submit",
+    "crash_between_grant_and_stock",
+    "crash_between_lease_and_log",
+    "crash_before_early_receipt_is_told",
+    "receipt_before_answer",
+    "redemption_twice",
+    "codes_recalled",
     "caps_rebuilt_from_ledger",
     "content_change",
     "reserve_unavailable",
@@ -77,7 +84,7 @@ class Crash:
     """When, and at which step of the loop; how long the service stays down."""
 
     at_ms: int
-    step: str  # appended | processed | committed | claimed | submitted
+    step: str  # appended | processed | drawn | committed | claimed | submitted | early | leased
     down_ms: int
     torn: bool = False
     snapshot: str = "newest"  # newest | older | none
@@ -97,6 +104,9 @@ class Trouble:
     gateway_unknown: float = 0.0
     gateway_rejects: float = 0.0
     receipt_twice: float = 0.0
+    receipt_early: float = 0.0
+    redemption_twice: float = 0.0
+    recalls: list[int] = field(default_factory=list)
 
     def is_down(self, what: str, now_ms: int) -> bool:
         return any(start <= now_ms < end for start, end in self.spans.get(what, ()))
@@ -120,6 +130,9 @@ def draw(seed: int, hours: int) -> Trouble:
         "crash_between_commit_and_dispatch": ("committed",),
         "crash_between_claim_and_submit": ("claimed",),
         "crash_after_submit": ("submitted",),
+        "crash_between_grant_and_stock": ("drawn",),
+        "crash_between_lease_and_log": ("leased",),
+        "crash_before_early_receipt_is_told": ("early",),
     }
     for kind, choice in steps.items():
         for _ in range(dice.choice((1, 2)) if kind in kinds else 0):
@@ -151,6 +164,14 @@ def draw(seed: int, hours: int) -> Trouble:
     trouble.gateway_unknown = 0.2 if "gateway_unknown" in kinds else 0.0
     trouble.gateway_rejects = 0.2 if "gateway_rejects" in kinds else 0.02
     trouble.receipt_twice = 0.5 if "receipt_twice" in kinds else 0.0
+    trouble.redemption_twice = 0.6 if "redemption_twice" in kinds else 0.0
+    if kinds & {"receipt_before_answer", "crash_before_early_receipt_is_told"}:
+        trouble.receipt_early = 0.4
+    if "codes_recalled" in kinds:
+        trouble.recalls = sorted(some_time() for _ in range(2))
+        # Nothing is claimed meanwhile, so that offers wait that hold codes of the leases that end.
+        around = [(at - 1_800_000, at + 600_000) for at in trouble.recalls]
+        trouble.spans["claim_unavailable"] = [*trouble.spans.get("claim_unavailable", ()), *around]
     return trouble
 
 
@@ -179,6 +200,8 @@ def spoil(seed: int, day: Day, kinds: tuple[str, ...]) -> list[Event]:
         "clock_plus_year": (sources[4:], 365 * 24 * HOUR_MS),
     }
     since = START_MS + dice.randrange(2, 8) * HOUR_MS
+    down_ms = START_MS + dice.randrange(HOUR_MS, 3 * HOUR_MS)
+    up_ms = down_ms + 100 * 60_000 if "feed_down" in kinds else down_ms
     events: list[Event] = []
     for event in day.events:
         if event.is_fixed or isinstance(event.value, bytes):
@@ -190,6 +213,8 @@ def spoil(seed: int, day: Day, kinds: tuple[str, ...]) -> list[Event]:
             for kind, (users, skew_ms) in skews.items():
                 if kind in kinds and value["user"] in users and since <= value["at"] < since + 4 * HOUR_MS:
                     event = replace(event, value={**value, "at": value["at"] + skew_ms})
+            if value["feed"] == "dpi" and down_ms <= event.arrival_ms < up_ms:
+                event = replace(event, arrival_ms=up_ms + dice.randrange(30_000))
         events.append(event)
         closes = value["type"] in ("user-closed", "address-changed")
         if closes and not CLOSED_TWICE:

@@ -20,6 +20,7 @@ class Person:
     name: str
     is_known: bool = False
     tags: set[str] = field(default_factory=set)
+    dynamic: dict[str, int] = field(default_factory=dict)  # until when
     attributes: dict[str, Any] = field(default_factory=dict)
     organisation: str | None = None
     person: str | None = None
@@ -49,6 +50,8 @@ class Person:
         self.is_known = True
         if "tags" in event:
             self.tags = set(event["tags"] or ())
+        self.tags |= set(event.get("add_tags") or ())
+        self.tags -= set(event.get("remove_tags") or ())
         if "attributes" in event:
             self.attributes = {name: one for name, one in (event["attributes"] or {}).items() if one is not None}
         if "organisation" in event:
@@ -59,6 +62,13 @@ class Person:
             self.zone = event["time_zone"] if is_zone(event["time_zone"]) else None
         if "dnd" in event:
             self.is_dnd = bool(event["dnd"])
+
+    def bears(self, tag: str, at_ms: int) -> bool:
+        """Whether the tag was imported, or set by a scenario and still lasts (A1)."""
+        return tag in self.tags or self.dynamic.get(tag, NEVER) > at_ms
+
+    def set_tag(self, tag: str, until_ms: int) -> None:
+        self.dynamic[tag] = max(until_ms, self.dynamic.get(tag, NEVER))
 
     def take_consent(self, purpose: str, granted: bool, at_ms: int) -> bool:
         """The newest instant wins, of equal ones the later record; nothing counts that is older than this life."""
@@ -94,6 +104,11 @@ class Person:
         return True
 
 
+def category_of(event: dict[str, Any], apps: tuple[tuple[str, str], ...]) -> str | None:
+    """What the event says, else what the catalogue says of its app."""
+    return event.get("category") or dict(apps).get(event.get("app", ""))
+
+
 def is_zone(name: Any) -> bool:
     if not name:
         return False
@@ -108,8 +123,9 @@ def is_opt_out(text: str) -> bool:
     return unicodedata.normalize("NFKC", text).strip().casefold() in OPT_OUT
 
 
-def matches(tests: tuple[tuple[str, str, Any], ...], event: dict[str, Any]) -> bool:
-    """Whether a usage event passes every test of a trigger (B1)."""
+def matches(tests: tuple[tuple[str, str, Any], ...], event: dict[str, Any], category: str | None) -> bool:
+    """Whether a usage event passes every test of a trigger; its category may be the catalogue's (B1)."""
+    event = {**event, "category": category}
     for name, op, wanted in tests:
         held = event.get("props", {}).get(name[6:]) if name.startswith("props.") else event.get(name)
         if held is None:

@@ -24,10 +24,18 @@ class Trigger:
     at_ms: int
     fence: str | None
     is_stale: bool = False
+    is_silent: bool = False
 
 
 def objections(
-    city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int, arrived_ms: int, channels: tuple[str, ...]
+    city: City,
+    plan: Plan,
+    who: Person,
+    trigger: Trigger,
+    at_ms: int,
+    arrived_ms: int,
+    channels: tuple[str, ...],
+    offer_id: str,
 ) -> set[str]:
     """Every reason for which a gate must refuse this candidate on all of `channels`."""
     found: set[str] = set()
@@ -39,12 +47,18 @@ def objections(
         found.add("deadline")
     if trigger.is_stale:
         found.add("stale_presence")
+    if trigger.is_silent:
+        found.add("feed_silent")
     if (plan.audience is not None or plan.send_only_to) and not who.is_known:
         found.add("no_profile")
-    elif (plan.send_only_to and plan.send_only_to not in who.tags) or (
-        plan.audience is not None and not _is_in(plan.audience, who)
+    elif (plan.send_only_to and not who.bears(plan.send_only_to, at_ms)) or (
+        plan.audience is not None and not _is_in(plan.audience, who, at_ms)
     ):
         found.add("audience")
+    if plan.lottery is not None and not has_won(plan, offer_id):
+        found.add("not_drawn")
+    if plan.is_tag:
+        return found
     if who.is_dnd:
         found.add("dnd")
     if not plan.service:
@@ -52,9 +66,16 @@ def objections(
         if not any(said):
             found.add("opted_out" if False in said else "no_consent")
     allowed = [one for one in channels if plan.service or who.says(f"marketing.{one}", city.assumed)]
-    if "suppressed" in who.tags or (allowed and all(f"suppressed.{one}" in who.tags for one in allowed)):
+    left = [one for one in allowed if f"suppressed.{one}" not in who.tags]
+    if "suppressed" in who.tags or (allowed and not left):
         found.add("suppressed")
-    if is_quiet(city, plan, who, trigger, at_ms):
+    quiet = is_quiet(city, plan, who, trigger, at_ms)
+    if plan.switch_to is not None:
+        if quiet and plan.switch_to not in left:
+            found.add("quiet_hours")
+        if not quiet and left and not set(left) & set(plan.channels):
+            found.add("no_consent")
+    elif quiet:
         found.add("quiet_hours")
         if plan.may_hold and quiet_ends(city, plan, who, trigger, at_ms) > trigger.at_ms + plan.deadline_ms:
             found.add("deadline")
@@ -74,10 +95,18 @@ def _is_scheduled(city: City, plan: Plan, at_ms: int) -> bool:
     return in_window and here.weekday() in plan.weekdays
 
 
-def _is_in(told: tuple[Any, ...], who: Person) -> bool:
+def has_won(plan: Plan, offer_id: str) -> bool:
+    """The draw, which is the same in every replay: a ticket of so many, by a salted hash of the offer id."""
+    assert plan.lottery is not None
+    one_in, salt = plan.lottery
+    drawn = blake2b(f"lottery\0{salt}\0{plan.id}\0{offer_id}".encode(), digest_size=8).digest()
+    return int.from_bytes(drawn, "big") * one_in < 2**64
+
+
+def _is_in(told: tuple[Any, ...], who: Person, at_ms: int) -> bool:
     word = told[0]
     if word == "tag":
-        return told[1] in who.tags
+        return who.bears(told[1], at_ms)
     if word == "organisation":
         path = who.organisation or ""
         return path == told[1] or path.startswith(told[1] + "/")
@@ -87,7 +116,7 @@ def _is_in(told: tuple[Any, ...], who: Person) -> bool:
         if not isinstance(held, int | float):
             return False
         return held >= wanted if op == ">=" else held < wanted
-    answers = [_is_in(part, who) for part in told[1]]
+    answers = [_is_in(part, who, at_ms) for part in told[1]]
     return {"all": all(answers), "any": any(answers), "none": not any(answers)}[word]
 
 
@@ -104,16 +133,16 @@ def is_quiet(city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int) 
 
 
 def quiet_ends(city: City, plan: Plan, who: Person, trigger: Trigger, at_ms: int) -> int:
-    """The first minute that is quiet nowhere."""
+    """The first minute that is quiet nowhere; all windows here end, and all zones differ, by quarters of an hour."""
     window, here, minute = _quiet_window(city, plan), zones(city, who, trigger), at_ms // MINUTE_MS
     while any(_is_within(window, zone, minute) for zone in here):
-        minute += 1
+        minute += 15 - minute % 15
     return max(at_ms, minute * MINUTE_MS)
 
 
 def _quiet_window(city: City, plan: Plan) -> tuple[int, int]:
     """Minutes of the local day, half open; empty where it is never quiet."""
-    if plan.service:
+    if plan.is_free:
         return 0, 0
     return plan.quiet[:2] if plan.quiet else city.quiet
 
@@ -128,7 +157,7 @@ def _is_within(window: tuple[int, int], zone: str, epoch_minute: int) -> bool:
 
 def is_held_out(city: City, plan: Plan, user: str) -> bool:
     """D3: the universal arm, of which service is no part, and the scenario's."""
-    universal = 0.0 if plan.service else city.universal_holdout
+    universal = 0.0 if plan.is_free else city.universal_holdout
     return _is_in_arm(city.salt, "universal", universal, user) or _is_in_arm(
         city.salt, f"scenario/{plan.id}", plan.holdout, user
     )

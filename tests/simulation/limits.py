@@ -24,7 +24,7 @@ class Grant:
 
     @property
     def counts(self) -> bool:
-        return self.plan.counts and not self.plan.service
+        return self.plan.counts and not self.plan.is_free
 
 
 class Book:
@@ -40,13 +40,14 @@ class Book:
         self.by_subject.setdefault(grant.subject, []).append(grant)
         self.by_scenario.setdefault(grant.plan.id, []).append(grant)
 
-    def hear(self, offer_id: str, state: str) -> None:
-        """A receipt: the first final state counts, and a definite failure gives back (C2, G1)."""
+    def hear(self, offer_id: str, state: str) -> bool:
+        """A receipt: the first final state counts, and a definite failure gives back (C2, G1); say whether it does."""
         grant = self.by_id.get(offer_id)
         if grant is None or grant.is_final or state not in ("delivered", "rejected", "failed", "expired"):
-            return
+            return False
         grant.is_final = True
         grant.is_released = state != "delivered"
+        return grant.is_released
 
     def objections(
         self, city: City, plan: Plan, subject: str, zone: str, at_ms: int, channel: str, is_withheld: bool
@@ -63,7 +64,7 @@ class Book:
         same = [one.at_ms for one in mine if one.plan.id == plan.id]
         if (plan.once and same) or any(at_ms - other < plan.cooldown_ms for other in same):
             found.add("reentry")
-        if plan.service or plan.bypass:
+        if plan.is_free or plan.bypass:
             return found
         counted = [one for one in mine if one.counts and (is_withheld or not one.is_withheld)]
         for limit in city.limits + plan.limits:

@@ -23,19 +23,22 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Offer, RecordKind, ReserveAnswer, ReserveRequest
 from engine.pipeline import Pipeline
 from engine.runtime.journal import Journal
+from engine.runtime.outcome import dispatch_rows
 from engine.runtime.source import JournalSource
-from engine.settings import Settings
+from engine.settings import FeedSettings, Settings
 from tests.simulation.day import Event
+from tests.simulation.desk import Desk
 from tests.simulation.dispatch import Dispatcher
 from tests.simulation.faults import Crash, Trouble
 from tests.simulation.plan import KEY
 from tests.simulation.sizes import Size
 from tests.simulation.story import LogRecord, Story
 from tests.simulation.told import tell
+from tests.simulation.watch import FEEDS
 
 BOOT_ID = "the simulated machine"
 BEHIND_MS = 150_000
-LONG_TICK_MS = 900_000  # when nothing comes any more
+LONG_TICK_MS = 1_800_000  # when nothing comes any more
 
 
 class Killed(Exception):
@@ -60,6 +63,27 @@ class LedgerSeam:
 
     def delivered(self, offer_id: str) -> None:
         self.ledger.delivered(offer_id)
+
+    def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None:
+        self.ledger.lease_codes(pool, first, count, epoch)
+
+    def recall_codes(self, pool: str, epoch: int) -> None:
+        self.ledger.recall_codes(pool, epoch)
+
+    def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        self.ledger.accept_return(pool, spans)
+
+    def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
+        self.ledger.spend_codes(pool, spans)
+
+
+def settings_in(folder: Path) -> Settings:
+    """Feeds report as rarely as a small city's do, else every absence would meet a silent feed (T8)."""
+    feeds = {
+        name: FeedSettings(period_s=period_ms / 1000, expected_delay_s=delay_ms / 1000, signalling=name == "signalling")
+        for name, (period_ms, delay_ms) in FEEDS.items()
+    }
+    return Settings(state=folder, feeds=feeds)
 
 
 @dataclass
@@ -91,7 +115,7 @@ class Live:
         self.contents = contents
         self.folder = folder
         self.end_ms = end_ms
-        self.settings = Settings(state=folder)
+        self.settings = settings_in(folder)
         self.story = Story()
         self.now_ms = events[0].arrival_ms
         self.arrivals: list[tuple[int, int, Event]] = [(one.arrival_ms, row, one) for row, one in enumerate(events)]
@@ -139,6 +163,11 @@ class Live:
         self._processed_ms = self.now_ms
         self._process()
         self.dispatcher.hand_over(self.now_ms)
+        if self.trouble.recalls and self.trouble.recalls[0] <= self.now_ms:
+            self.trouble.recalls.pop(0)
+            self.story.note("codes_recalled")
+            self.desk.recall()
+        self.desk.supply(self.now_ms)
         self._snapshot_if_due()
 
     def _next_arrival_ms(self) -> int:
@@ -164,13 +193,10 @@ class Live:
         while self.arrivals and self.arrivals[0][0] <= until_ms:
             at_ms, _, event = heapq.heappop(self.arrivals)
             self.now_ms = max(self.now_ms, at_ms)
-            if _is_plain(event):
-                bundle.append(event)
-                if len(bundle) >= 24:
-                    self._append_bundle(bundle)
-            else:
+            kind = _bundled_as(event)
+            if len(bundle) >= 24 or (bundle and kind != _bundled_as(bundle[0])) or kind == "alone":
                 self._append_bundle(bundle)
-                self._append_bundle([event])
+            bundle.append(event)
             appended = True
         self._append_bundle(bundle)
         if not appended:
@@ -204,6 +230,9 @@ class Live:
         """Journal our own receipt before the ledger hears of it, as the settler does."""
         self._append(orjson.dumps(value), RecordKind.EVENTS)
 
+    def append_control(self, record: bytes) -> int:
+        return self._append(record, RecordKind.CONTROL).position
+
     # --- processing -------------------------------------------------------------------------------------------------
 
     def _process(self) -> None:
@@ -219,6 +248,8 @@ class Live:
         last = int(block.position[-1])
         self.story.blocks.append((int(block.position[0]), last, tell(self.pipeline, effects)))
         self._die_at("processed")
+        if any(one.code is not None for one in effects.offers):
+            self._die_at("drawn")
         if self.trouble.is_down("commit_unavailable", self.now_ms):
             self._commit_once_it_answers()
         rows = [(one, orjson.loads(one)) for one in self.story.blocks[-1][2].decisions]
@@ -230,7 +261,11 @@ class Live:
             offers=effects.offers,
             consents=effects.consents,
             closed_users=effects.closed_users,
+            closed_at=effects.closed_at,
             pauses=effects.pauses,
+            redemptions=effects.redemptions,
+            changes=effects.changes,
+            dispatches=dispatch_rows(effects.receipts),
         )
         self.story.committed.append(self.ledger.position())
         self.done = last
@@ -313,6 +348,7 @@ class Live:
         self.source.close()
         self.journal.close()
         self.ledger._database.close()
+        self.desk.store.close()
         if crash.torn:
             newest = max(self.folder.glob("journal/*.log"))
             with newest.open("ab") as file:
@@ -343,7 +379,10 @@ class Live:
         self.ledger.assumed_consent = self.pipeline.content.policy.assumed_consent
         self.source = JournalSource(self.journal, after=self.done)
         self.dispatcher = Dispatcher(self, self.dice.getrandbits(32))
+        self.desk = Desk(self) if crash is None else self.desk
         self._process()
+        if crash is not None:
+            self.desk = Desk(self)
 
     def _choose(self, crash: Crash | None) -> Snapshot | None:
         if crash is None or crash.snapshot == "none" or not self.snapshots:
@@ -375,7 +414,12 @@ class Live:
         ids = {offer[0] for _, _, told in self.story.blocks for offer in told.offers}
         self.story.endings = {one: self.ledger.dispatches(one) for one in sorted(ids)}
         self.story.stored_decisions = self.ledger.counts()["decisions"]
+        for is_refund, rows in ((False, self.ledger.redemptions), (True, self.ledger.refunds)):
+            for one in rows(from_ms=0, until_ms=1 << 60):
+                told = (one.user, one.at_ms, one.offer_id, one.benefit, one.amount_fen)
+                self.story.redemptions.append((is_refund, *told))
         self.source.close()
+        self.desk.store.close()
         self.journal.close()
         self.ledger.close()
 
@@ -391,9 +435,11 @@ class Live:
         return answers
 
 
-def _is_plain(event: Event) -> bool:
-    """Whether an event may share a record: what changes a profile or a consent stands alone."""
-    return isinstance(event.value, bytes) or event.value["type"] in ("ping", "usage")
+def _bundled_as(event: Event) -> str:
+    """With what an event may share a record: what is heard of users, what changes what is known, or with nothing."""
+    if isinstance(event.value, bytes) or event.value["type"] in ("ping", "usage"):
+        return "heard"
+    return "alone" if event.value["type"] in ("user-closed", "address-changed") else "changes"
 
 
 def _crash_name(crash: Crash) -> str:
@@ -403,6 +449,9 @@ def _crash_name(crash: Crash) -> str:
         "committed": "crash_between_commit_and_dispatch",
         "claimed": "crash_between_claim_and_submit",
         "submitted": "crash_after_submit",
+        "leased": "crash_between_lease_and_log",
+        "drawn": "crash_between_grant_and_stock",
+        "early": "crash_before_early_receipt_is_told",
     }
     return names.get(crash.step, "crash")
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
+
+from tests.simulation.terms import Benefit, Pattern
 
 TENANT = "default"
 KEY = b"the simulation's key of offer ids"
@@ -56,7 +58,13 @@ class Limit:
 
 @dataclass(frozen=True)
 class Plan:
-    """One scenario. `trigger` is (kind, fences, threshold_s) or ("usage", ((field, op, value), ...))."""
+    """One scenario.
+
+    trigger  (kind, fences, threshold_s), ("usage", ((field, op, value), ...)) or ("pattern", Pattern)
+    takes    the benefit, and after it the parts of which it is made
+    tag      what a grant puts on the user, and for how many ms; `is_tag`: that is all it does
+    inside   and the user is in one of these (B4);  asked  and this count is true
+    """
 
     id: str
     trigger: tuple[Any, ...]
@@ -85,10 +93,33 @@ class Plan:
     holdout: float = 0.0
     substitute: bool = False
     priority: float = 1.0
+    value: float = 1.0
+    takes: tuple[str, ...] = ()
+    tag: tuple[str, int] | None = None
+    is_tag: bool = False
+    pause_after: tuple[int, int, int] | None = None  # ignores, within ms, for ms
+    lottery: tuple[int, str] | None = None
+    switch_to: str | None = None
+    inside: tuple[str, ...] = ()
+    asked: Pattern | None = None
 
     @property
     def is_presence(self) -> bool:
-        return self.trigger[0] != "usage"
+        return self.trigger[0] in ("enter", "dwell", "exit")
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it is bound by nothing that protects from marketing."""
+        return self.service or self.is_tag
+
+    @property
+    def benefit(self) -> str:
+        return self.takes[0] if self.takes else f"{self.id}-benefit"
+
+    @property
+    def reachable(self) -> tuple[str, ...]:
+        extra = self.switch_to is None or self.switch_to in self.channels
+        return self.channels if extra else (*self.channels, self.switch_to)  # type: ignore[return-value]
 
     @property
     def deadline_ms(self) -> int:
@@ -117,10 +148,17 @@ class City:
     universal_holdout: float = 0.0
     salt: str = "opportune"
     home_zone: str = HOME_ZONE
+    window_ms: int = 0  # of arbitration
+    benefits: tuple[Benefit, ...] = ()
+    apps: tuple[tuple[str, str], ...] = ()
     by_id: dict[str, Plan] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         self.by_id.update({plan.id: plan for plan in self.plans})
+
+    def terms_of(self, plan: Plan) -> list[Benefit]:
+        """The benefit of an offer, and after it its parts."""
+        return [one for name in plan.takes for one in self.benefits if one.id == name]
 
 
 PLACES = (
@@ -243,28 +281,3 @@ def make_plans(dice: random.Random) -> tuple[Plan, ...]:
         ),
         Plan("sim/late-shift", category("night"), quiet=(20 * 60, 10 * 60, "hold"), deadline_s=4 * 3600),
     )
-
-
-def make_cities(seed: int) -> tuple[City, ...]:
-    """The content sets of one seed, in the order they go live; the first is live from the start."""
-    dice = random.Random(f"{seed}/content")
-    first = City(
-        "v1",
-        PLACES,
-        TOWERS,
-        make_plans(dice),
-        limits=(Limit("all", dice.choice((3, 5)), "day"), Limit("all", dice.choice((2, 3)), "rolling", 2 * HOUR_MS)),
-        min_gap_ms=dice.choice((0, 60_000, 300_000)),
-        assumed=frozenset(dice.choice(((), ("location", "usage"), ("location", "usage", "marketing.push")))),
-        universal_holdout=dice.choice((0.0, 5.0)),
-        salt=f"salt-{seed % 3}",
-    )
-    plans = [
-        replace(plan, limits=(Limit("scenario", 3, "day"),)) if plan.id == "sim/shop" else plan
-        for plan in first.plans
-        if plan.id not in ("sim/office", "sim/late-shift", "sim/read")
-    ]
-    plans.insert(2, Plan("sim/expo", ("enter", ("sim/expo",), 0), limits=(Limit("all", 2, "rolling", HOUR_MS),)))
-    places = tuple(place for place in PLACES if place.id != "sim/office") + (EXPO,)
-    second = replace(first, version="v2", places=places, plans=tuple(plans), by_id={})
-    return first, second, replace(first, version="v3", by_id={})

@@ -11,8 +11,7 @@ from engine.definitions import Content
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block
 from engine.pipeline import Pipeline
-from engine.settings import Settings
-from tests.simulation.live import LedgerSeam, part_of
+from tests.simulation.live import LedgerSeam, part_of, settings_in
 from tests.simulation.plan import KEY
 from tests.simulation.story import LogRecord, Told
 from tests.simulation.told import tell, tell_decisions
@@ -24,7 +23,7 @@ def replay(
     """Return what each record brought about, and the decisions that closing at the end brings."""
     ledger = EmbeddedLedger(folder / "reference.db", fsync="never", boot_id="reference")
     seam = LedgerSeam(ledger, outages)
-    pipeline = Pipeline(contents["v1"], Settings(state=folder), seam, id_key=KEY)
+    pipeline = Pipeline(contents["v1"], settings_in(folder), seam, id_key=KEY)
     block = whole(records)
     told = []
     for row, record in enumerate(records):

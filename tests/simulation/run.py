@@ -11,11 +11,12 @@ from pathlib import Path
 import orjson
 
 from tests.simulation.auditor import Auditor
+from tests.simulation.cities import make_cities
 from tests.simulation.content import build_content
 from tests.simulation.day import make_day
 from tests.simulation.faults import draw, spoil
 from tests.simulation.live import Live
-from tests.simulation.plan import HOUR_MS, START_MS, make_cities
+from tests.simulation.plan import HOUR_MS, START_MS
 from tests.simulation.reference import replay
 from tests.simulation.sizes import Size, size_of
 from tests.simulation.story import Story, Told

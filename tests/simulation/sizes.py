@@ -21,7 +21,7 @@ SIZES = {
     one.name: one
     for one in (
         Size("small", 4, 8, 360_000, 6_000_000),
-        Size("middle", 20, 17, 120_000, 3_000_000),  # reaches into the quiet hours
+        Size("middle", 14, 17, 120_000, 3_000_000),  # reaches into the quiet hours
         Size("large", 52, 24, 45_000, 1_500_000),
     )
 }

@@ -18,7 +18,7 @@ class Told:
     transitions: list[tuple[Any, ...]] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
     decisions: list[bytes] = field(default_factory=list)
-    offers: list[tuple[str, str, str, str, str, int]] = field(default_factory=list)
+    offers: list[tuple[str, str, str, str, str, int, str | None]] = field(default_factory=list)
     dead: list[tuple[int, int, str]] = field(default_factory=list)
     consents: list[tuple[str, str, bool | None]] = field(default_factory=list)
     alarms: list[tuple[str, int]] = field(default_factory=list)
@@ -47,6 +47,7 @@ class Message:
     scenario: str
     channel: str
     text: str
+    code: str | None = None  # as people read it
 
 
 @dataclass
@@ -73,6 +74,8 @@ class Story:
     left_in_outbox: list[str] = field(default_factory=list)
     endings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # dispatch states of each offer
     stored_decisions: int = 0
+    redemptions: list[tuple[bool, str, int, Any, Any, Any]] = field(default_factory=list)  # of the ledger; True: refund
+    early: list[str] = field(default_factory=list)  # offers whose receipt came before the answer to their submit
     end_ms: int = 0
     happened: dict[str, int] = field(default_factory=dict)
 

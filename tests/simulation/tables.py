@@ -8,13 +8,7 @@ from collections.abc import Iterable
 from tests.simulation.faults import EVERY
 from tests.simulation.run import Verdict
 
-UNREACHABLE = {
-    "stock": "the simulated benefits do not run out; tests/property/test_stock.py, tests/integration/test_crash.py",
-    "budget": "the simulated benefits have no budget",
-    "not_drawn": "the simulated scenarios are no lotteries",
-    "feed_silent": "absence patterns are not built yet",
-    "cap:deployment": "limits over the deployment refuse as `paused`",
-}
+UNREACHABLE = {"cap:deployment": "limits over the deployment refuse as `paused`"}
 """Reasons of the closed list that no content can bring about in this version."""
 
 

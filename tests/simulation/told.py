@@ -12,7 +12,7 @@ _REASONS = {int(reason): reason.name.lower() for reason in TransitionReason}
 
 
 def tell(pipeline: Pipeline, effects: Effects) -> Told:
-    told = Told(events=effects.events, drops=[int(count) for count in effects.drops])
+    told = Told(events=effects.events, drops=effects.drops.tolist())
     for transitions, fences, left in zip(effects.transitions, effects.fences, effects.left, strict=True):
         for row in transitions:
             told.transitions.append(
@@ -32,7 +32,8 @@ def tell(pipeline: Pipeline, effects: Effects) -> Told:
             told.rows.append(int(row["event"]))
     told.decisions = tell_decisions(effects.decisions)
     told.offers = [
-        (one.offer_id, one.user_id, one.scenario, one.channel, one.text, one.deadline_ms) for one in effects.offers
+        (one.offer_id, one.user_id, one.scenario, one.channel, one.text, one.deadline_ms, one.code)
+        for one in effects.offers
     ]
     told.dead = [(letter.position, letter.item, letter.reason.value) for letter in effects.dead]
     told.consents = [(one.user_id, one.purpose, one.granted) for one in effects.consents]
