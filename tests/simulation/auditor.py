@@ -85,6 +85,8 @@ class Auditor:
         self.closed_log: dict[str, list[int]] = defaultdict(list)
         self.recalls: dict[str, list[int]] = defaultdict(list)  # of leases, by pool
         self.told_states: set[tuple[str, str]] = set()  # of offers, by receipts
+        self.decided: dict[str, str] = {}  # whom each decision is about
+        self.gone: set[str] = set()  # decisions about users who were forgotten since
         self.texts: dict[str, str] = {one[0]: one[4] for each in told for one in each.offers}
         self._where = ""
 
@@ -93,9 +95,14 @@ class Auditor:
         return len(self.people)
 
     def audit(self) -> None:
+        forgotten = list(self.story.forgotten)
+        for where in self.story.traces:
+            self.say(f"a user who was forgotten still stands in {where}")
         for row, (record, told) in enumerate(zip(self.story.records, self.told, strict=True)):
             self._where = f"record {row} at {record.position}"
             self.now_ms = max(self.now_ms, record.append_ms)
+            while forgotten and forgotten[0][0] <= record.position:
+                self._forget(forgotten.pop(0)[1])
             self._follow(record, told)
         self._where = "at the end"
         for line in self.closing:
@@ -248,7 +255,10 @@ class Auditor:
         waiting = self.waiting.take(decision)
         if waiting is not None:
             trigger, arrived_ms, due_ms = waiting
-            self.check(due_ms in (None, decision["at"]) or reason == "opted_out", f"released at {decision['at']}")
+            self.check(
+                due_ms in (None, decision["at"]) or reason == "opted_out",
+                f"{decision['decision_id']} released at {decision['at']}, not {due_ms}",
+            )
         else:
             is_stale = (user, told["key"], told["at"]) in wants.stale
             is_silent = (user, scenario, told["at"]) in wants.silent
@@ -259,6 +269,7 @@ class Auditor:
             again = decision["decision_id"] in self.seen_ids and self.person(user).lives == 0
             self.check(not again or reason == "duplicate", f"{decision['decision_id']} decided a second time")
         self.seen_ids.add(decision["decision_id"])
+        self.decided[decision["decision_id"]] = user
         if outcome == "refused" and waiting is None and reason != "duplicate":
             run = self.runs.get((user, scenario))
             self.check(run is None or not run.swallowed, f"a run of {scenario} to {user} was never closed")
@@ -399,11 +410,10 @@ class Auditor:
     def _swallow(self, wants: Wants, before: dict[Wanted, bool | None]) -> None:
         """Candidates without a decision wait for competitors, or belong to a run of refusals."""
         after = self._passing(wants) if self.city.window_ms else {}
-        for wanted, is_sure in ((wants.sure, True), (wants.maybe, False)):
-            for one, count in wanted.items():
-                passes = before.get(one, False) if before.get(one) is after.get(one) else None
-                for _ in range(count):
-                    self._swallow_one(one, wants, passes, is_sure)
+        every = [(one, True) for one in wants.sure.elements()] + [(one, False) for one in wants.maybe.elements()]
+        for one, is_sure in sorted(every, key=lambda each: wants.now_ms[each[0]]):
+            passes = before.get(one, False) if before.get(one) is after.get(one) else None
+            self._swallow_one(one, wants, passes, is_sure)
 
     def _swallow_one(self, one: Wanted, wants: Wants, passes: bool | None, is_sure: bool) -> None:
         """`passes` None: what else happened in the record may have opened or shut a gate for it."""
@@ -503,6 +513,18 @@ class Auditor:
             self.answers.answered(user, offer_id, None, self.now_ms)
         elif state in ("accepted", "delivered"):
             self.answers.received(user, offer_id, self.now_ms)
+
+    def _forget(self, user: str) -> None:
+        """Whoever comes under this id from now on is somebody else (I2)."""
+        who = self.person(user)
+        self.book.forget(who.subject)
+        self.shelf.forget(who.subject)
+        for part in (self.walk, self.answers, self.waiting, self.redeemed):
+            part.forget(user)
+        del self.people[user]
+        self.consent_log = defaultdict(list, {key: log for key, log in self.consent_log.items() if key[0] != user})
+        self.runs = {key: run for key, run in self.runs.items() if key[0] != user}
+        self.gone |= {one for one, decision in self.decided.items() if decision == user}
 
     def _say(self, who: Person, purpose: str, granted: bool, at_ms: int) -> None:
         """A yes or no of one number; a no is the person's, on whichever number it was said (A4)."""

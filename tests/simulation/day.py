@@ -136,7 +136,7 @@ def _known(dice: random.Random, name: str, number: int, city: City, day: Day, sp
             _send(day, 20, type="consent", user=name, at=at, purpose=purpose, granted=granted)
     for _ in range(dice.choice((0, 0, 1, 2))):
         at = START_MS + dice.randrange(span_ms)
-        _send(day, dice.randrange(500), type="profile", user=name, at=at, **_change(dice))
+        _send(day, dice.randrange(500), type="profile", user=name, at=at, **change(dice))
     for _ in range(dice.choice((0, 0, 0, 1, 2))):
         at = START_MS + dice.randrange(span_ms)
         text = dice.choice(("TD", " td ", "退订", "拒收", "谢谢", "T恤", "R", "Ｔ"))
@@ -167,8 +167,9 @@ def _attributes(dice: random.Random) -> dict[str, Any]:
     return attributes
 
 
-def _change(dice: random.Random) -> dict[str, Any]:
-    what = dice.randrange(5)
+def change(dice: random.Random) -> dict[str, Any]:
+    """What a profile event says that changes one thing."""
+    what = dice.randrange(9)
     if what == 0:
         return {"tags": [tag for tag, share in TAG_SHARES if dice.random() < share]}
     if what == 1:
@@ -177,7 +178,15 @@ def _change(dice: random.Random) -> dict[str, Any]:
         return {"time_zone": dice.choice((None, "Asia/Tokyo", "Asia/Shanghai"))}
     if what == 3:
         return {"attributes": _attributes(dice)}
-    return {"tags": None, "organisation": None}
+    if what == 4:
+        return {"tags": None, "organisation": None}
+    if what == 5:
+        return {"organisation": dice.choice(ORGANISATIONS), "province": dice.choice((None, "北京"))}
+    if what == 6:
+        return {"add_tags": [dice.choice(TAG_SHARES)[0]], "home": {"lon": 116.3, "lat": 39.95}}
+    if what == 7:
+        return {"remove_tags": ["member", "student", "suppressed.sms"]}
+    return {"person": dice.choice((None, "p0", "p1"))}
 
 
 def _itinerary(dice: random.Random, span_ms: int) -> list[Visit]:
@@ -335,6 +344,17 @@ def _scripted(dice: random.Random, city: City, day: Day, span_ms: int) -> None:
     # Somebody who plays all day, and seldom takes what he is offered: he is left alone for some hours, again and again.
     for number, at in enumerate(range(START_MS + 1_200_000, START_MS + span_ms - HOUR_MS, 2_100_000)):
         _send(day, 200, type="usage", feed="dpi", user="w-play", at=at, category="game", id=f"w-play/{number}")
+
+    # Somebody who may be forgotten in between, and comes back as somebody of whom nothing is known.
+    for number, at in enumerate(range(START_MS + 1_500_000, START_MS + span_ms - HOUR_MS, 3_300_000)):
+        app = ("iqiyi", "jd", "luckin")[number % 3]
+        category = {"category": "ecommerce"} if app == "jd" else {}
+        value = {"app": app, "id": f"w-gone/{number}", **category}
+        _send(day, 200, True, type="usage", feed="dpi", user="w-gone", at=at, **value)
+        fix("w-gone", "sim/kiosk", at + 60_000, away_m=900.0 * (number % 2))
+    for purpose in ("location", "usage", "marketing.sms"):
+        at = START_MS + 6 * HOUR_MS
+        _send(day, 5, True, type="consent", user="w-gone", at=at, purpose=purpose, granted=True)
 
     # Somebody inside all day: who forgets him at a change of content tells of a second arrival.
     fix("w-stay", "sim/cinema", START_MS + 600_000, away_m=900)

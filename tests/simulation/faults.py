@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
 
-from tests.simulation.day import Day, Event
+from tests.simulation.day import Day, Event, change
 from tests.simulation.plan import HOUR_MS, START_MS
 
 IN_TRANSIT = (
@@ -22,6 +22,7 @@ IN_TRANSIT = (
     "clock_plus_year",
     "poison",
     "feed_down",
+    "profile_import",
 )
 IN_SERVICE = (
     "redelivered_record",
@@ -36,6 +37,7 @@ IN_SERVICE = (
     "receipt_before_answer",
     "redemption_twice",
     "codes_recalled",
+    "forget",
     "caps_rebuilt_from_ledger",
     "content_change",
     "reserve_unavailable",
@@ -107,6 +109,7 @@ class Trouble:
     receipt_early: float = 0.0
     redemption_twice: float = 0.0
     recalls: list[int] = field(default_factory=list)
+    forgets: list[tuple[int, str]] = field(default_factory=list)
 
     def is_down(self, what: str, now_ms: int) -> bool:
         return any(start <= now_ms < end for start, end in self.spans.get(what, ()))
@@ -167,6 +170,8 @@ def draw(seed: int, hours: int) -> Trouble:
     trouble.redemption_twice = 0.6 if "redemption_twice" in kinds else 0.0
     if kinds & {"receipt_before_answer", "crash_before_early_receipt_is_told"}:
         trouble.receipt_early = 0.4
+    if "forget" in kinds:
+        trouble.forgets = [(START_MS + dice.randrange(2 * HOUR_MS, 5 * HOUR_MS), "w-gone")]
     if "codes_recalled" in kinds:
         trouble.recalls = sorted(some_time() for _ in range(2))
         # Nothing is claimed meanwhile, so that offers wait that hold codes of the leases that end.
@@ -222,12 +227,23 @@ def spoil(seed: int, day: Day, kinds: tuple[str, ...]) -> list[Event]:
         if "duplicate" in kinds and not event.is_fixed and dice.random() < (0.5 if closes else 0.04):
             delay_ms = dice.choice((0, 300, 5_000, 50_000, 1_500_000))
             events.append(replace(event, arrival_ms=event.arrival_ms + delay_ms))
+    if "profile_import" in kinds:
+        events += [one for _ in range(3) for one in _import(dice, day)]
     if "poison" in kinds:
         for number in range(40):
             arrival_ms = START_MS + dice.randrange(20 * HOUR_MS)
             events.append(Event(arrival_ms, POISON[number % len(POISON)], is_poison=True))
     events.sort(key=lambda event: (event.arrival_ms, _order(event)))
     return events
+
+
+def _import(dice: random.Random, day: Day) -> Iterator[Event]:
+    """Profiles of many at once, at the very instant at which one of them does something that scenarios wait for."""
+    usage = [one for one in day.events if isinstance(one.value, dict) and one.value["type"] == "usage"]
+    arrival_ms = dice.choice(usage).arrival_ms
+    for name in day.users[:20]:
+        value: dict[str, Any] = {"type": "profile", "user": name, "at": arrival_ms, **change(dice)}
+        yield Event(arrival_ms, value)
 
 
 def _in_transit(

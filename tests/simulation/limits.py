@@ -49,6 +49,12 @@ class Book:
         grant.is_released = state != "delivered"
         return grant.is_released
 
+    def forget(self, subject: str) -> None:
+        """Nothing is known of what a subject was granted (I2)."""
+        for grant in self.by_subject.pop(subject, []):
+            del self.by_id[grant.offer_id]
+            self.by_scenario[grant.plan.id].remove(grant)
+
     def objections(
         self, city: City, plan: Plan, subject: str, zone: str, at_ms: int, channel: str, is_withheld: bool
     ) -> set[str]:

@@ -30,6 +30,7 @@ from tests.simulation.day import Event
 from tests.simulation.desk import Desk
 from tests.simulation.dispatch import Dispatcher
 from tests.simulation.faults import Crash, Trouble
+from tests.simulation.forgetting import forget
 from tests.simulation.plan import KEY
 from tests.simulation.sizes import Size
 from tests.simulation.story import LogRecord, Story
@@ -155,6 +156,7 @@ class Live:
         next_ms = min(self._next_arrival_ms(), self.now_ms + tick_ms)
         self.now_ms = max(self.now_ms, next_ms)
         self._turn_outage()
+        self._forget_if_due()
         self._append_due()
         self._die_at("appended")
         # Sometimes the engine is behind: then several records make one block, and nobody hands over meanwhile.
@@ -309,6 +311,15 @@ class Live:
     def _edges(self) -> list[int]:
         return [edge for span in self.story.outages for edge in span]
 
+    def _forget_if_due(self) -> None:
+        if not self.trouble.forgets or self.trouble.forgets[0][0] > self.now_ms:
+            return
+        self._process()
+        _, user = self.trouble.forgets.pop(0)
+        forget(self, user)
+        self._dying = Crash(self.now_ms, "forgotten", 2_000)
+        raise Killed  # it is done while the service is stopped
+
     # --- dying and coming back --------------------------------------------------------------------------------------
 
     def _die_at(self, step: str) -> None:
@@ -385,8 +396,10 @@ class Live:
             self.desk = Desk(self)
 
     def _choose(self, crash: Crash | None) -> Snapshot | None:
-        if crash is None or crash.snapshot == "none" or not self.snapshots:
+        if crash is None or not self.snapshots:
             return None
+        if crash.snapshot == "none" and not self.story.forgotten:
+            return None  # a journal with blanks tells no more what was decided before them
         if crash.snapshot == "older" and len(self.snapshots) > 1:
             return self.snapshots[-2]
         return self.snapshots[-1]
@@ -395,18 +408,19 @@ class Live:
         if self.now_ms < self._snapshot_due_ms or self.done < 0:
             return
         self._snapshot_due_ms = self.now_ms + self.dice.randrange(self._size.snapshot_ms // 3, self._size.snapshot_ms)
-        arrays, objects = self.pipeline.snapshot()
-        self.snapshots.append(
-            Snapshot(
-                self.done,
-                self.pipeline.content.version,
-                {name: array.copy() for name, array in arrays.items()},
-                orjson.dumps(objects),
-                {name: array.copy() for name, array in self.ledger.arrays().items()},
-                orjson.dumps(self.ledger.objects()),
-            )
-        )
+        self.snapshots.append(self.take_snapshot())
         del self.snapshots[:-2]
+
+    def take_snapshot(self) -> Snapshot:
+        arrays, objects = self.pipeline.snapshot()
+        return Snapshot(
+            self.done,
+            self.pipeline.content.version,
+            {name: array.copy() for name, array in arrays.items()},
+            orjson.dumps(objects),
+            {name: array.copy() for name, array in self.ledger.arrays().items()},
+            orjson.dumps(self.ledger.objects()),
+        )
 
     def _close(self) -> None:
         self.story.end_ms = self.now_ms
@@ -451,6 +465,7 @@ def _crash_name(crash: Crash) -> str:
         "submitted": "crash_after_submit",
         "leased": "crash_between_lease_and_log",
         "drawn": "crash_between_grant_and_stock",
+        "forgotten": "forget",
         "early": "crash_before_early_receipt_is_told",
     }
     return names.get(crash.step, "crash")

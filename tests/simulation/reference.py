@@ -18,16 +18,24 @@ from tests.simulation.told import tell, tell_decisions
 
 
 def replay(
-    records: list[LogRecord], contents: dict[str, Content], outages: list[tuple[int, int]], folder: Path
+    records: list[LogRecord],
+    contents: dict[str, Content],
+    outages: list[tuple[int, int]],
+    forgotten: list[tuple[int, str]],
+    folder: Path,
 ) -> tuple[list[Told], list[bytes]]:
     """Return what each record brought about, and the decisions that closing at the end brings."""
     ledger = EmbeddedLedger(folder / "reference.db", fsync="never", boot_id="reference")
     seam = LedgerSeam(ledger, outages)
     pipeline = Pipeline(contents["v1"], settings_in(folder), seam, id_key=KEY)
-    block = whole(records)
+    block, waiting = whole(records), list(forgotten)
     told = []
     for row, record in enumerate(records):
         seam.position = record.position
+        while waiting and waiting[0][0] <= record.position:
+            _, user = waiting.pop(0)
+            pipeline.forget(user)
+            ledger.forget(user)
         effects = pipeline.process(part_of(block, row, row + 1), lambda body: contents[orjson.loads(body)["version"]])
         told.append(tell(pipeline, effects))
     closing = tell_decisions(pipeline.finish())

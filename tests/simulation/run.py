@@ -59,7 +59,7 @@ def run_seed(seed: int, size: Size | None = None) -> Verdict:
         folder = Path(name)
         end_ms = START_MS + hours * HOUR_MS + RUN_OUT_MS
         story = Live(seed, events, trouble, contents, folder, end_ms, size).run()
-        told, closing = replay(story.records, contents, story.outages, folder)
+        told, closing = replay(story.records, contents, story.outages, story.forgotten, folder)
     auditor = Auditor(cities, story, told, closing, day.expected)
     auditor.audit()
     return Verdict(

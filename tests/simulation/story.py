@@ -75,6 +75,8 @@ class Story:
     endings: dict[str, list[dict[str, Any]]] = field(default_factory=dict)  # dispatch states of each offer
     stored_decisions: int = 0
     redemptions: list[tuple[bool, str, int, Any, Any, Any]] = field(default_factory=list)  # of the ledger; True: refund
+    forgotten: list[tuple[int, str]] = field(default_factory=list)  # before which position, and who
+    traces: list[str] = field(default_factory=list)  # where something of them was found afterwards
     early: list[str] = field(default_factory=list)  # offers whose receipt came before the answer to their submit
     end_ms: int = 0
     happened: dict[str, int] = field(default_factory=dict)

@@ -70,6 +70,10 @@ class Waiting:
         held = self._held.get((user, scenario))
         return (held is not None and held[0] == decision_id) or (user, scenario) in self._gathered
 
+    def forget(self, user: str) -> None:
+        self._held = {key: one for key, one in self._held.items() if key[0] != user}
+        self._gathered = {key: one for key, one in self._gathered.items() if key[0] != user}
+
     def left(self) -> Iterator[str]:
         for user, scenario in self._held:
             yield f"held candidate of {scenario} to {user}"
