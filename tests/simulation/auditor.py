@@ -270,6 +270,7 @@ class Auditor:
             self.check(not again or reason == "duplicate", f"{decision['decision_id']} decided a second time")
         self.seen_ids.add(decision["decision_id"])
         self.decided[decision["decision_id"]] = user
+        self.gone.discard(decision["decision_id"])
         if outcome == "refused" and waiting is None and reason != "duplicate":
             run = self.runs.get((user, scenario))
             self.check(run is None or not run.swallowed, f"a run of {scenario} to {user} was never closed")
@@ -283,7 +284,7 @@ class Auditor:
         else:
             if outcome == "held":
                 self.waiting.hold(decision, trigger, arrived_ms)
-            self._judge_refusal(decision, plan, trigger, arrived_ms, others, record)
+            self._judge_refusal(decision, plan, trigger, arrived_ms, others, record, wants)
 
     def _judge_grant(
         self,
@@ -349,6 +350,7 @@ class Auditor:
         arrived_ms: int,
         others: list[dict[str, Any]],
         record: LogRecord,
+        wants: Wants,
     ) -> None:
         """A refusal must be true: a limit that is not reached may not be named."""
         reason, values, name = decision["reason"], decision["values"], decision["user"]
@@ -365,7 +367,8 @@ class Auditor:
                 is_better = ranking.place(self.city.by_id[one["scenario"]], who, one) < mine
                 self.check(is_better, f"{label}: {one['scenario']} has no better score")
         elif reason == "outscored":
-            self.check(self.waiting.holds(name, plan.id, values.get("held")), f"{label}: nothing is held")
+            waits = self.waiting.holds(name, plan.id, values.get("held")) or wants.holds(name, plan.id)
+            self.check(waits, f"{label}: nothing is held")
         elif reason == "opted_out" and values.get("closed"):
             closing = record.kind == EVENTS and orjson.loads(record.payload)["type"] in (
                 "user-closed",

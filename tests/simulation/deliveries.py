@@ -36,7 +36,9 @@ def check_replays(auditor: Auditor) -> None:
     auditor._where = "at the end"
     auditor.check(reached == len(positions), "acknowledged records were never processed")
     auditor.check(auditor.story.committed == sorted(auditor.story.committed), "the ledger went back")
-    decided = {line[line.index(b'"decision_id":"') + 15 :][:32] for one in auditor.told for line in one.decisions}
+    decided = {
+        line[line.index(b'"decision_id":"') + 15 :][:32].decode() for one in auditor.told for line in one.decisions
+    }
     auditor.check(
         len(decided - auditor.gone) == auditor.story.stored_decisions, "the ledger does not hold what was decided"
     )

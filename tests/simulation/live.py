@@ -31,7 +31,7 @@ from tests.simulation.desk import Desk
 from tests.simulation.dispatch import Dispatcher
 from tests.simulation.faults import Crash, Trouble
 from tests.simulation.forgetting import forget
-from tests.simulation.plan import KEY
+from tests.simulation.plan import HOUR_MS, KEY, START_MS
 from tests.simulation.sizes import Size
 from tests.simulation.story import LogRecord, Story
 from tests.simulation.told import tell
@@ -39,7 +39,7 @@ from tests.simulation.watch import FEEDS
 
 BOOT_ID = "the simulated machine"
 BEHIND_MS = 150_000
-LONG_TICK_MS = 1_800_000  # when nothing comes any more
+LONG_TICK_MS = 1_200_000  # when little comes any more
 
 
 class Killed(Exception):
@@ -129,6 +129,7 @@ class Live:
             + [(at, RecordKind.CONTROL, {"pause": name, "paused": on}) for at, name, on in trouble.controls],
             key=lambda change: change[0],
         )
+        self._evening_ms = START_MS + size.hours * HOUR_MS
         self._snapshot_due_ms = self.now_ms
         self._processed_ms = self.now_ms
         self._outage_from: int | None = None
@@ -152,7 +153,7 @@ class Live:
         return self.story
 
     def _step(self) -> None:
-        tick_ms = self._size.tick_ms if self.arrivals else LONG_TICK_MS
+        tick_ms = self._size.tick_ms if self.now_ms < self._evening_ms else LONG_TICK_MS
         next_ms = min(self._next_arrival_ms(), self.now_ms + tick_ms)
         self.now_ms = max(self.now_ms, next_ms)
         self._turn_outage()

@@ -40,6 +40,10 @@ class Wants:
         (self.sure if is_sure else self.maybe)[one] += 1
         self.now_ms[one] = now_ms
 
+    def holds(self, user: str, scenario: str) -> bool:
+        """Whether a candidate is not decided yet: it may have begun to wait in this very record."""
+        return any(one[:2] == (user, scenario) for wanted in (self.sure, self.maybe) for one in +wanted)
+
     def take(self, one: Wanted) -> bool:
         """A decision came: strike out what it decides. Ids that the engine made itself are not known here."""
         user, scenario, key, at_ms = one
