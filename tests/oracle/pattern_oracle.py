@@ -89,7 +89,7 @@ class PatternOracle:
                     break
                 else:
                     one.waits, one.armed_ms = False, now_ms
-                    self._next_ms = 0
+                    self._next_ms = min(self._next_ms, opened_ms + pattern.within_ms)
             for (_, of, _), one in self._absences.get(user, {}).items():
                 if of == number and not one.openings:
                     one.waits = False
@@ -268,7 +268,9 @@ class PatternOracle:
             if len(one.openings) > KEPT_OPENINGS:
                 del one.openings[1]
         if one.openings[:1] != first:
-            one.armed_ms, self._next_ms = now_ms, 0
+            one.armed_ms = now_ms
+            if one.openings:
+                self._next_ms = min(self._next_ms, one.openings[0][0] + pattern.within_ms)
 
     def _tell_absence(self, number: int, user: int, one: Memory, now_ms: int) -> None:
         pattern = self.patterns[number]

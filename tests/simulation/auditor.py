@@ -21,7 +21,7 @@ from tests.simulation.deliveries import check_deliveries, check_replays
 from tests.simulation.ground import FUTURE_MS, Person, is_opt_out
 from tests.simulation.judge import Trigger
 from tests.simulation.limits import Book, Grant
-from tests.simulation.plan import HOME_ZONE, KEY, TENANT, City, Plan
+from tests.simulation.plan import KEY, TENANT, City, Plan
 from tests.simulation.redeemed import Redeemed
 from tests.simulation.stocktaking import Shelf
 from tests.simulation.story import LogRecord, Story, Told
@@ -142,7 +142,7 @@ class Auditor:
         # Where nobody could be read no time passes: what is due comes with the next record, as of its own instant.
         is_heard = record.kind != EVENTS or bool(heard or changes)
         wants = self.walk.follow(heard, told, self.now_ms, passes_time=is_heard)
-        before = self._passing(wants) if self.city.window_ms else {}
+        before = self._passing([*wants.sure, *wants.maybe], wants)
         codes = {one[0]: one[6] for one in told.offers}
         decisions = self._as_reserved([orjson.loads(line) for line in told.decisions])
         marks: list[tuple[str, str, int]] = []
@@ -155,7 +155,7 @@ class Auditor:
                 moment = here
             self._judge(decision, decisions[:row] + decisions[row + 1 :], wants, record, codes, marks)
         self._put_tags(marks)
-        self._swallow(wants, before)
+        self._swallow(wants, before, len(heard) != 1 or bool(told.transitions))
         for event in changes:
             self._apply(event)
         if record.kind == CONTENT:
@@ -410,10 +410,13 @@ class Auditor:
 
     # --- counting refusals ------------------------------------------------------------------------------------------
 
-    def _swallow(self, wants: Wants, before: dict[Wanted, bool | None]) -> None:
-        """Candidates without a decision wait for competitors, or belong to a run of refusals."""
-        after = self._passing(wants) if self.city.window_ms else {}
+    def _swallow(self, wants: Wants, before: dict[Wanted, bool | None], is_mixed: bool) -> None:
+        """Candidates without a decision wait for competitors, or belong to a run of refusals.
+
+        is_mixed  several things happened in the record: one may have opened or shut a gate for another
+        """
         every = [(one, True) for one in wants.sure.elements()] + [(one, False) for one in wants.maybe.elements()]
+        after = self._passing([one for one, _ in every], wants) if is_mixed else before
         for one, is_sure in sorted(every, key=lambda each: wants.now_ms[each[0]]):
             passes = before.get(one, False) if before.get(one) is after.get(one) else None
             self._swallow_one(one, wants, passes, is_sure)
@@ -435,9 +438,9 @@ class Auditor:
         else:
             run.swallowed += 1
 
-    def _passing(self, wants: Wants) -> dict[Wanted, bool | None]:
-        """Of every candidate whether no gate objects as things are; then it waits until the window ends (D2)."""
-        return {one: self._passes(one, wants) for one in [*wants.sure, *wants.maybe]}
+    def _passing(self, some: list[Wanted], wants: Wants) -> dict[Wanted, bool | None]:
+        """Of each candidate whether no gate objects as things are; then it waits until the window ends (D2)."""
+        return {one: self._passes(one, wants) for one in some} if self.city.window_ms else {}
 
     def _passes(self, one: Wanted, wants: Wants) -> bool | None:
         user, scenario, key, at_ms = one
@@ -451,9 +454,8 @@ class Auditor:
         trigger = Trigger("", key, at_ms, fence, (user, key, at_ms) in wants.stale, is_silent)
         offer_id = self._id_of(user, scenario, key, at_ms)
         found = judge.objections(self.city, plan, who, trigger, now_ms, now_ms, plan.reachable, offer_id)
-        limits = self.book.objections(self.city, plan, who.subject, HOME_ZONE, now_ms, "", False)
-        is_free = "reentry" not in limits and not self._is_paused(plan)
-        return not found and is_free and not self.answers.is_paused(user, plan, now_ms)
+        is_barred = self._is_paused(plan) or self.book.bars(plan, who.subject, now_ms)
+        return not found and not is_barred and not self.answers.is_paused(user, plan, now_ms)
 
     @staticmethod
     def _id_of(user: str, scenario: str, key: str, at_ms: int) -> str:

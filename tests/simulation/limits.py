@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from zoneinfo import ZoneInfo
 
 from tests.simulation.plan import City, Limit, Plan
+
+QUARTER_MS = 900_000
 
 
 @dataclass
@@ -55,6 +58,13 @@ class Book:
             del self.by_id[grant.offer_id]
             self.by_scenario[grant.plan.id].remove(grant)
 
+    def bars(self, plan: Plan, subject: str, at_ms: int) -> bool:
+        """Whether re-entry stands against it (B5)."""
+        if not plan.once and not plan.cooldown_ms:
+            return False
+        same = [one.at_ms for one in self.by_subject.get(subject, ()) if one.plan.id == plan.id and _holds(one)]
+        return (plan.once and bool(same)) or any(at_ms - other < plan.cooldown_ms for other in same)
+
     def objections(
         self, city: City, plan: Plan, subject: str, zone: str, at_ms: int, channel: str, is_withheld: bool
     ) -> set[str]:
@@ -66,10 +76,9 @@ class Book:
                 sent = [one for one in self.by_scenario.get(plan.id, ()) if not one.is_withheld and _holds(one)]
                 if sum(one.at_ms >= since for one in sent) >= most:
                     found.add("paused")
-        mine = [one for one in self.by_subject.get(subject, ()) if _holds(one)]
-        same = [one.at_ms for one in mine if one.plan.id == plan.id]
-        if (plan.once and same) or any(at_ms - other < plan.cooldown_ms for other in same):
+        if self.bars(plan, subject, at_ms):
             found.add("reentry")
+        mine = [one for one in self.by_subject.get(subject, ()) if _holds(one)]
         if plan.is_free or plan.bypass:
             return found
         counted = [one for one in mine if one.counts and (is_withheld or not one.is_withheld)]
@@ -106,8 +115,13 @@ def local(zone: str, at_ms: int) -> datetime:
 
 
 def window_start(window: str, zone: str, at_ms: int) -> int:
-    """First millisecond of the local hour, day, ISO week or month."""
-    here = local(zone, at_ms).replace(minute=0, second=0, microsecond=0)
+    """First millisecond of the local hour, day, ISO week or month; no zone here differs by less than a quarter."""
+    return _window_start(window, zone, at_ms // QUARTER_MS)
+
+
+@lru_cache(maxsize=1 << 14)
+def _window_start(window: str, zone: str, quarter: int) -> int:
+    here = local(zone, quarter * QUARTER_MS).replace(minute=0, second=0, microsecond=0)
     if window != "hour":
         here = here.replace(hour=0)
     if window == "week":
