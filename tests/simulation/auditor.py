@@ -9,24 +9,23 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from hashlib import blake2b
 from typing import Any
 
 import orjson
 
-from tests.simulation import judge, ranking
+from tests.simulation import changes, judge, ranking, unanswered
 from tests.simulation.answers import Answers
 from tests.simulation.day import Expected
 from tests.simulation.deliveries import check_deliveries, check_replays
-from tests.simulation.ground import FUTURE_MS, Person, is_opt_out
+from tests.simulation.ground import FUTURE_MS, Person
 from tests.simulation.judge import Trigger
 from tests.simulation.limits import Book, Grant
-from tests.simulation.plan import KEY, TENANT, City, Plan
+from tests.simulation.plan import City, Plan
 from tests.simulation.redeemed import Redeemed
 from tests.simulation.stocktaking import Shelf
 from tests.simulation.story import LogRecord, Story, Told
 from tests.simulation.waiting import Waiting
-from tests.simulation.walk import Heard, Walk, Wanted, Wants
+from tests.simulation.walk import Heard, Walk, Wants
 
 EVENTS, CONTENT, CONTROL = 1, 3, 4
 NO_LOCATION, NO_USAGE = 7, 8  # drop codes
@@ -38,16 +37,6 @@ REASONS = {
     "cap:all", "cap:channel", "cap:scenario", "cap:category", "cap:partner", "cap:deployment",
 }  # fmt: skip
 OUTCOMES = {"granted": "offer", "holdout": "withheld", "outscored": "lost", "deadline": "expired"}
-
-
-class Run:
-    """Equal refusals of one user and scenario: the first is written, the others counted (D5)."""
-
-    def __init__(self, decision_id: str, reason: str) -> None:
-        self.decision_id = decision_id
-        self.reason = reason
-        self.swallowed = 0
-        self.uncertain = 0  # so many more it may have swallowed
 
 
 class Auditor:
@@ -75,7 +64,7 @@ class Auditor:
         self.answers = Answers()
         self.redeemed = Redeemed()
         self.waiting = Waiting()
-        self.runs: dict[tuple[str, str], Run] = {}
+        self.runs: dict[tuple[str, str], unanswered.Run] = {}
         self.seen_ids: set[str] = set()
         self.granted_ids: dict[str, dict[str, Any]] = {}
         self.shadow_ids: set[str] = set()
@@ -102,11 +91,11 @@ class Auditor:
             self._where = f"record {row} at {record.position}"
             self.now_ms = max(self.now_ms, record.append_ms)
             while forgotten and forgotten[0][0] <= record.position:
-                self._forget(forgotten.pop(0)[1])
+                changes.forget(self, forgotten.pop(0)[1])
             self._follow(record, told)
         self._where = "at the end"
         for line in self.closing:
-            self._close_run(orjson.loads(line), Wants())
+            unanswered.close_run(self, orjson.loads(line), Wants())
         for (user, scenario), run in self.runs.items():
             self.check(run.swallowed == 0, f"{run.swallowed} refusals of {scenario} to {user} are in no decision")
         for what in self.waiting.left():
@@ -134,15 +123,15 @@ class Auditor:
 
     def _follow(self, record: LogRecord, told: Told) -> None:
         heard: list[Heard] = []
-        changes: list[dict[str, Any]] = []
+        altering: list[dict[str, Any]] = []
         if record.kind == EVENTS:
-            heard, changes = self._read(record, told)
+            heard, altering = self._read(record, told)
         else:
             self.check(told.events == 0 and not told.dead, "a record without events gave some")
         # Where nobody could be read no time passes: what is due comes with the next record, as of its own instant.
-        is_heard = record.kind != EVENTS or bool(heard or changes)
+        is_heard = record.kind != EVENTS or bool(heard or altering)
         wants = self.walk.follow(heard, told, self.now_ms, passes_time=is_heard)
-        before = self._passing([*wants.sure, *wants.maybe], wants)
+        before = unanswered.passing(self, [*wants.sure, *wants.maybe], wants)
         codes = {one[0]: one[6] for one in told.offers}
         decisions = self._as_reserved([orjson.loads(line) for line in told.decisions])
         marks: list[tuple[str, str, int]] = []
@@ -155,14 +144,14 @@ class Auditor:
                 moment = here
             self._judge(decision, decisions[:row] + decisions[row + 1 :], wants, record, codes, marks)
         self._put_tags(marks)
-        self._swallow(wants, before, len(heard) != 1 or bool(told.transitions))
-        for event in changes:
-            self._apply(event)
+        unanswered.swallow(self, wants, before, len(heard) != 1 or bool(told.transitions))
+        for event in altering:
+            changes.apply(self, event)
         if record.kind == CONTENT:
             self.city = self.cities[orjson.loads(record.payload)["version"]]
             self.walk.activate(self.city)
         elif record.kind == CONTROL:
-            self._control(orjson.loads(record.payload))
+            changes.control(self, orjson.loads(record.payload))
 
     def _put_tags(self, marks: list[tuple[str, str, int]]) -> None:
         for user, tag, until_ms in marks:
@@ -189,7 +178,7 @@ class Auditor:
 
     def _read(self, record: LogRecord, told: Told) -> tuple[list[Heard], list[dict[str, Any]]]:
         """Read the record's events again; return what is heard of users, and what changes what is known of them."""
-        dead, whole, changes = set(), 0, []
+        dead, whole, altering = set(), 0, []
         heard: list[Heard] = []
         without = Counter({NO_LOCATION: 0, NO_USAGE: 0})
         repeated = 0
@@ -216,7 +205,7 @@ class Auditor:
                     repeated += not counts
                 heard.append(Heard(event, counts))
             else:
-                changes.append(event)
+                altering.append(event)
         found = {(position, item) for position, item, _ in told.dead}
         self.check(found == dead, f"dead letters {sorted(found ^ dead)} differ from the events that cannot be read")
         self.check(told.events == whole, f"{told.events} events counted of {whole} acknowledged")
@@ -227,7 +216,7 @@ class Auditor:
         self.check(
             told.drops[1] + told.drops[2] >= repeated, f"{repeated} usage events came again or late, and counted"
         )
-        return heard, changes
+        return heard, altering
 
     # --- one decision -----------------------------------------------------------------------------------------------
 
@@ -241,7 +230,7 @@ class Auditor:
         marks: list[tuple[str, str, int]],
     ) -> None:
         if decision["count"] > 1:
-            self._close_run(decision, wants)
+            unanswered.close_run(self, decision, wants)
             return
         reason, outcome, user, scenario = (decision[name] for name in ("reason", "outcome", "user", "scenario"))
         self.reasons[f"{outcome} {reason}"] += 1
@@ -250,7 +239,7 @@ class Auditor:
         self.check(outcome == expected or (reason, outcome) == ("quiet_hours", "held"), f"{reason} ended as {outcome}")
         self.check(decision["content_version"] == self.city.version, f"decided under {decision['content_version']}")
         told = decision["trigger"]
-        own_id = self._id_of(user, scenario, told["key"], told["at"])
+        own_id = unanswered.id_of(user, scenario, told["key"], told["at"])
         self.check(decision["decision_id"] == own_id, f"id {decision['decision_id']} is not a function of its trigger")
         waiting = self.waiting.take(decision)
         if waiting is not None:
@@ -274,7 +263,7 @@ class Auditor:
         if outcome == "refused" and waiting is None and reason != "duplicate":
             run = self.runs.get((user, scenario))
             self.check(run is None or not run.swallowed, f"a run of {scenario} to {user} was never closed")
-            self.runs[user, scenario] = Run(decision["decision_id"], reason)
+            self.runs[user, scenario] = unanswered.Run(decision["decision_id"], reason)
         plan = self.city.by_id.get(scenario)
         if plan is None:
             self.check(reason in ("not_live", "opted_out"), f"{reason} for {scenario}, which is not in the content")
@@ -303,7 +292,7 @@ class Auditor:
         self.check(plan.is_tag or channel in plan.reachable, f"{label} on channel {channel}")
         found = judge.objections(self.city, plan, who, trigger, at_ms, arrived_ms, (channel,), offer_id)
         found |= self._limits(plan, who, at_ms, channel, is_withheld)
-        if self._is_paused(plan):
+        if self.is_paused(plan):
             found.add("paused")
         if self.answers.is_paused(who.name, plan, at_ms):
             found.add("suppressed")
@@ -391,7 +380,7 @@ class Auditor:
         if reason == "paused":
             if "paused" in limits:
                 self.auto_paused.add(plan.id)
-            return self._is_paused(plan)
+            return self.is_paused(plan)
         if reason.startswith("cap:") or reason in ("min_gap", "reentry", "stock", "budget"):
             return reason in limits
         if reason == "suppressed" and self.answers.is_paused(who.name, plan, at_ms):
@@ -401,172 +390,12 @@ class Auditor:
         offer_id = decision["decision_id"]
         return reason in judge.objections(self.city, plan, who, trigger, at_ms, arrived_ms, plan.reachable, offer_id)
 
-    def _is_paused(self, plan: Plan) -> bool:
+    def is_paused(self, plan: Plan) -> bool:
         return plan.mode == "paused" or bool({plan.id, "*"} & self.paused) or plan.id in self.auto_paused
 
     def _is_outage(self) -> bool:
         position = int(self._where.split()[-1])
         return any(first <= position < end for first, end in self.story.outages)
-
-    # --- counting refusals ------------------------------------------------------------------------------------------
-
-    def _swallow(self, wants: Wants, before: dict[Wanted, bool | None], is_mixed: bool) -> None:
-        """Candidates without a decision wait for competitors, or belong to a run of refusals.
-
-        is_mixed  several things happened in the record: one may have opened or shut a gate for another
-        """
-        every = [(one, True) for one in wants.sure.elements()] + [(one, False) for one in wants.maybe.elements()]
-        after = self._passing([one for one, _ in every], wants) if is_mixed else before
-        for one, is_sure in sorted(every, key=lambda each: wants.now_ms[each[0]]):
-            passes = before.get(one, False) if before.get(one) is after.get(one) else None
-            self._swallow_one(one, wants, passes, is_sure)
-
-    def _swallow_one(self, one: Wanted, wants: Wants, passes: bool | None, is_sure: bool) -> None:
-        """`passes` None: what else happened in the record may have opened or shut a gate for it."""
-        user, scenario, key, at_ms = one
-        run = self.runs.get((user, scenario))
-        if passes is not False:
-            is_sure = is_sure and passes is True
-            self.waiting.gather(one, Trigger("", key, at_ms, None), wants.now_ms[one], self.city.window_ms, is_sure)
-            if passes:
-                return
-        if not is_sure:
-            if run is not None:
-                run.uncertain += 1
-        elif run is None:
-            self.say(f"candidate of {scenario} to {user} at {at_ms} ({key}) has no outcome")
-        else:
-            run.swallowed += 1
-
-    def _passing(self, some: list[Wanted], wants: Wants) -> dict[Wanted, bool | None]:
-        """Of each candidate whether no gate objects as things are; then it waits until the window ends (D2)."""
-        return {one: self._passes(one, wants) for one in some} if self.city.window_ms else {}
-
-    def _passes(self, one: Wanted, wants: Wants) -> bool | None:
-        user, scenario, key, at_ms = one
-        plan, who, now_ms = self.city.by_id[scenario], self.person(user), wants.now_ms[one]
-        if plan.is_tag:
-            return False
-        if plan.lottery is not None and key.endswith("?"):
-            return None  # who draws by an id that the engine made
-        fence = key.partition("|")[0] if plan.is_presence else None
-        is_silent = (user, scenario, at_ms) in wants.silent
-        trigger = Trigger("", key, at_ms, fence, (user, key, at_ms) in wants.stale, is_silent)
-        offer_id = self._id_of(user, scenario, key, at_ms)
-        found = judge.objections(self.city, plan, who, trigger, now_ms, now_ms, plan.reachable, offer_id)
-        is_barred = self._is_paused(plan) or self.book.bars(plan, who.subject, now_ms)
-        return not found and not is_barred and not self.answers.is_paused(user, plan, now_ms)
-
-    @staticmethod
-    def _id_of(user: str, scenario: str, key: str, at_ms: int) -> str:
-        """The id is a function of the trigger (D4)."""
-        made = blake2b(f"{TENANT}\0{scenario}\0{user}\0{key}".encode(), key=KEY, digest_size=10)
-        return f"{at_ms & (1 << 48) - 1:012x}{made.hexdigest()}"
-
-    def _close_run(self, decision: dict[str, Any], wants: Wants) -> None:
-        user, scenario = decision["user"], decision["scenario"]
-        run = self.runs.get((user, scenario))
-        if run is None or run.decision_id != decision["decision_id"] or run.reason != decision["reason"]:
-            self.say(f"a run of {scenario} to {user} is closed that is not open")
-            return
-        missing = decision["count"] - 1 - run.swallowed
-        for wanted in (wants.sure, wants.maybe):
-            for one in list(wanted):
-                while missing > run.uncertain and one[:2] == (user, scenario) and wanted[one] > 0:
-                    wanted[one] -= 1
-                    missing -= 1
-        is_right = 0 <= missing <= run.uncertain
-        self.check(is_right, f"a run of {scenario} to {user} counts {decision['count']}, {missing} too many")
-        run.swallowed = run.uncertain = 0
-
-    # --- what changes users -----------------------------------------------------------------------------------------
-
-    def _apply(self, event: dict[str, Any]) -> None:
-        who, kind, at_ms = self.person(event["user"]), event["type"], event["at"]
-        if kind == "profile":
-            who.take_profile(event)
-            self._link(who)
-        elif kind == "consent":
-            self._say(who, event["purpose"], event["granted"], at_ms)
-        elif kind == "inbound-message" and is_opt_out(event["text"]):
-            self._say(who, f"marketing.{event['channel']}", False, at_ms)
-        elif kind in ("user-closed", "address-changed") and event["id"] not in who.closings:
-            who.closings.add(event["id"])
-            who.close(self.now_ms)
-            self.closed_log[who.name].append(self.now_ms)
-            for name, purpose in list(self.consent_log):
-                if name == who.name:
-                    self.consent_log[name, purpose].append((self.now_ms, None))
-            self.walk.forget(who.name)
-            self.answers.forget(who.name)
-            for key in [key for key in self.runs if key[0] == who.name]:
-                run = self.runs.pop(key)
-                self.check(run.swallowed == 0, f"a run of {key[1]} to {key[0]} was not closed with the user")
-        elif kind == "receipt":
-            self._hear(event)
-        elif kind == "redemption":
-            self.redeemed.hear(event)
-            if not event.get("refund"):
-                self.answers.answered(who.name, event.get("offer_id"), event.get("benefit"), self.now_ms)
-
-    def _hear(self, event: dict[str, Any]) -> None:
-        user, offer_id, state = event["user"], event["offer_id"], event["state"]
-        self.told_states.add((offer_id, state))
-        if self.book.hear(offer_id, state):
-            self.shelf.release(offer_id)
-        if state in ("rejected", "failed", "expired"):
-            self.answers.answered(user, offer_id, None, self.now_ms)
-        elif state in ("accepted", "delivered"):
-            self.answers.received(user, offer_id, self.now_ms)
-
-    def _forget(self, user: str) -> None:
-        """Whoever comes under this id from now on is somebody else (I2)."""
-        who = self.person(user)
-        self.book.forget(who.subject)
-        self.shelf.forget(who.subject)
-        for part in (self.walk, self.answers, self.waiting, self.redeemed):
-            part.forget(user)
-        del self.people[user]
-        self.consent_log = defaultdict(list, {key: log for key, log in self.consent_log.items() if key[0] != user})
-        self.runs = {key: run for key, run in self.runs.items() if key[0] != user}
-        self.gone |= {one for one, decision in self.decided.items() if decision == user}
-
-    def _say(self, who: Person, purpose: str, granted: bool, at_ms: int) -> None:
-        """A yes or no of one number; a no is the person's, on whichever number it was said (A4)."""
-        if who.take_consent(purpose, granted, at_ms):
-            self.consent_log[who.name, purpose].append((self.now_ms, granted))
-        if not granted and at_ms > who.void_ms:
-            self._refuse_for(who.person, purpose, at_ms)
-
-    def _link(self, who: Person) -> None:
-        """A number given to a person: their refusals become each other's."""
-        for purpose, (granted, at_ms) in list(who.consents.items()):
-            if not granted:
-                self._refuse_for(who.person, purpose, at_ms)
-        for (person, purpose), at_ms in list(self.refusals.items()):
-            if person == who.person:
-                self._refuse_for(person, purpose, at_ms)
-
-    def _refuse_for(self, person: str | None, purpose: str, at_ms: int) -> None:
-        if person is None:
-            return
-        newest = self.refusals[person, purpose] = max(at_ms, self.refusals.get((person, purpose), at_ms))
-        for one in self.people.values():
-            if one.person == person and one.hear_person(purpose, newest):
-                self.consent_log[one.name, purpose].append((self.now_ms, False))
-
-    def _control(self, control: dict[str, Any]) -> None:
-        if self.shelf.control(control):
-            if "recall" in control:
-                self.recalls[control["recall"]].append(self.now_ms)
-            return
-        name, is_paused = control["pause"], control["paused"]
-        self.pause_log[name].append((self.now_ms, is_paused))
-        if is_paused:
-            self.paused.add(name)
-            return
-        self.paused.discard(name)
-        self.auto_paused = set() if name == "*" else self.auto_paused - {name}
 
     def _check_expected(self) -> None:
         """What scripted users did must have been seen, unless the service was down meanwhile."""

@@ -36,7 +36,8 @@ class Waiting:
             each.until_ms for (user, _), each in self._gathered.items() if user == one[0] and each.until_ms > now_ms
         ]
         until_ms = min(mine, default=now_ms + window_ms)
-        self._gathered[one[:2]] = Gathered(trigger, now_ms, until_ms, is_sure)
+        if is_sure or one[:2] not in self._gathered:
+            self._gathered[one[:2]] = Gathered(trigger, now_ms, until_ms, is_sure)
 
     def is_released(self, decision: dict[str, Any]) -> bool:
         held = self._held.get((decision["user"], decision["scenario"]))
