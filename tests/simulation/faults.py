@@ -138,7 +138,7 @@ def draw(seed: int, hours: int) -> Trouble:
         "crash_before_early_receipt_is_told": ("early",),
     }
     for kind, choice in steps.items():
-        for _ in range(dice.choice((1, 2)) if kind in kinds else 0):
+        for _ in range(dice.choice((1, 1, 2)) if kind in kinds else 0):
             trouble.crashes.append(
                 Crash(
                     some_time(),

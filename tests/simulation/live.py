@@ -253,6 +253,9 @@ class Live:
         self._die_at("processed")
         if any(one.code is not None for one in effects.offers):
             self._die_at("drawn")
+        self.done = last
+        if not effects.is_stored and self.dice.random() < 0.8:
+            return  # nothing happened: as in the service, the position waits for the next commit
         if self.trouble.is_down("commit_unavailable", self.now_ms):
             self._commit_once_it_answers()
         rows = [(one, orjson.loads(one)) for one in self.story.blocks[-1][2].decisions]
@@ -271,7 +274,6 @@ class Live:
             dispatches=dispatch_rows(effects.receipts),
         )
         self.story.committed.append(self.ledger.position())
-        self.done = last
         self._die_at("committed")
 
     def _commit_once_it_answers(self) -> None:
@@ -413,6 +415,9 @@ class Live:
         del self.snapshots[:-2]
 
     def take_snapshot(self) -> Snapshot:
+        """The state as of the last processed record, up to which the ledger is brought first."""
+        if self.ledger.position() < self.done:
+            self.ledger.commit(self.done, self.pipeline.now_ms)
         arrays, objects = self.pipeline.snapshot()
         return Snapshot(
             self.done,
