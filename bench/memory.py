@@ -150,7 +150,7 @@ def passers_by(content: Content, first: int, last: int, users: int, span_ms: int
     for user in range(first, last):
         after_ms = span_ms * user // users
         lines.append(ping(content, user, after_ms, 0.0))
-        lines.append(workload._usage_line(user * 10, user, workload.START_MS + after_ms, "unwanted", "open"))
+        lines.append(workload._usage_line(user * 10, user, workload.START_MS + after_ms, "unwanted"))
         append_ms += [workload.START_MS + after_ms] * 2
     (block,) = workload._join(users, lines).blocks(len(lines))
     return dataclasses.replace(block, append_ms=np.array(append_ms, np.int64))
@@ -204,9 +204,7 @@ def ping(content: Content, user: int, after_ms: int, east_deg: float) -> str:
 
 def granted(content: Content, first: int, last: int, after_ms: int = GRANT_MS, number: int = 2) -> list[str]:
     at_ms = workload.START_MS + after_ms
-    return [
-        workload._usage_line(user * 10 + number, user, at_ms, f"hot{user % 85}", "open") for user in range(first, last)
-    ]
+    return [workload._usage_line(user * 10 + number, user, at_ms, f"hot{user % 85}") for user in range(first, last)]
 
 
 def refused(content: Content, first: int, last: int) -> list[str]:

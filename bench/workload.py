@@ -276,17 +276,24 @@ def realistic(
     hot_apps: int = 85,
     spread_deg: float = CITY_DEG,
     step_apps: int = 0,
+    user: np.ndarray | None = None,
+    first: int = 0,
+    start_ms: int = START_MS,
+    hot_share: float = 0.010,
 ) -> Workload:
     """The realistic mix; see the head of this module. The city is `spread_deg` wide to each side of its middle.
 
+    user       of each event, instead of drawing them; first, start_ms  where numbers and times go on from
+    hot_share  of usage events with an app that a scenario waits for
     step_apps  with patterns: one usage event in ten is a step, of the app `step<user % step_apps>`; half of them open
                it, half pay, with an amount
     """
     random = np.random.default_rng(seed)
     fences, cells = content.fences, content.cells
-    user = zipf_users(random, users, count)
-    fresh = random.random(count) < 0.001
-    user = np.where(fresh, users + np.arange(count), user)
+    if user is None:
+        user = zipf_users(random, users, count)
+        fresh = random.random(count) < 0.001
+        user = np.where(fresh, users + np.arange(count), user)
     # Where a user is: beside a fence all day, inside one all day, or moving in and out of one.
     fence = (user * 2654435761) % len(fences)
     part = (user * 40503 >> 4) % 1000
@@ -309,8 +316,8 @@ def realistic(
     column = np.clip(((lon - CITY_LON + spread_deg) / step).astype(int), 0, side - 1)
     line = np.clip(((lat - CITY_LAT + spread_deg) / step).astype(int), 0, side - 1)
     cell = np.minimum(line * side + column, len(cells.ids) - 1)
-    at = START_MS + (np.arange(count) * 1000) // EVENTS_PER_S
-    hot = random.random(count) < 0.010
+    at = start_ms + (np.arange(count) * 1000) // EVENTS_PER_S
+    hot = random.random(count) < hot_share
     app = random.integers(0, 5000, count)
     step = random.random(count) < (0.1 if step_apps else 0.0)
     return _join(
@@ -318,11 +325,11 @@ def realistic(
         [
             _step_line(n, u, t, step_apps, a)
             if usage and one
-            else _usage_line(n, u, t, f"hot{a % hot_apps}" if h else f"app{a}", "open")
+            else _usage_line(n, u, t, f"hot{a % hot_apps}" if h else f"app{a}")
             if usage
             else _ping_line(n, u, t, x, y, m, cells.ids[c])
             for n, u, t, usage, one, h, a, x, y, m, c in zip(
-                range(count),
+                range(first, first + count),
                 user.tolist(),
                 at.tolist(),
                 is_usage.tolist(),
@@ -390,10 +397,14 @@ def _ping_line(number: int, user: int, at_ms: int, lon: float, lat: float, metho
     )
 
 
-def _usage_line(number: int, user: int, at_ms: int, app: str, action: str) -> str:
+def _usage_line(number: int, user: int, at_ms: int, app: str) -> str:
+    return usage_line(number, f"u{user:08d}", at_ms, app)
+
+
+def usage_line(number: int, user: str, at_ms: int, app: str) -> str:
     return (
-        f'{{"type":"usage","feed":"dpi","id":"e{number}","user":"u{user:08d}","app":"{app}","category":"ecommerce",'
-        f'"action":"{action}","at":{at_ms}}}'
+        f'{{"type":"usage","feed":"dpi","id":"e{number}","user":"{user}","app":"{app}","category":"ecommerce",'
+        f'"action":"open","at":{at_ms}}}'
     )
 
 

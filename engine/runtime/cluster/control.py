@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Protocol
 
 import orjson
 import redis
@@ -66,6 +67,20 @@ def pause(settings: Settings, scenario: str, paused: bool) -> None:
     finally:
         outputs.close()
         client.close()
+
+
+class Contents(Protocol):
+    """Where contents come from: ControlTopic, or what stands for it."""
+
+    def refresh(self) -> None: ...
+
+    def load_live(self) -> Content: ...
+
+    def load(self, version: str) -> Content: ...
+
+    def load_record(self, payload: bytes) -> Content: ...
+
+    def close(self) -> None: ...
 
 
 class ControlTopic:

@@ -15,7 +15,7 @@ import orjson
 import structlog
 
 from engine import metrics
-from engine.clock import wall_ms
+from engine.clock import monotonic_s, wall_ms
 from engine.deliver.contract import Addresses, Callback, Reply
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, routes
@@ -26,7 +26,7 @@ from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import Block, Offer
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.claims import ClaimStore
-from engine.runtime.cluster.control import ControlTopic
+from engine.runtime.cluster.control import Contents, ControlTopic
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.topics import ensure_topics
@@ -36,6 +36,7 @@ from engine.settings import Settings
 log = structlog.get_logger("opportune.dispatch")
 
 _REFRESH_S = 5.0
+_COMMIT_S = 0.5
 
 
 class DispatchHost:
@@ -44,14 +45,14 @@ class DispatchHost:
     Raises StoreUnavailable where Kafka or Redis cannot be reached.
     """
 
-    def __init__(self, settings: Settings, addresses: Addresses) -> None:
+    def __init__(self, settings: Settings, addresses: Addresses, control: Contents | None = None) -> None:
         cluster = settings.cluster
         self.settings = settings
         self.failure: str | None = None
         self.messages: deque[SandboxMessage] = deque(maxlen=1000)
         ensure_topics(cluster)
         self.outputs = Outputs(cluster)
-        self.control = ControlTopic(cluster, ContentArchive(settings.state / "content"))
+        self.control: Contents = control or ControlTopic(cluster, ContentArchive(settings.state / "content"))
         self.policy = self.control.load_live().policy
         RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
         self.store = ClaimStore(RedisReceipts(cluster.redis, cluster.partitions, tenant=settings.tenant))
@@ -108,10 +109,16 @@ class DispatchHost:
             )
             source.on_assign, source.on_revoke = self._assign, self._revoke
             refresh = 0
+            read: dict[int, int] = {}
+            commit_s = 0.0
             while not self._stopping.is_set():
                 for block in source.poll(4096):
                     self._enqueue(block)
-                    source.commit({block.partition: int(block.position[-1])})
+                    read[block.partition] = int(block.position[-1])
+                if read and monotonic_s() >= commit_s:
+                    # Whatever is read again is claimed once; a commit for each block would hold offers up.
+                    source.commit(read)
+                    read, commit_s = {}, monotonic_s() + _COMMIT_S
                 refresh += 1
                 if refresh % int(_REFRESH_S / 0.02) == 0:
                     self._refresh()

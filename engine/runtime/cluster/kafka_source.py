@@ -178,8 +178,14 @@ class KafkaSource:
         self._rebalances.close()
         self._mine.clear()
         with contextlib.suppress(StoreUnavailable, KafkaError):
-            self._loop.run(self._consumer.stop(), 15.0)
+            self._loop.run(self._leave(), 15.0)
         self._loop.stop()
+
+    async def _leave(self) -> None:
+        if self._has_started():
+            self._pump.cancel()
+            await asyncio.wait([self._pump])
+        await self._consumer.stop()
 
     # --- inside --------------------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from engine.model import Block, DeadLetter, DeadReason, RecordKind
 from engine.pipeline import Effects
 from engine.runtime import checkpoint
 from engine.runtime.archive import ContentArchive
-from engine.runtime.cluster.control import ControlTopic
+from engine.runtime.cluster.control import Contents, ControlTopic
 from engine.runtime.cluster.faust_source import FaustSource
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.outputs import Outputs
@@ -38,7 +38,8 @@ from engine.settings import Settings
 
 log = structlog.get_logger("opportune.worker")
 
-MOST_EVENTS = 8192
+MOST_EVENTS = 32_768
+"""In a poll. Only a backlog makes blocks so large; each costs some round trips, however many events it has."""
 TICK_S = 1.0
 MOST_FAULTS = 100
 """Events of one partition set aside by one process; beyond that the fault is not in single events."""
@@ -58,12 +59,15 @@ class Parts:
     id_key: bytes
 
 
-def connect(settings: Settings, is_stopped: Callable[[], bool]) -> Parts:
-    """Reach Kafka and Redis; StoreUnavailable where they cannot be, SettingsError where they do not fit."""
+def connect(settings: Settings, is_stopped: Callable[[], bool], control: Contents | None = None) -> Parts:
+    """Reach Kafka and Redis; StoreUnavailable where they cannot be, SettingsError where they do not fit.
+
+    control  where contents come from, if not from the control topic
+    """
     cluster = settings.cluster
     ensure_topics(cluster)
     outputs = Outputs(cluster, is_stopped=is_stopped)
-    control = ControlTopic(cluster, ContentArchive(settings.state / "content"))
+    control = control or ControlTopic(cluster, ContentArchive(settings.state / "content"))
     control.load_live()
     RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
 

@@ -1,0 +1,183 @@
+"""Parts of a cluster as processes of their own, which note when what happened; all clocks are the machine's one.
+
+Each part is a function for a spawned process: it says `ready`, works until `stop`, and writes its stamps to a file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Sequence
+from multiprocessing.synchronize import Event as StopEvent
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import orjson
+import structlog
+import uvloop
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+
+from bench.cluster_rig import FixedContent, open_content
+from engine.deliver.contract import Dispatch
+from engine.deliver.gateways.sandbox import SandboxGateway
+from engine.model import Offer
+from engine.runtime.cluster.dispatch import DispatchHost
+from engine.runtime.cluster.worker import Worker, connect
+from engine.runtime.warm import warm
+from engine.settings import Settings
+
+
+def host_worker(
+    settings: Settings, fences: int, stamps: Path, ready: StopEvent, stop: StopEvent, done: Any = None
+) -> None:
+    """Run a worker.
+
+    stamps  offer id -> user, block begun, decided, committed, published
+    done    shared int64[1 + partitions], where given: how many events this worker decided; which partitions it has
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    warm()
+    stopping = threading.Event()
+    worker = Worker(settings, stopping, connect(settings, stopping.is_set, FixedContent(open_content(fences))))
+    noted: dict[str, tuple[str, float, float, float, float]] = {}
+    process, publish = worker._process, worker._publish
+    at = [0.0, 0.0, 0.0]
+
+    def processing(block: Any) -> None:
+        at[0] = perf_counter()
+        partition = worker.partitions.get(block.partition)
+        if partition is not None and "commit" not in vars(partition.ledger):
+            partition.ledger.commit = committing(partition.ledger.commit)  # type: ignore[method-assign]
+        process(block)
+        if done is not None:
+            done[0] += len(block)
+
+    def committing(commit: Any) -> Any:
+        def timed(*arguments: Any, **named: Any) -> None:
+            at[1] = perf_counter()
+            commit(*arguments, **named)
+            at[2] = perf_counter()
+
+        return timed
+
+    def publishing(number: int, effects: Any, bodies: Any) -> None:
+        publish(number, effects, bodies)
+        for offer in effects.offers:
+            noted[offer.offer_id] = (offer.user_id, *at, perf_counter())
+
+    worker._process = processing  # type: ignore[method-assign]
+    worker._publish = publishing  # type: ignore[method-assign]
+    thread = threading.Thread(target=worker.run, name="opportune-engine")
+    thread.start()
+    while thread.is_alive() and not stop.is_set():
+        if worker.partitions:
+            ready.set()
+        if done is not None:
+            held = set(worker.partitions)
+            for number in range(settings.cluster.partitions):
+                done[1 + number] = number in held
+        stop.wait(0.01)
+    stopping.set()
+    thread.join(120)
+    stamps.write_bytes(orjson.dumps(noted))
+
+
+class AnyAddress:
+    """Everybody has one."""
+
+    def lookup(self, user_id: str, channel: str) -> str | None:
+        return f"138{hash(user_id) % 10**8:08d}"
+
+    def user_of(self, channel: str, address: str) -> str | None:
+        return None
+
+    def drop(self, user_id: str, channel: str) -> bool:
+        return False
+
+
+def host_dispatch(settings: Settings, fences: int, stamps: Path, ready: StopEvent, stop: StopEvent) -> None:
+    """Run a dispatcher with a gateway in its own process that accepts at once.
+
+    stamps  offer id -> read from the topic, handed over (once more for each time, if ever)
+    """
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    noted: dict[str, list[float]] = {}
+    submit = SandboxGateway.submit
+
+    async def submitting(gateway: SandboxGateway, dispatch: Dispatch) -> Any:
+        noted.setdefault(dispatch.offer_id, [0.0]).append(perf_counter())
+        return await submit(gateway, dispatch)
+
+    SandboxGateway.submit = submitting  # type: ignore[method-assign]
+
+    async def work() -> None:
+        host = DispatchHost(settings, AnyAddress(), control=FixedContent(open_content(fences)))
+        hand_over = host._hand_over
+
+        def handing(offers: Sequence[Offer], shard: int) -> None:
+            now = perf_counter()
+            for offer in offers:
+                noted.setdefault(offer.offer_id, [now])
+            hand_over(offers, shard)
+
+        host._hand_over = handing  # type: ignore[method-assign]
+        await host.start()
+        while not stop.is_set() and host.failure is None:
+            if len(host.store.shards) == settings.cluster.partitions:
+                ready.set()
+            await asyncio.sleep(0.02)
+        await host.stop()
+        assert host.failure is None, host.failure
+
+    uvloop.run(work())
+    stamps.write_bytes(orjson.dumps(noted))
+
+
+def host_forward(address: str, from_topic: str, to_topic: str, ready: StopEvent, stop: StopEvent) -> None:
+    """The first half of the bare loop: consume everything, produce what is marked by its first byte."""
+
+    async def work() -> None:
+        consumer = AIOKafkaConsumer(from_topic, bootstrap_servers=address, auto_offset_reset="latest")
+        producer = AIOKafkaProducer(bootstrap_servers=address, acks="all")
+        await consumer.start()
+        await producer.start()
+        await _positioned(consumer)
+        ready.set()
+        while not stop.is_set():
+            for where, records in (await consumer.getmany(timeout_ms=50)).items():
+                for record in records:
+                    if record.key[:1] == b"x":
+                        await producer.send(to_topic, record.key, partition=where.partition)
+        await producer.stop()
+        await consumer.stop()
+
+    uvloop.run(work())
+
+
+def host_end(address: str, topic: str, stamps: Path, ready: StopEvent, stop: StopEvent) -> None:
+    """The second half of the bare loop: consume, note when."""
+    noted: dict[str, float] = {}
+
+    async def work() -> None:
+        consumer = AIOKafkaConsumer(topic, bootstrap_servers=address, auto_offset_reset="latest")
+        await consumer.start()
+        await _positioned(consumer)
+        ready.set()
+        while not stop.is_set():
+            for records in (await consumer.getmany(timeout_ms=50)).values():
+                now = perf_counter()
+                for record in records:
+                    noted[record.value.decode()] = now
+        await consumer.stop()
+
+    uvloop.run(work())
+    stamps.write_bytes(orjson.dumps(noted))
+
+
+async def _positioned(consumer: AIOKafkaConsumer) -> None:
+    """Wait until every partition has a place to read from: what comes later is not missed."""
+    while not consumer.assignment():
+        await asyncio.sleep(0.01)
+    for where in consumer.assignment():
+        await consumer.position(where)
