@@ -7,6 +7,7 @@ the broker, in lz4 batches of 64 kB.
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import tempfile
@@ -45,6 +46,7 @@ class Rig:
     kafka: str
     redis: str
     versions: str
+    prefix: str  # of topics and groups, nobody else's
 
     def settings(self, name: str, partitions: int, **more: Any) -> Settings:
         """A deployment of its own on these servers; its topics are made."""
@@ -54,7 +56,7 @@ class Rig:
                 kafka=self.kafka,
                 redis=f"{self.redis.rpartition('/')[0]}/{len(list(self.folder.glob('*/state')))}",
                 partitions=partitions,
-                prefix=f"{name}.",
+                prefix=f"{self.prefix}{name}.",
                 checkpoints=self.folder / name / "checkpoints",
                 **more,
             ),
@@ -66,24 +68,30 @@ class Rig:
 
 @contextmanager
 def servers(bench: str) -> Iterator[Rig | None]:
-    """Start broker and Redis; None, said on stderr, where a program is missing."""
+    """Start broker and Redis; None, said on stderr, where a program is missing.
+
+    OPPORTUNE_KAFKA names a broker to use instead of one of our own.
+    """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
+    given = os.environ.get("OPPORTUNE_KAFKA")
     with tempfile.TemporaryDirectory(prefix="opportune-bench-") as name:
         folder = Path(name)
         kafka, redis = KafkaServer(folder / "kafka"), RedisServer(folder / "redis")
         try:
-            kafka.start()
             redis.start()
+            if not given:
+                kafka.start()
         except (pytest.skip.Exception, pytest.fail.Exception) as absent:
             print(f"{bench}: not measured: {absent}", file=sys.stderr)
-            kafka.kill()
+            redis.kill()
             yield None
             return
         told = subprocess.run(["redis-server", "--version"], capture_output=True, text=True, check=True).stdout
         libraries = ", ".join(f"{one} {version(one)}" for one in ("faust-streaming", "aiokafka"))
-        versions = f"Kafka {KAFKA}, Redis {told.split('v=')[1].split()[0]}, {libraries}"
+        broker = f"the broker at {given}" if given else f"Kafka {KAFKA}"
+        versions = f"{broker}, Redis {told.split('v=')[1].split()[0]}, {libraries}"
         try:
-            yield Rig(folder, kafka.address, redis.url, versions)
+            yield Rig(folder, given or kafka.address, redis.url, versions, f"bench-{os.getpid()}-")
         finally:
             kafka.kill()
             redis.kill()

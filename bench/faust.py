@@ -146,7 +146,7 @@ def _count_asked(pipeline: Pipeline, counts: dict[str, int]) -> None:
 
 def _noop(settings: Settings, events: int) -> float:
     cluster = settings.cluster
-    source = FaustSource(cluster.kafka, cluster.topic("events"), "noop", wait_ms=20)
+    source = FaustSource(cluster.kafka, cluster.topic("events"), f"{cluster.prefix}noop", wait_ms=20)
     begun: list[float] = []
     source.on_assign = lambda _numbers: begun.append(time.perf_counter())
     seen = 0
@@ -163,7 +163,7 @@ async def _orjson(settings: Settings, events: int) -> float:
     consumer = AIOKafkaConsumer(
         cluster.topic("events"),
         bootstrap_servers=cluster.kafka,
-        group_id="orjson",
+        group_id=f"{cluster.prefix}orjson",
         auto_offset_reset="earliest",
         enable_auto_commit=False,
         max_partition_fetch_bytes=4 << 20,
@@ -196,7 +196,7 @@ def _stock(settings: Settings, content: Content, events: int) -> float:
         parts[number] = Pipeline(content, settings, ledger, id_key=b"bench bench bench bench"), ledger
 
     app = faust.App(
-        "stock",
+        f"{cluster.prefix}stock",
         broker=f"kafka://{cluster.kafka}",
         store="memory://",
         web_enabled=False,
@@ -255,7 +255,7 @@ def _decisions(settings: Settings) -> Iterable[bytes]:
 def _replay(settings: Settings, content: Content, folder: Path, done: dict[int, int]) -> Iterable[bytes]:
     """Decide the log again, in one go, with the embedded ledger."""
     cluster = settings.cluster
-    source = KafkaSource(cluster.kafka, cluster.topic("events"), "replay", wait_ms=20)
+    source = KafkaSource(cluster.kafka, cluster.topic("events"), f"{cluster.prefix}replay", wait_ms=20)
     key = load_id_key(cluster.checkpoints / "offer-id.key")
     pipelines: dict[int, Pipeline] = {}
     ledgers = [EmbeddedLedger(folder / f"replay-{number}.db", fsync="never") for number in done]

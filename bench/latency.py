@@ -99,7 +99,7 @@ class Bench:
         settings = rig.settings("latency", PARTITIONS)
         gateways = {"sms": SandboxSettings()}
         self._settings: Settings = settings.model_copy(update={"gateways": gateways, "checkpoint_interval_s": 3600.0})
-        self._topics = ("bare-in", "bare-out")
+        self._topics = (f"{rig.prefix}bare-in", f"{rig.prefix}bare-out")
         self._parts: list[Part] = []
 
     def __enter__(self) -> Bench:
@@ -120,11 +120,11 @@ class Bench:
     def send(self, rate: float, events: int, *, bare: bool = False) -> Latencies:
         """Send so many events at this rate and wait for every offer; a lead before them is not counted."""
         topic, started = (self._topics[0], self._bare()) if bare else (self._events, self._cluster())
-        lead = int(rate * LEAD_S)
+        lead = int(rate * (LEAD_S if events > 10_000 else LEAD_S / 10))
         load = self._load(lead + events)
         due = np.cumsum(np.random.default_rng(events).exponential(1 / rate, lead + events))
         sent = asyncio.run(_send(self._rig.kafka, topic, load, due))
-        time.sleep(1.0 if events < 100_000 else 3.0)
+        time.sleep(0.7 if events < 100_000 else 3.0)
         for part in started:
             part.stop()
         self._parts.clear()
@@ -141,7 +141,7 @@ class Bench:
         started = self._cluster()
         load = self._load(events)
         sent = asyncio.run(_send(self._rig.kafka, self._events, load, np.zeros(events)))
-        time.sleep(max(2.0, events / 20_000))
+        time.sleep(max(1.0, events / 20_000))
         for part in started:
             part.stop()
         self._parts.clear()

@@ -32,8 +32,11 @@ class Part:
     def wait_ready(self) -> None:
         end_s = perf_counter() + 120
         while not self._ready.wait(0.05):
-            assert self._process.is_alive(), f"{self._process.name} ended with {self._process.exitcode}"
+            self.must_live()
             assert perf_counter() < end_s, "not ready"
+
+    def must_live(self) -> None:
+        assert self._process.is_alive(), f"{self._process.name} ended with {self._process.exitcode}"
 
     def stop(self) -> None:
         self._stop.set()

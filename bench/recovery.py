@@ -48,13 +48,13 @@ def _measure(rig: Rig, users: int, behind: int, fences: int) -> list[dict[str, A
     fill(settings, content, users, users)
     counter = spawn.Array("q", 1 + PARTITIONS, lock=False)
     first = Part(host_worker, (settings, fences), rig.folder / "first.json", counter)
-    _wait(lambda: counter[0] >= users)
+    _wait(first, lambda: counter[0] >= users)
     first.stop()  # saves everything: this is the state of all users
     size = sum(path.stat().st_size for path in settings.cluster.checkpoints.rglob("*.checkpoint"))
     fill(settings, content, users, behind)
     counter[0] = 0
     killed = Part(host_worker, (settings, fences), rig.folder / "killed.json", counter)
-    _wait(lambda: counter[0] >= behind)
+    _wait(killed, lambda: counter[0] >= behind)
     killed.kill()
     names = asyncio.run(_trigger(settings, users))
     second = Part(_host_first_decision, (settings, fences, names), rig.folder / "second.json")
@@ -76,9 +76,10 @@ def _measure(rig: Rig, users: int, behind: int, fences: int) -> list[dict[str, A
     ]
 
 
-def _wait(done: Callable[[], bool]) -> None:
+def _wait(part: Part, done: Callable[[], bool]) -> None:
     end_s = perf_counter() + 300
     while not done():
+        part.must_live()
         assert perf_counter() < end_s, "the worker does not get on"
         time.sleep(0.01)
 

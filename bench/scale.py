@@ -47,12 +47,12 @@ def _drain(rig: Rig, count: int, fences: int, users: int, events: int) -> float:
     ]
     try:
         while sum(one[0] for one in counters) == 0 or any(sum(one[1:]) != 1 for one in counters):
-            time.sleep(0.002)
+            _look_after(parts)
         begun_s, before = time.perf_counter(), sum(one[0] for one in counters)
         done = before
         # Ticks of idle partitions are counted too, so the last few events may be.
         while done < events:
-            time.sleep(0.002)
+            _look_after(parts)
             done = sum(one[0] for one in counters)
         seconds = time.perf_counter() - begun_s
         for part in parts:
@@ -62,3 +62,9 @@ def _drain(rig: Rig, count: int, fences: int, users: int, events: int) -> float:
             part.kill()
     assert before < events, "everything was drained before the last worker had its partition"
     return (events - before) / seconds
+
+
+def _look_after(parts: list[Part]) -> None:
+    for part in parts:
+        part.must_live()
+    time.sleep(0.002)

@@ -81,13 +81,19 @@ class Rebalances:
         self.is_closed = False
 
     def announce(self, what: str, partitions: Sequence[int]) -> Awaitable[None]:
-        """In the loop: return once the engine has handled it."""
+        """In the loop: what is revoked, return once the engine has let go; what is assigned, at once.
+
+        Restoring state may take longer than a session, and no heartbeat is sent until an assignment is over.
+        """
         done: Future[None] = Future()
         if self.is_closed or not partitions:
             done.set_result(None)
         else:
             self._waiting.append((what, sorted(partitions), done))
             self._wake()
+        if what == "assign":
+            done = Future()
+            done.set_result(None)
         return asyncio.wrap_future(done)
 
     def handle(self, assigned: Callable[[Sequence[int]], None], revoked: Callable[[Sequence[int]], None]) -> None:

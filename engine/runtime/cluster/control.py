@@ -92,6 +92,7 @@ class ControlTopic:
         self._archive = archive
         self._loop = Loop("opportune-control")
         self._read_to = -1
+        self._newest: Content | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -118,11 +119,14 @@ class ControlTopic:
         return self.load(self.live)
 
     def load(self, version: str) -> Content:
-        try:
-            return self._archive.load(version)
-        except StoreCorrupt:
-            self.refresh()
-            return self._archive.load(version)
+        """Load a content, one object for all who ask: every partition has it, and compiling begins with the object."""
+        if self._newest is None or self._newest.version != version:
+            try:
+                self._newest = self._archive.load(version)
+            except StoreCorrupt:
+                self.refresh()
+                self._newest = self._archive.load(version)
+        return self._newest
 
     def load_record(self, payload: bytes) -> Content:
         """Load what a content record names."""

@@ -59,6 +59,7 @@ class Partition:
         self._probed = -1
         self.quarantine = Quarantine(folder / "quarantine.jsonl")
         self.pipeline = self._fresh(content)
+        self._is_untouched = True
         self.measured = Measured(number)
         ledger.authority = lambda: _authority(self.pipeline)
 
@@ -73,7 +74,9 @@ class Partition:
 
     def restore(self, newest: checkpoint.Checkpoint | None, content: Content) -> None:
         """Take the state of a checkpoint made with this content, or begin at the beginning."""
-        self.pipeline = self._fresh(content)
+        if not self._is_untouched:
+            self.pipeline = self._fresh(content)
+        self._is_untouched = False
         self.has_begun = newest is not None
         self.is_whole = True
         self.done = -1
