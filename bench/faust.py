@@ -48,7 +48,7 @@ def run(smoke: bool) -> list[dict[str, Any]]:
     events = 20_000 if smoke else int(os.environ.get("OPPORTUNE_BENCH_EVENTS", "2000000"))
     users = 2_000 if smoke else 1_000_000
     with servers("faust") as rig:
-        return [] if rig is None else _measure(rig, users, events, 300 if smoke else 30_000)
+        return [] if rig is None else _measure(rig, users, events, 300 if smoke else 10_000)
 
 
 def _measure(rig: Rig, users: int, events: int, stock_events: int) -> list[dict[str, Any]]:
