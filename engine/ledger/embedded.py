@@ -19,15 +19,16 @@ import orjson
 
 from engine.changes import Change
 from engine.errors import StoreUnavailable
-from engine.ledger import audit, fallbacks, handoff, history, links
+from engine.ledger import audit, claiming, fallbacks, handoff, history, links, outcomes
 from engine.ledger import receipts as receipts_of
 from engine.ledger import redemptions as used
 from engine.ledger.caps import Caps, GrantRow, is_offer_id
 from engine.ledger.database import Database
 from engine.ledger.dispatch import NOT_SENT, Claim
-from engine.ledger.handoff import ConsentRow, DispatchRow
+from engine.ledger.handoff import ConsentRow
 from engine.ledger.history import DecisionRow
 from engine.ledger.links import Link
+from engine.ledger.outcomes import DispatchRow
 from engine.ledger.pool import Lease
 from engine.ledger.redemptions import Redemption, RedemptionRow
 from engine.ledger.stock import Stock
@@ -201,8 +202,8 @@ class EmbeddedLedger:
                 handoff.close_user(cursor, user, now_ms, self.epoch, later)
             handoff.put_consents(cursor, consents[said:])
             handoff.put_pauses(cursor, pauses, position)
-            for one in dispatches:
-                handoff.put_receipt(cursor, one, self.epoch)
+            if dispatches:
+                outcomes.put_reports(cursor, dispatches, self.epoch)
             if redemptions:
                 used.put_redemptions(cursor, redemptions, position)
             if changes:
@@ -248,8 +249,8 @@ class EmbeddedLedger:
         """
         try:
             with self._database.writing() as cursor:
-                ask = self._asking(cursor, now_ms, epoch)
-                return [handoff.claim(cursor, ask, bytes.fromhex(offer), dispatch) for offer, dispatch in claims]
+                pairs = [(bytes.fromhex(offer_id), dispatch_id) for offer_id, dispatch_id in claims]
+                return list(claiming.claim(cursor, self._asking(cursor, now_ms, epoch), pairs))
         except StoreUnavailable:
             return [Claim.UNAVAILABLE] * len(claims)
 
@@ -257,12 +258,12 @@ class EmbeddedLedger:
         """Say why a dispatch that was provably not accepted must not be submitted once more; None: it may (D7)."""
         try:
             with self._database.reading() as cursor:
-                return handoff.why_not_again(cursor, bytes.fromhex(offer_id), self._asking(cursor, 0, None), channel)
+                return claiming.why_not_again(cursor, bytes.fromhex(offer_id), self._asking(cursor, 0, None), channel)
         except StoreUnavailable:
             return Claim.UNAVAILABLE.value
 
-    def _asking(self, cursor: sqlite3.Cursor, now_ms: int, epoch: int | None) -> handoff.Asking:
-        return handoff.Asking(
+    def _asking(self, cursor: sqlite3.Cursor, now_ms: int, epoch: int | None) -> claiming.Asking:
+        return claiming.Asking(
             now_ms=now_ms,
             is_current=(self.epoch if epoch is None else epoch) == int(_meta(cursor, "epoch", 0)),
             epoch=self.epoch,
@@ -273,14 +274,9 @@ class EmbeddedLedger:
 
     def record_dispatch(self, records: Sequence[DispatchRow]) -> list[bool]:
         """Store what became of dispatches, in one transaction; says for each whether its state changed (G1)."""
-        early: list[tuple[str, str]] = []
         with self._database.writing() as cursor:
-            for one in records:
-                if one.gateway_ids:
-                    key = bytes.fromhex(one.offer_id)
-                    found = receipts_of.put_parts(cursor, one.gateway, one.gateway_ids, key, one.dispatch_id, one.at_ms)
-                    early += [(one.gateway, gateway_id) for gateway_id in found]
-            changed = [handoff.put_dispatch(cursor, record, self.epoch) for record in records]
+            early = receipts_of.put_parts(cursor, records)
+            changed = outcomes.put_outcomes(cursor, records, self.epoch)
         self._early += early
         return changed
 
@@ -300,7 +296,7 @@ class EmbeddedLedger:
     def match_receipts(self, receipts: Sequence[GatewayReceipt], now_ms: int) -> list[Match | None]:
         """Find whose receipts these are (G3); what is nobody's yet is kept for 72 h. One answer for each."""
         with self._database.writing() as cursor:
-            return [receipts_of.match(cursor, one, now_ms) for one in receipts]
+            return receipts_of.match(cursor, receipts, now_ms)
 
     def matched_late(self) -> list[Match]:
         """List what receipts that had come before the answer to their submit say, until `told_late`."""

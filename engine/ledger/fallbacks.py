@@ -32,14 +32,36 @@ def is_second(dispatch_id: str) -> bool:
     return dispatch_id.endswith("/2")
 
 
-def note(cursor: sqlite3.Cursor, key: bytes, dispatch_id: str, state: S, at_ms: int, code: str, reports: bool) -> None:
-    """Take an outcome of the first channel into account. `reports`: receipts of it can be missed."""
-    if is_second(dispatch_id) or state is S.DELIVERED or code in ENDED or (state is S.ACCEPTED and not reports):
-        drop(cursor, key)
-    elif state in (S.ACCEPTED, S.UNKNOWN):
-        cursor.execute("UPDATE fallbacks SET due_ms = ? + after_ms WHERE offer_id = ?", (at_ms, key))
-    elif state in (S.REJECTED, S.FAILED, S.EXPIRED):
-        cursor.execute("UPDATE fallbacks SET due_ms = ? WHERE offer_id = ?", (at_ms, key))
+class Notes:
+    """What outcomes of first channels mean for the second ones, gathered and then written at once."""
+
+    def __init__(self) -> None:
+        self._due: dict[bytes, tuple[int, bool] | None] = {}  # instant, whether the span comes on top; None: dropped
+
+    def note(self, key: bytes, dispatch_id: str, state: S, at_ms: int, code: str, reports: bool) -> None:
+        """Take an outcome into account. `reports`: receipts of it can be missed."""
+        if key in self._due and self._due[key] is None:
+            return
+        if is_second(dispatch_id) or state is S.DELIVERED or code in ENDED or (state is S.ACCEPTED and not reports):
+            self._due[key] = None
+        elif state in (S.ACCEPTED, S.UNKNOWN):
+            self._due[key] = (at_ms, True)
+        elif state in (S.REJECTED, S.FAILED, S.EXPIRED):
+            self._due[key] = (at_ms, False)
+
+    def write(self, cursor: sqlite3.Cursor) -> None:
+        if not self._due or not any_pending(cursor):
+            return
+        for key, due in self._due.items():
+            if due is None:
+                drop(cursor, key)
+            else:
+                cursor.execute("UPDATE fallbacks SET due_ms = ? + ? * after_ms WHERE offer_id = ?", (*due, key))
+
+
+def any_pending(cursor: sqlite3.Cursor) -> bool:
+    """Say whether any offer may still go to a second channel; most deployments have none."""
+    return cursor.execute("SELECT 1 FROM fallbacks LIMIT 1").fetchone() is not None
 
 
 def is_pending(cursor: sqlite3.Cursor, key: bytes) -> bool:

@@ -1,4 +1,4 @@
-"""Offers on their way out: the outbox, the claim, and what became of dispatches (rules D7, G1, A2).
+"""Offers on their way out: the outbox, consent and pauses as claims ask them, claims that a crash cut off (A2, A4, D8).
 
 Functions over a cursor inside a transaction; the caller owns it.
 """
@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import orjson
 
 from engine.ledger import fallbacks, receipts
-from engine.ledger.dispatch import NOT_SENT, Claim, may_follow
 from engine.model import DispatchState, Offer
 
 
@@ -28,155 +26,6 @@ class ConsentRow(Protocol):
     text: str | None
 
 
-class DispatchRow(Protocol):
-    """What became of one dispatch."""
-
-    @property
-    def dispatch_id(self) -> str: ...
-    @property
-    def offer_id(self) -> str: ...
-    @property
-    def state(self) -> DispatchState: ...
-    @property
-    def at_ms(self) -> int: ...
-    @property
-    def gateway_id(self) -> str | None: ...
-    @property
-    def code(self) -> str | None: ...
-    @property
-    def gateway(self) -> str: ...
-    @property
-    def gateway_ids(self) -> Sequence[str]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Asking:
-    """Who claims, when, and what holds for every claim of one transaction."""
-
-    now_ms: int  # wall time
-    is_current: bool  # whether the claimant's epoch is the newest
-    epoch: int
-    paused: frozenset[str]
-    assumed_consent: frozenset[str]
-    expired_codes: tuple[tuple[str, int, int, int], ...] = ()  # pool, first, end, position of the recall
-
-
-def claim(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str) -> Claim:
-    """Check in the order of docs/contracts.md, and write SUBMITTING where nothing stands against it."""
-    offer = cursor.execute(
-        "SELECT user, subject, scenario, channel, service, deadline_ms FROM offers WHERE offer_id = ?", (key,)
-    ).fetchone()
-    if offer is None:
-        return Claim.UNKNOWN_OFFER
-    user, subject, scenario, channel, service, deadline_ms = offer
-    is_fallback = fallbacks.is_second(dispatch_id) and dispatch_id.split("/")[1] != channel
-    if is_fallback:
-        channel = dispatch_id.split("/")[1]
-    dispatches = _dispatches(cursor, key)
-    if any(one == dispatch_id for one, _, _ in dispatches):
-        return Claim.ALREADY
-    states = {one: state for one, state, applied in dispatches if applied}
-    if is_fallback:
-        if not fallbacks.may_claim(cursor, key, channel, list(states.values())):
-            return Claim.ALREADY
-    elif not all(state in NOT_SENT for state in states.values()):
-        return Claim.ALREADY
-    if "*" in asking.paused or scenario in asking.paused:
-        return Claim.PAUSED
-    if not service and not _has_consent(cursor, user, subject, f"marketing.{channel}", asking.assumed_consent):
-        return Claim.NO_CONSENT
-    if asking.now_ms >= deadline_ms:
-        return Claim.EXPIRED
-    if asking.expired_codes and _is_expired(cursor, key, asking):
-        return Claim.CODE_EXPIRED
-    if not asking.is_current:
-        return Claim.FENCED
-    cursor.execute(
-        "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,NULL)",
-        (key, dispatch_id, len(dispatches), "submitting", asking.now_ms, asking.epoch),
-    )
-    cursor.execute("INSERT OR REPLACE INTO submitting VALUES (?,?)", (key, dispatch_id))
-    cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
-    if fallbacks.is_second(dispatch_id):
-        fallbacks.drop(cursor, key)
-    return Claim.CLAIMED
-
-
-def _is_expired(cursor: sqlite3.Cursor, key: bytes, asking: Asking) -> bool:
-    """Say whether the offer's code was drawn from a lease that expired since (O3)."""
-    body, position = cursor.execute("SELECT body, position FROM offers WHERE offer_id = ?", (key,)).fetchone()
-    code = orjson.loads(body)["code"]
-    if code is None:
-        return False
-    pool, _, number = code.partition("#")
-    return any(
-        name == pool and first <= int(number) < end and position <= recalled
-        for name, first, end, recalled in asking.expired_codes
-    )
-
-
-def put_dispatch(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> bool:
-    """Write what became of a dispatch; say whether that changed its state (G1)."""
-    key = bytes.fromhex(record.offer_id)
-    dispatches = _dispatches(cursor, key)
-    before: DispatchState | None = None
-    for dispatch_id, reached, changed in dispatches:
-        if changed and dispatch_id == record.dispatch_id:
-            before = reached
-    state = DispatchState(record.state)
-    if before is state:
-        return False
-    applied = may_follow(before, state)
-    if applied:
-        fallbacks.note(
-            cursor, key, record.dispatch_id, state, record.at_ms, record.code or "", bool(record.gateway_ids)
-        )
-    if applied and (state is DispatchState.UNKNOWN or (state is DispatchState.ACCEPTED and record.gateway_ids)):
-        receipts.await_receipt(cursor, record.dispatch_id, record.at_ms)
-    cursor.execute(
-        "INSERT INTO dispatches VALUES (?,?,?,?,?,?,?,?,?)",
-        (
-            key,
-            record.dispatch_id,
-            len(dispatches),
-            state.value,
-            record.at_ms,
-            epoch,
-            applied,
-            record.gateway_id,
-            record.code,
-        ),
-    )
-    if applied:
-        cursor.execute("DELETE FROM submitting WHERE offer_id = ? AND dispatch_id = ?", (key, record.dispatch_id))
-        cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
-    return applied
-
-
-def put_receipt(cursor: sqlite3.Cursor, record: DispatchRow, epoch: int) -> bool:
-    """Write what a receipt said, where its offer and its dispatch are known here; a forgotten user leaves no trace."""
-    try:
-        key = bytes.fromhex(record.offer_id)
-    except ValueError:
-        return False
-    if receipts.state_of(cursor, key, record.dispatch_id) is None:
-        return False
-    return put_dispatch(cursor, record, epoch)
-
-
-def why_not_again(cursor: sqlite3.Cursor, key: bytes, asking: Asking, channel: str) -> str | None:
-    """Say why what is claimed must not be submitted once more: the claim's checks as they stand now."""
-    offer = cursor.execute("SELECT user, subject, scenario, service FROM offers WHERE offer_id = ?", (key,)).fetchone()
-    if offer is None:
-        return Claim.UNKNOWN_OFFER.value
-    user, subject, scenario, service = offer
-    if "*" in asking.paused or scenario in asking.paused:
-        return Claim.PAUSED.value
-    if not service and not _has_consent(cursor, user, subject, f"marketing.{channel}", asking.assumed_consent):
-        return Claim.NO_CONSENT.value
-    return None if asking.is_current else Claim.FENCED.value
-
-
 def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
     """Claims found SUBMITTING at a start were cut off by a crash: UNKNOWN, and never submitted again (D7)."""
     rows = cursor.execute("SELECT offer_id, dispatch_id FROM submitting").fetchall()
@@ -186,7 +35,7 @@ def settle_submitting(cursor: sqlite3.Cursor, epoch: int) -> int:
             "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,'restart')",
             (key, dispatch_id, seq + 1, DispatchState.UNKNOWN.value, at_ms, epoch),
         )
-        receipts.await_receipt(cursor, dispatch_id, at_ms)
+        receipts.await_receipts(cursor, [(at_ms, dispatch_id)])
     cursor.execute("DELETE FROM submitting")
     return len(rows)
 
@@ -263,31 +112,9 @@ def _end_unclaimed(
     cursor: sqlite3.Cursor, key: bytes, channel: str, state: DispatchState, at_ms: int, epoch: int, code: str
 ) -> None:
     """End the next dispatch of a queued offer before anybody claims it; under its id, so that a claim is too late."""
-    seq = len(_dispatches(cursor, key))
+    (seq,) = cursor.execute("SELECT count(*) FROM dispatches WHERE offer_id = ?", (key,)).fetchone()
     cursor.execute(
         "INSERT INTO dispatches VALUES (?,?,?,?,?,?,1,NULL,?)",
         (key, f"{key.hex()}/{channel}/1", seq, state.value, at_ms, epoch, code),
     )
     cursor.execute("DELETE FROM outbox WHERE offer_id = ?", (key,))
-
-
-def _has_consent(
-    cursor: sqlite3.Cursor, user: str, subject: str, purpose: str, assumed_consent: frozenset[str]
-) -> bool:
-    """Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4)."""
-    answers = [
-        granted
-        for (granted,) in cursor.execute(
-            "SELECT granted FROM consents WHERE user IN (?,?) AND purpose = ?", (user, subject, purpose)
-        )
-    ]
-    return all(answers) if answers else purpose in assumed_consent
-
-
-def _dispatches(cursor: sqlite3.Cursor, key: bytes) -> list[tuple[str, DispatchState, int]]:
-    """Every state an offer's dispatches were said to reach, in order: dispatch id, state, whether it changed anything.
-
-    Sequence numbers have no holes, so that their count is the next one.
-    """
-    rows = cursor.execute("SELECT dispatch_id, state, applied FROM dispatches WHERE offer_id = ? ORDER BY seq", (key,))
-    return [(dispatch_id, DispatchState(state), applied) for dispatch_id, state, applied in rows]

@@ -10,9 +10,13 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
+
+import orjson
 
 from engine.ledger import fallbacks
 from engine.ledger.dispatch import FINAL
+from engine.ledger.groups import KEY, read, write
 from engine.model import DispatchState as S
 from engine.model import GatewayReceipt, Match
 
@@ -22,57 +26,105 @@ SILENT_MS = 48 * 3_600_000
 KEEP_PARTS_MS = SILENT_MS + KEEP_UNMATCHED_MS
 
 
+class Sent(Protocol):
+    """A dispatch that a gateway has, and the gateway's names for its parts."""
+
+    @property
+    def dispatch_id(self) -> str: ...
+    @property
+    def offer_id(self) -> str: ...
+    @property
+    def at_ms(self) -> int: ...
+    @property
+    def gateway(self) -> str: ...
+    @property
+    def gateway_ids(self) -> Sequence[str]: ...
+
+
 @dataclass(frozen=True, slots=True)
 class _Part:
     offer_id: bytes
     dispatch_id: str
     part: int
     parts: int
+    user: str | None  # None: the offer is forgotten
 
 
-def put_parts(
-    cursor: sqlite3.Cursor, gateway: str, gateway_ids: Sequence[str], key: bytes, dispatch_id: str, at_ms: int
-) -> list[str]:
-    """Remember by which names a gateway will report; return those of which a receipt has come already."""
-    early = []
-    for part, gateway_id in enumerate(gateway_ids):
+Name = tuple[str, str]
+"""A gateway and its name for a part."""
+
+
+def put_parts(cursor: sqlite3.Cursor, records: Sequence[Sent]) -> list[Name]:
+    """Remember by which names gateways will report; return those of which a receipt has come already."""
+    keys, rows = [], []
+    for one in records:
+        for part, gateway_id in enumerate(one.gateway_ids):
+            keys.append(bytes.fromhex(one.offer_id))
+            rows.append((one.gateway, gateway_id, one.dispatch_id, part, len(one.gateway_ids), one.at_ms))
+    if not rows:
+        return []
+    write(
+        cursor,
+        "INSERT OR REPLACE INTO parts (gateway, gateway_id, offer_id, dispatch_id, part, parts, at_ms) "
+        f"SELECT value ->> 0, value ->> 1, {KEY}, value ->> 2, value ->> 3, value ->> 4, value ->> 5 "
+        "FROM json_each(?2) AS asked",
+        keys,
+        rows,
+    )
+    if cursor.execute("SELECT 1 FROM unmatched LIMIT 1").fetchone() is None:
+        return []
+    early = read(
+        cursor,
+        "SELECT json_group_array(json_array(asked.value ->> 0, asked.value ->> 1)) FROM json_each(?1) AS asked "
+        "WHERE EXISTS (SELECT 1 FROM unmatched AS u WHERE u.gateway = asked.value ->> 0 "
+        "AND u.gateway_id = asked.value ->> 1)",
+        orjson.dumps([row[:2] for row in rows]).decode(),
+    )
+    return [(gateway, gateway_id) for gateway, gateway_id in early]
+
+
+def match(cursor: sqlite3.Cursor, receipts: Sequence[GatewayReceipt], now_ms: int) -> list[Match | None]:
+    """Say what receipts mean for their dispatches; keep those where nothing of that name is known yet."""
+    parts = _parts(cursor, [(one.gateway, one.gateway_id) for one in receipts])
+    fallbacks_left = fallbacks.any_pending(cursor)
+    found: list[Match | None] = []
+    unknown: list[tuple[object, ...]] = []
+    for receipt, part in zip(receipts, parts, strict=True):
+        if not receipt.gateway_id:
+            found.append(_match_named(cursor, receipt))
+        elif part is not None:
+            found.append(_judge(cursor, part, receipt.state, receipt.code, receipt.at_ms, fallbacks_left))
+        else:
+            found.append(None)
+            unknown.append(
+                (receipt.gateway, receipt.gateway_id, receipt.state.value, receipt.code, receipt.at_ms, now_ms)
+            )
+    if unknown:
         cursor.execute(
-            "INSERT OR REPLACE INTO parts (gateway, gateway_id, offer_id, dispatch_id, part, parts, at_ms) "
-            "VALUES (?,?,?,?,?,?,?)",
-            (gateway, gateway_id, key, dispatch_id, part, len(gateway_ids), at_ms),
+            "INSERT OR REPLACE INTO unmatched SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, "
+            "value ->> 5 FROM json_each(?)",
+            (orjson.dumps(unknown).decode(),),
         )
-        if cursor.execute(
-            "SELECT 1 FROM unmatched WHERE gateway = ? AND gateway_id = ?", (gateway, gateway_id)
-        ).fetchone():
-            early.append(gateway_id)
-    return early
+    return found
 
 
-def match(cursor: sqlite3.Cursor, receipt: GatewayReceipt, now_ms: int) -> Match | None:
-    """Say what a receipt means for its dispatch; keep it where nothing of that name is known yet."""
-    if not receipt.gateway_id:
-        return _match_named(cursor, receipt)
-    row = cursor.execute(
-        "SELECT offer_id, dispatch_id, part, parts FROM parts WHERE gateway = ? AND gateway_id = ?",
-        (receipt.gateway, receipt.gateway_id),
-    ).fetchone()
-    if row is None:
-        cursor.execute(
-            "INSERT OR REPLACE INTO unmatched VALUES (?,?,?,?,?,?)",
-            (receipt.gateway, receipt.gateway_id, receipt.state.value, receipt.code, receipt.at_ms, now_ms),
-        )
-        return None
-    return _judge(cursor, _Part(*row), receipt.state, receipt.code, receipt.at_ms)
+def _parts(cursor: sqlite3.Cursor, names: Sequence[Name]) -> list[_Part | None]:
+    rows = read(
+        cursor,
+        "SELECT json_group_array(json_array(hex(p.offer_id), p.dispatch_id, p.part, p.parts, o.user)) "
+        "FROM (SELECT key, value FROM json_each(?1)) AS asked "
+        "LEFT JOIN parts AS p ON p.gateway = asked.value ->> 0 AND p.gateway_id = asked.value ->> 1 "
+        "LEFT JOIN offers AS o ON o.offer_id = p.offer_id",
+        orjson.dumps(names).decode(),
+    )
+    return [_Part(bytes.fromhex(key), name, *rest) if name is not None else None for key, name, *rest in rows]
 
 
 def match_early(cursor: sqlite3.Cursor, gateway: str, gateway_ids: Sequence[str]) -> list[Match]:
     """Match what was kept under these names; they stay kept until `drop_early`, so that a crash loses none."""
     found = []
     for gateway_id in gateway_ids:
-        part = cursor.execute(
-            "SELECT offer_id, dispatch_id, part, parts FROM parts WHERE gateway = ? AND gateway_id = ?",
-            (gateway, gateway_id),
-        ).fetchone()
+        (part,) = _parts(cursor, [(gateway, gateway_id)])
         if part is None:
             continue
         rows = cursor.execute(
@@ -80,7 +132,7 @@ def match_early(cursor: sqlite3.Cursor, gateway: str, gateway_ids: Sequence[str]
             (gateway, gateway_id),
         ).fetchall()
         for state, code, at_ms in rows:
-            matched = _judge(cursor, _Part(*part), S(state), code, at_ms)
+            matched = _judge(cursor, part, S(state), code, at_ms)
             if matched is not None:
                 found.append(matched)
     return found
@@ -100,9 +152,13 @@ def drop_early(cursor: sqlite3.Cursor, names: Sequence[tuple[str, str]]) -> None
     cursor.executemany("DELETE FROM unmatched WHERE gateway = ? AND gateway_id = ?", names)
 
 
-def await_receipt(cursor: sqlite3.Cursor, dispatch_id: str, at_ms: int) -> None:
-    """Note that a dispatch must reach a final state, if need be by silence."""
-    cursor.execute("INSERT OR IGNORE INTO awaited VALUES (?,?)", (at_ms + SILENT_MS, dispatch_id))
+def await_receipts(cursor: sqlite3.Cursor, dispatches: Sequence[tuple[int, str]]) -> None:
+    """Note of pairs of instant and dispatch id that they must reach a final state, if need be by silence."""
+    if dispatches:
+        cursor.execute(
+            "INSERT OR IGNORE INTO awaited SELECT (value ->> 0) + ?, value ->> 1 FROM json_each(?)",
+            (SILENT_MS, orjson.dumps(dispatches).decode()),
+        )
 
 
 def silent(cursor: sqlite3.Cursor, now_ms: int, limit: int) -> list[tuple[int, str, Match | None]]:
@@ -171,13 +227,19 @@ def _match_named(cursor: sqlite3.Cursor, receipt: GatewayReceipt) -> Match | Non
         return None
     if state_of(cursor, key, receipt.dispatch_id) is None:
         return None
-    return _whole(cursor, key, receipt.dispatch_id, receipt.state, receipt.code, receipt.at_ms)
+    part = _Part(key, receipt.dispatch_id, 0, 1, _user_of(cursor, key))
+    return _judge(cursor, part, receipt.state, receipt.code, receipt.at_ms)
 
 
-def _judge(cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int) -> Match | None:
-    """Say what one part's state means for the whole."""
+def _judge(
+    cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int, fallbacks_left: bool = True
+) -> Match | None:
+    """Say what one part's state means for the whole.
+
+    fallbacks_left  False where no offer at all has a second channel to go to, which saves asking
+    """
     if part.parts == 1 or state is S.ACCEPTED:
-        return _whole(cursor, part.offer_id, part.dispatch_id, state, code, at_ms)
+        return _whole(cursor, part, state, code, at_ms, fallbacks_left)
     # The first final state of a part stays; the same receipt again is judged by what stands there.
     cursor.execute(
         "INSERT OR IGNORE INTO part_states VALUES (?,?,?,?,?)", (part.dispatch_id, part.part, state.value, code, at_ms)
@@ -189,7 +251,7 @@ def _judge(cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int)
     if judged is None:
         return None
     worst, why, when, is_partial = judged
-    match = _whole(cursor, part.offer_id, part.dispatch_id, worst, why, when)
+    match = _whole(cursor, part, worst, why, when, fallbacks_left)
     if match is not None and is_partial:
         fallbacks.drop(cursor, part.offer_id)
         return replace(match, is_definite=False)
@@ -220,15 +282,16 @@ def whole(
     return Match(dispatch_id, offer_id, user, told, at_ms, code[:64], is_definite=is_definite)
 
 
-def _whole(cursor: sqlite3.Cursor, key: bytes, dispatch_id: str, state: S, code: str, at_ms: int) -> Match | None:
-    user = _user_of(cursor, key)
-    if user is None:
+def _whole(cursor: sqlite3.Cursor, part: _Part, state: S, code: str, at_ms: int, fallbacks_left: bool) -> Match | None:
+    key, dispatch_id = part.offer_id, part.dispatch_id
+    if part.user is None:
         return None
     if state is S.UNKNOWN:
         fallbacks.drop(cursor, key)
-    match = whole(dispatch_id, key.hex(), user, state, code, at_ms)
+    match = whole(dispatch_id, key.hex(), part.user, state, code, at_ms)
     # What a second channel may still use is not given back (G5).
-    return replace(match, is_definite=False) if fallbacks.is_pending(cursor, key) else match
+    is_pending = fallbacks_left and fallbacks.is_pending(cursor, key)
+    return replace(match, is_definite=False) if is_pending else match
 
 
 def _user_of(cursor: sqlite3.Cursor, key: bytes) -> str | None:

@@ -25,7 +25,7 @@ def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
 
 @dataclass(frozen=True, slots=True)
 class ReportedState:
-    """A receipt as the ledger stores it (ledger.handoff.DispatchRow)."""
+    """A receipt as the ledger stores it (ledger.outcomes.DispatchRow)."""
 
     dispatch_id: str
     offer_id: str

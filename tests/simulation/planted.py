@@ -19,7 +19,7 @@ from engine.decide.local_time import LocalTime
 from engine.decide.profiles import ProfileTable
 from engine.decide.recorder import Recorder
 from engine.decode import decoder
-from engine.ledger import handoff
+from engine.ledger import claiming, handoff
 from engine.ledger.caps import Caps
 from engine.ledger.dispatch import Claim
 from engine.ledger.embedded import EmbeddedLedger
@@ -271,15 +271,16 @@ def deadline_ignored_at_the_claim(patch: Any) -> None:
 
 @plants
 def claimed_twice(patch: Any) -> None:
-    claim = handoff.claim
+    claim = claiming.claim
 
-    def again(cursor: Any, asking: Any, key: bytes, dispatch_id: str) -> Any:
-        answer = claim(cursor, asking, key, dispatch_id)
-        if answer == Claim.CLAIMED and key[-1] % 4 == 0:
-            cursor.execute("INSERT OR IGNORE INTO outbox VALUES (?)", (key,))
-        return Claim.CLAIMED if answer == Claim.ALREADY else answer
+    def again(cursor: Any, asking: Any, claims: Any) -> Any:
+        answers = claim(cursor, asking, claims)
+        for (key, _), answer in zip(claims, answers, strict=True):
+            if answer == Claim.CLAIMED and key[-1] % 4 == 0:
+                cursor.execute("INSERT OR IGNORE INTO outbox VALUES (?)", (key,))
+        return [Claim.CLAIMED if answer == Claim.ALREADY else answer for answer in answers]
 
-    patch.setattr(handoff, "claim", again)
+    patch.setattr(claiming, "claim", again)
 
 
 @plants_with("crash_after_submit")

@@ -7,8 +7,9 @@ from typing import Any
 
 import orjson
 
-from engine.ledger.handoff import ConsentRow, DispatchRow
+from engine.ledger.handoff import ConsentRow
 from engine.ledger.history import DecisionRow
+from engine.ledger.outcomes import DispatchRow
 from engine.ledger.redis.log import GrantRow
 from engine.model import DispatchState, Offer
 

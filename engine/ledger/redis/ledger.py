@@ -20,9 +20,10 @@ import structlog
 
 from engine.errors import StoreUnavailable
 from engine.ledger.dispatch import NOT_SENT, Claim
-from engine.ledger.handoff import ConsentRow, DispatchRow
+from engine.ledger.handoff import ConsentRow
 from engine.ledger.history import DecisionRow
 from engine.ledger.kernel import COUNTS, KEEP, WITHHELD
+from engine.ledger.outcomes import DispatchRow
 from engine.ledger.redemptions import RedemptionRow
 from engine.ledger.redis.acts import dispatch_act, put_in_order
 from engine.ledger.redis.log import GrantRow, LoggedCommit, ReleaseRow, write_commit
