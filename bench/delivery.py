@@ -1,7 +1,8 @@
-"""Hand-off: messages a second over SGIP against SMSGate, receipts a second, what a sick gateway costs the others.
+"""Hand-off: messages a second by gateway against its real peer, receipts a second, what a sick gateway costs others.
 
-`delivery.sgip.per_s`      offers claimed, submitted, recorded through dispatcher and ledger on disk, two connections;
-                           `per_cpu_s` is the same for each second of our own processor time
+`delivery.KIND.per_s`      offers claimed, submitted, answered and recorded through dispatcher and ledger on disk; over
+                           two connections of 32 unanswered submits where the protocol has connections. `per_cpu_s` is
+                           the same for each second of our own processor time, shares are processors used by each side
 `delivery.receipts.per_s`  Report frames over a socket: read, matched in the ledger, journaled, acknowledged
 `delivery.mix.p99_ms`      from enqueueing to the gateway's answer at 1,000/s over four gateways, of the three that are
                            well, while the fourth fails 30 %; peer: the same without a sick one
@@ -23,6 +24,7 @@ from typing import Any
 import pytest
 import structlog
 
+from bench.delivery_peers import NODE, PEERS, measure
 from engine.clock import wall_ms
 from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Sessionless, Submitted
 from engine.deliver.dispatcher import Dispatcher
@@ -37,65 +39,21 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import DispatchState, Offer
 from engine.runtime.journal import Journal
 from tests.peers.programs import free_port
-from tests.peers.rig import Book, Rig
-from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath
+from tests.peers.rig import Book
+from tests.peers.smsgate import LOGIN, PASSWORD
 
-NODE = 3010012345
 SEQUENCE = (NODE, 1122013000, 0)
 
 
 def run(smoke: bool) -> list[dict[str, Any]]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
-    rows = [_receipts(2_000 if smoke else 30_000), _mix(0.5 if smoke else 5.0)]
-    try:
-        found = classpath()
-    except (pytest.skip.Exception, pytest.fail.Exception) as absent:
-        print(f"delivery.sgip.per_s: not measured: {absent}", file=sys.stderr)
-        return rows
-    return [_sgip(found, 200 if smoke else 12_000), *rows]
-
-
-# --- out --------------------------------------------------------------------------------------------------------------
-
-
-def _sgip(found: str, count: int) -> dict[str, Any]:
-    best = []
-    for _ in range(1 if count < 1000 else 3):
-        with tempfile.TemporaryDirectory() as folder:
-            peer = SmsGate(found, "sgip", free_port(), Path(folder))
-            try:
-                peer.tell("quiet")
-                best.append(asyncio.run(_submit_all(Path(folder), peer, count)))
-            finally:
-                peer.kill()
-    return {
-        "name": "delivery.sgip.per_s",
-        "value": max(one for one, _ in best),
-        "unit": "messages/s",
-        "per_cpu_s": round(max(one for _, one in best)),
-    }
-
-
-async def _submit_all(folder: Path, peer: SmsGate, count: int) -> tuple[float, float]:
-    chosen = SgipSettings(
-        kind="sgip", host="127.0.0.1", port=peer.port, login=LOGIN, password=PASSWORD, node=NODE, corporation="12345",
-        sender="10655000", listen_host="127.0.0.1", listen_port=0, messages_per_s=1e6, connections=2,
-    )  # fmt: skip
-    gateway = make_operator("unicom", "sms", chosen)
-    rig = Rig(folder, [gateway])
-    await rig.dispatcher.start()
-    await rig.until(lambda: gateway.standing.ready, 30)
-    rig.offer(range(count, count + 500))  # the peer's compiler warms up
-    await rig.dispatcher.idle()
-    begin_s, begin_cpu_s = time.perf_counter(), time.process_time()
-    rig.offer(range(count))
-    await rig.dispatcher.idle()
-    passed_s, cpu_s = time.perf_counter() - begin_s, time.process_time() - begin_cpu_s
-    accepted = rig.states()[DispatchState.ACCEPTED]
-    assert accepted == count + 500, f"{accepted} of {count + 500} were accepted"
-    assert peer.count()[1] == count + 500
-    await rig.close()
-    return count / passed_s, count / cpu_s
+    rows = []
+    for kind in PEERS:
+        try:
+            rows.append(measure(kind, 200 if smoke else 12_000, 1 if smoke else 3))
+        except (pytest.skip.Exception, pytest.fail.Exception) as absent:
+            print(f"delivery.{kind}.per_s: not measured: {absent}", file=sys.stderr)
+    return [*rows, _receipts(2_000 if smoke else 30_000), _mix(0.5 if smoke else 5.0)]
 
 
 # --- back -------------------------------------------------------------------------------------------------------------

@@ -151,6 +151,10 @@ get-url = "{callback}&from=%p&to=%P&text=%b&at=%T&id=%I"
             assert time.monotonic() < end_s, f"{len(lines)} of {count} messages; see {self.sent}"
             time.sleep(0.05)
 
+    @property
+    def pids(self) -> list[int]:
+        return [one.pid for one in self._processes]
+
     def stop(self) -> None:
         self._centre = None
         while self._processes:

@@ -71,6 +71,14 @@ class Rig:
 
     def offer(self, numbers: Sequence[int], *, text: str = TEXT, deadline_s: float = 120.0, **more: Any) -> list[Offer]:
         """Commit one offer for each user of these numbers and queue it."""
+        made = self.commit(numbers, text=text, deadline_s=deadline_s, **more)
+        self.dispatcher.enqueue(made)
+        return made
+
+    def commit(
+        self, numbers: Sequence[int], *, text: str = TEXT, deadline_s: float = 120.0, **more: Any
+    ) -> list[Offer]:
+        """Commit one offer for each user of these numbers; they wait in the outbox."""
         now_ms = wall_ms()
         made = [
             Offer(
@@ -93,7 +101,6 @@ class Rig:
         self.position += 1
         self.ledger.commit(self.position, now_ms, offers=made)
         self.offers.update((one.offer_id, one) for one in made)
-        self.dispatcher.enqueue(made)
         return made
 
     def state_of(self, offer: Offer) -> DispatchState | None:

@@ -56,6 +56,16 @@ class Smsc:
             time.sleep(0.02)
         return self.told
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def count(self) -> int:
+        """Ask how many messages came, throttled ones included."""
+        self.tell(count=True)
+        return int(self.until(lambda told: "count" in told[-1])[-1]["count"])
+
     def submits(self) -> list[dict[str, Any]]:
         return [one for one in self.told if "submit" in one]
 

@@ -14,7 +14,7 @@ import orjson
 
 from engine.ledger import receipts as rules
 from engine.ledger.dispatch import FINAL
-from engine.ledger.handoff import DispatchRow
+from engine.ledger.outcomes import DispatchRow
 from engine.ledger.redis.link import RedisLink
 from engine.ledger.redis.packing import decode, encode
 from engine.model import DispatchState as S
