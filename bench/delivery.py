@@ -4,6 +4,7 @@
                            two connections of 32 unanswered submits where the protocol has connections. `per_cpu_s` is
                            the same for each second of our own processor time, shares are processors used by each side
 `delivery.receipts.per_s`  Report frames over a socket: read, matched in the ledger, journaled, acknowledged
+`delivery.flood.pause_ms`  the longest time in which nothing left while 10,000 receipts came within a second (F21)
 `delivery.mix.p99_ms`      from enqueueing to the gateway's answer at 1,000/s over four gateways, of the three that are
                            well, while the fourth fails 30 %; peer: the same without a sick one
 """
@@ -24,6 +25,7 @@ from typing import Any
 import pytest
 import structlog
 
+from bench.delivery_flood import storm
 from bench.delivery_peers import NODE, PEERS, measure
 from engine.clock import wall_ms
 from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Sessionless, Submitted
@@ -48,11 +50,12 @@ SEQUENCE = (NODE, 1122013000, 0)
 def run(smoke: bool) -> list[dict[str, Any]]:
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     rows = []
-    for kind in PEERS:
+    for kind in ("sgip", "smpp") if smoke else PEERS:
         try:
             rows.append(measure(kind, 200 if smoke else 12_000, 1 if smoke else 3))
         except (pytest.skip.Exception, pytest.fail.Exception) as absent:
             print(f"delivery.{kind}.per_s: not measured: {absent}", file=sys.stderr)
+    rows.append(storm(500 if smoke else 10_000))
     return [*rows, _receipts(2_000 if smoke else 30_000), _mix(0.5 if smoke else 5.0)]
 
 

@@ -129,7 +129,7 @@ async def _storm(folder: Path, count: int) -> dict[str, Any]:
         "name": "delivery.flood.pause_ms",
         "value": max(wild),
         "unit": "ms",
-        "pause_before_ms": round(max(calm), 1),
+        "pause_before_ms": round(max(calm, default=0.0), 1),
         "p99_9_ms": round(statistics.quantiles(wild, n=1000)[-1], 1),
         "acknowledged_within_ms": round(slowest_s * 1000),
         "receipts_per_s": round(count / all_s),
@@ -214,7 +214,3 @@ async def _serve(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
     found = re.search(r"http://\S+?:\d+", line)
     assert found, f"{line!r}\n{(folder / 'log').read_text()[-2000:]}"
     return service, found[0]
-
-
-if __name__ == "__main__":
-    print(storm(10_000))
