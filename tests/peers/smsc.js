@@ -2,12 +2,8 @@
 // usage: node smsc.js MODULE PORT PASSWORD    told by JSON lines on stdin, tells by JSON lines on stdout.
 const [, , module_, port, password] = process.argv;
 const smpp = require(module_);
-<<<<<<< HEAD
-const rules = { throttle_every: 0, receipt_first: false, stat: "DELIVRD", silent: false, hex_answer: false, receipts: true, delay_ms: 0 };
+const rules = { throttle_every: 0, receipt_first: false, stat: "DELIVRD", silent: false, hex_answer: false, receipts: true, delay_ms: 0, quiet: false };
 let open = 0, most = 0;
-=======
-const rules = { throttle_every: 0, receipt_first: false, stat: "DELIVRD", silent: false, hex_answer: false, receipts: true, quiet: false };
->>>>>>> 9cac1ea (Measure every gateway against its real peer, and a storm of receipts against the whole service (F21))
 const sessions = new Set();
 let count = 0;
 
@@ -65,10 +61,7 @@ require("readline").createInterface({ input: process.stdin }).on("line", (line) 
   const text = (told.inbound || {}).short_message;
   if (text && text.type === "Buffer") told.inbound.short_message = Buffer.from(text.data);
   if (told.inbound) for (const session of sessions) session.deliver_sm(told.inbound, (answer) => tell({ inbound_answer: answer.command_status }));
-<<<<<<< HEAD
   if (told.most) tell({ most });
-=======
   if (told.count) tell({ count });
->>>>>>> 9cac1ea (Measure every gateway against its real peer, and a storm of receipts against the whole service (F21))
   Object.assign(rules, told.rules || {});
 });
