@@ -34,7 +34,8 @@ def host_worker(
     """Run a worker.
 
     stamps  offer id -> user, block begun, decided, committed, published
-    done    shared int64[1 + partitions], where given: how many events this worker decided; which partitions it has
+    done    shared int64[2 + partitions], where given: how many records this worker decided; which partitions it has;
+            whether it may begin, until which it only takes part in the group
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     warm()
@@ -66,6 +67,9 @@ def host_worker(
         for offer in effects.offers:
             noted[offer.offer_id] = (offer.user_id, *at, perf_counter())
 
+    if done is not None:
+        poll = worker.source.poll
+        worker.source.poll = lambda most: poll(most if done[-1] else 0)
     worker._process = processing  # type: ignore[method-assign]
     worker._publish = publishing  # type: ignore[method-assign]
     thread = threading.Thread(target=worker.run, name="opportune-engine")

@@ -46,7 +46,8 @@ def _measure(rig: Rig, users: int, behind: int, fences: int) -> list[dict[str, A
     content = open_content(fences)
     settings = rig.settings("recovery", PARTITIONS).model_copy(update={"checkpoint_interval_s": 3600.0})
     fill(settings, content, users, users)
-    counter = spawn.Array("q", 1 + PARTITIONS, lock=False)
+    counter = spawn.Array("q", 2 + PARTITIONS, lock=False)
+    counter[-1] = 1
     first = Part(host_worker, (settings, fences), rig.folder / "first.json", counter)
     _wait(first, lambda: counter[0] >= users)
     first.stop()  # saves everything: this is the state of all users
