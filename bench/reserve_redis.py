@@ -50,7 +50,7 @@ def rows(smoke: bool) -> list[dict[str, Any]]:
             hundred / sum(1 / rate for rate in rounds[at : at + hundred])
             for at in range(0, len(rounds) - hundred + 1, hundred)
         )
-        subjects = sum(1 for _ in client.scan_iter("{default:0}u:*", count=10_000))
+        subjects = sum(1 for _ in client.scan_iter("{default}0:u:*", count=10_000))
         state_bytes = client.info("memory")["used_memory"] - before
         ledger.close()
         client.close()

@@ -114,6 +114,7 @@ class DeadReason(StrEnum):
     FUTURE = "future"
     UNKNOWN_CELL = "unknown_cell"
     UNKNOWN_FEED = "unknown_feed"
+    UNKNOWN_SCHEMA = "unknown_schema"  # the schema registry has none of that id, or one that cannot be read
     ENGINE_FAULT = "engine_fault"  # a bug of ours: the event was set aside so that the rest goes on
 
 

@@ -58,6 +58,9 @@ class ClusterSettings(BaseModel):
         1, description="of some 5,000 events; beyond it the partition stops and alarms; 0: never"
     )
     dead_letters_in_a_row: Annotated[int, Field(ge=0)] = Field(1000, description="likewise; 0: never")
+    schema_registry: str | None = Field(
+        None, repr=False, description="http://[user:password@]host:port of a schema registry, for Avro and Protobuf"
+    )
     health_port: int = Field(0, ge=0, le=65535, description="/healthz, /readyz and /metrics; 0: any free port")
 
     def topic(self, role: str) -> str:

@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from tests.peers.invariants import TALLY
-from tests.servers import KafkaServer, RedisServer
+from tests.servers import KafkaServer, RedisCluster, RedisServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -78,6 +78,20 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     server.start()
     yield server.url
     server.kill()
+
+
+@pytest.fixture(scope="session")
+def redis_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisCluster]:
+    """Three nodes, each with a third of the slots."""
+    cluster = RedisCluster(tmp_path_factory.mktemp("redis-cluster")).start()
+    yield cluster
+    cluster.kill()
+
+
+@pytest.fixture
+def redis_cluster_url(redis_cluster: RedisCluster) -> str:
+    redis_cluster.flush()
+    return redis_cluster.url
 
 
 @pytest.fixture

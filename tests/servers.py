@@ -9,6 +9,8 @@ import os
 import subprocess
 from pathlib import Path
 
+import redis
+
 from tests.peers.programs import absent, cache_folder, free_port, is_open, need, one_at_a_time, wait_for
 
 
@@ -20,22 +22,64 @@ class RedisServer:
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._folder = folder
         self._options = options
-        self._process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> RedisServer:
         program = need("redis-server", "redis-server")
         self._folder.mkdir(parents=True, exist_ok=True)
         command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._folder)]
         command += ["--save", "", "--appendonly", "no", *self._options]
-        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-        wait_for(lambda: is_open(self.port), "redis-server", self._process)
+        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_for(lambda: is_open(self.port), "redis-server", self.process)
         return self
 
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
     def kill(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+class RedisCluster:
+    """A Redis Cluster of three nodes without replicas."""
+
+    def __init__(self, folder: Path) -> None:
+        options = ["--cluster-enabled", "yes", "--cluster-node-timeout", "1000"]
+        self.nodes = [RedisServer(folder / str(number), *options) for number in range(3)]
+        self.url = self.nodes[0].url
+
+    def start(self) -> RedisCluster:
+        for number, node in enumerate(self.nodes):
+            node.start()
+            with node.client() as client:
+                client.execute_command(
+                    "CLUSTER", "ADDSLOTSRANGE", number * 5461, 16383 if number == 2 else number * 5461 + 5460
+                )
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
+        for node in self.nodes[1:]:
+            with self.nodes[0].client() as client:
+                client.execute_command("CLUSTER", "MEET", "127.0.0.1", node.port)
+        for node in self.nodes:
+            wait_for(lambda node=node: self._is_whole(node), "redis cluster", node.process)
+        return self
+
+    def _is_whole(self, node: RedisServer) -> bool:
+        with node.client() as client:
+            told = client.execute_command("CLUSTER", "INFO")
+            text = told if isinstance(told, str) else told.decode()
+            return "cluster_state:ok" in text and "cluster_known_nodes:3" in text
+
+    def flush(self) -> None:
+        for node in self.nodes:
+            with node.client() as client:
+                client.flushall()
+
+    def kill(self) -> None:
+        for node in self.nodes:
+            node.kill()
 
 
 KAFKA = "4.1.0"

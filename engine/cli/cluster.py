@@ -22,6 +22,7 @@ content_app = typer.Typer(help="Content and pauses of a cluster, for every worke
 def register(app: typer.Typer) -> None:
     app.command()(worker)
     app.command()(dispatch)
+    app.command()(rekey)
     app.add_typer(content_app, name="content")
 
 
@@ -35,6 +36,39 @@ def dispatch() -> None:
     """Hand offers of a cluster to gateways, each at most once, until SIGTERM or Ctrl-C."""
     settings = load_settings()
     uvloop.run(_dispatch(settings))
+
+
+def rekey(
+    partitions: Annotated[int, typer.Option(help="of the new deployment", min=1, max=4096)],
+    prefix: Annotated[str, typer.Option(help="of the new deployment's topics; another one than now")],
+    redis: Annotated[str, typer.Option(help="an empty database for the new deployment")],
+    checkpoints: Annotated[Path, typer.Option(help="a folder for the new deployment's checkpoints")],
+    users: Annotated[Path | None, typer.Option(help="CSV: id now, new id; for users that get one", exists=True)] = None,
+) -> None:
+    """Copy a stopped deployment into one with another number of partitions, or with other user ids."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from engine.runtime.cluster.rekey import read_users
+    from engine.runtime.cluster.rekey import rekey as copy
+
+    settings = load_settings()
+    new = settings.cluster.model_copy(
+        update={"partitions": partitions, "prefix": prefix, "redis": redis, "checkpoints": checkpoints, "topics": {}}
+    )
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        tasks = {name: bar.add_task(name, total=None) for name in ("profiles", "events", "redis")}
+        told = copy(
+            settings, new, read_users(users), lambda what, done, of: bar.update(tasks[what], completed=done, total=of)
+        )
+    print(
+        f"copied: {told.records} records with {told.events} events, what is known of users in {told.profiles}, "
+        f"{told.offers} offers\nstart the new deployment with\n"
+        f"  OPPORTUNE_CLUSTER__PARTITIONS={partitions} OPPORTUNE_CLUSTER__PREFIX={prefix} "
+        f"OPPORTUNE_CLUSTER__CHECKPOINTS={checkpoints} and OPPORTUNE_CLUSTER__REDIS as given"
+    )
 
 
 @content_app.command()

@@ -31,12 +31,13 @@ def serve(
     clock: Annotated[
         str, typer.Option(help="log: time of arrival; events: time of the events (recorded feeds)")
     ] = "log",
+    cluster: Annotated[bool, typer.Option("--cluster", help="put events into Kafka instead; workers decide")] = False,
 ) -> None:
     """Take events over HTTP, decide, hand offers to gateways, until SIGTERM or Ctrl-C."""
     settings = load_settings(geofences=geofences, scenarios=scenarios, state=state, host=host, port=port)
     if clock not in ("log", "events"):
         raise typer.BadParameter("log or events", param_hint="--clock")
-    uvloop.run(_serve(settings, clock))
+    uvloop.run(_front(settings) if cluster else _serve(settings, clock))
 
 
 async def _serve(settings: Settings, clock: str) -> None:
@@ -55,6 +56,23 @@ async def _serve(settings: Settings, clock: str) -> None:
     await stop.wait()
     print("draining ...", flush=True)
     await host.stop()
+
+
+async def _front(settings: Settings) -> None:
+    from engine.console.cluster_front import ClusterFront
+    from engine.deliver.addressbook import open_address_book
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    front = ClusterFront(settings, open_address_book(settings))
+    await front.start()
+    where = f"http://{settings.host}:{front.port}"
+    print(f"opportune listens on {where}, events go to kafka at {settings.cluster.kafka}", flush=True)
+    await stop.wait()
+    print("draining ...", flush=True)
+    await front.stop()
 
 
 def pause(

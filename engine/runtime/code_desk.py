@@ -7,17 +7,33 @@ that come back are put into codes.db, then journaled. What was leased and never 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 import orjson
 
 from engine import metrics
 from engine.definitions import Content
 from engine.ledger.codes import CodeStore
-from engine.ledger.embedded import EmbeddedLedger
-from engine.ledger.pool import joined
+from engine.ledger.pool import Lease, joined
 
 LEASE_CODES = 50_000
 """Leased at once; renewed when half is left, once a second."""
+
+
+class Supply(Protocol):
+    """What a ledger has of codes now (engine.ledger.stock.Stock, engine.ledger.redis.stock.RedisStock)."""
+
+    def available(self, pool: str) -> int: ...
+    def returned(self, pool: str) -> list[tuple[int, int]]: ...
+    def known(self, pool: str) -> list[tuple[int, int]]: ...
+    def has_lease(self, pool: str, epoch: int) -> bool: ...
+
+
+class SuppliedLedger(Protocol):
+    @property
+    def stock(self) -> Supply: ...
+    def leases(self) -> list[Lease]: ...
+    def codes_after(self, position: int) -> list[str]: ...
 
 
 class CodeDesk:
@@ -25,22 +41,25 @@ class CodeDesk:
 
     append  journals a control record and returns its position
     done    the last position that was processed
+    shares  how many desks draw on the same pools; each takes a part of what is left
     """
 
     def __init__(
         self,
         store: CodeStore,
-        ledger: EmbeddedLedger,
+        ledger: SuppliedLedger,
         append: Callable[[bytes], int],
         done: Callable[[], int],
         *,
         lease_codes: int = LEASE_CODES,
+        shares: int = 1,
     ) -> None:
         self.store = store
         self._ledger = ledger
         self._append = append
         self._done = done
         self._lease_codes = lease_codes
+        self._shares = shares
         self._promised: dict[str, int] = {}
 
     def settle(self) -> None:
@@ -75,8 +94,11 @@ class CodeDesk:
             if spans:
                 self.store.take_back(name, spans)
                 self._write(name, {"returned": name, "spans": spans})
-            if name in wanted and stock.available(name) < self._lease_codes // 2:
-                for lease in self.store.lease(name, self._lease_codes):
+            block = (
+                self._lease_codes if self._shares == 1 else min(self._lease_codes, 1 + pool.free // (2 * self._shares))
+            )
+            if name in wanted and pool.free and stock.available(name) < (block + 1) // 2:
+                for lease in self.store.lease(name, block):
                     self._write(name, {"lease": name, "first": lease.first, "count": lease.count, "epoch": lease.epoch})
 
     def _write(self, pool: str, record: dict[str, object]) -> None:

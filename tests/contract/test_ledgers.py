@@ -12,7 +12,7 @@ import pytest
 from engine.ledger.dispatch import FOLLOWS, may_follow, print_table
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
-from engine.model import DispatchState, Offer, Option, ReserveRequest, Rule, Scope
+from engine.model import DispatchState, Offer, Option, ReserveRequest, Rule, Scope, StockLine, Take
 
 HOUR_MS = 3_600_000
 T0 = 1_700_000_000_000
@@ -25,14 +25,14 @@ class Home:
     open: Callable[[], EmbeddedLedger]
 
 
-@pytest.fixture(params=["embedded", "redis"])
+@pytest.fixture(params=["embedded", "redis", pytest.param("redis-cluster", marks=pytest.mark.long)])
 def home(request, tmp_path: Path) -> Iterator[Home]:
     opened = []
-    if request.param == "redis":
-        url = request.getfixturevalue("redis_url")
+    if request.param != "embedded":
+        url = request.getfixturevalue("redis_url" if request.param == "redis" else "redis_cluster_url")
 
     def open_ledger() -> EmbeddedLedger:
-        if request.param == "redis":
+        if request.param != "embedded":
             opened.append(RedisLedger(url, assumed_consent=frozenset({"marketing.sms"})))
             return opened[-1]
         opened.append(EmbeddedLedger(tmp_path / "ledger.db", assumed_consent=frozenset({"marketing.sms"})))
@@ -228,6 +228,114 @@ def test_a_deployment_limit_counts_one_scenario_over_everybody(ledger):
     assert [granted(), granted(), granted(), granted(scenario="a/third")] == [0, 0, -1, 0]
     next_hour = T0 - T0 % HOUR_MS + HOUR_MS
     assert granted(next_hour, Rule(Scope.DEPLOYMENT, next_hour - 1, 2, "paused")) == 0
+
+
+# --- stock and codes (O3) ---------------------------------------------------------------------------------------------
+
+DAY_MS = 24 * HOUR_MS
+
+
+def taking(number: int, *lines: StockLine, pool: str | None = None, subject: str = "u1", **fields) -> ReserveRequest:
+    return ask(option(number, take=Take(lines, pool, T0 - T0 % DAY_MS), **fields), subject=subject)
+
+
+def test_no_more_is_given_than_there_is_and_a_failure_gives_it_back(ledger):
+    film = StockLine("film", 1200, total=2)
+    answers = ledger.reserve([taking(number, film, subject=f"u{number}") for number in range(3)])
+    assert [answer.refusals for answer in answers] == [(), (), ("stock",)]
+    ledger.release(offer_id(0))
+    ledger.release(offer_id(0))
+    answers = ledger.reserve([taking(number, film, subject=f"u{number}") for number in (3, 4)])
+    assert [answer.granted for answer in answers] == [0, -1]
+    assert (ledger.stock.given()["film"].count, ledger.stock.given()["film"].fen) == (2, 2400)
+
+
+@pytest.mark.parametrize(
+    ("limits", "subject", "reason"),
+    [
+        ({"total": 1}, "u2", "stock"),
+        ({"per_day": 1}, "u2", "stock"),
+        ({"per_user": 1}, "u1", "stock"),
+        ({"budget_fen": 2399}, "u2", "budget"),
+        ({"budget_per_day_fen": 2399}, "u2", "budget"),
+        ({"budget_per_user_fen": 2399}, "u1", "budget"),
+    ],
+)
+def test_each_limit_of_a_benefit_holds_in_count_and_in_fen(ledger, limits, subject, reason):
+    film = StockLine("film", 1200, **limits)
+    assert ledger.reserve([taking(1, film)])[0].granted == 0
+    assert ledger.reserve([taking(2, film, subject=subject)])[0].refusals == (reason,)
+    tomorrow = Take((film,), None, T0 - T0 % DAY_MS + DAY_MS)
+    request = ask(option(3, take=tomorrow), subject="u3", now_ms=T0 + DAY_MS)
+    passes = 0 if "per_day" in str(limits) or "per_user" in str(limits) else -1
+    assert ledger.reserve([request])[0].granted == passes
+
+
+def test_of_several_lines_all_are_taken_or_none_and_stock_is_asked_before_caps(ledger):
+    film, tea = StockLine("film", 1200, total=1), StockLine("tea", 300, total=0)
+    both = Take((film, tea), None, 0)
+    (answer,) = ledger.reserve([ask(option(1, at_most(0), take=both), option(2, take=Take((film,), None, 0)))])
+    assert (answer.granted, answer.refusals) == (1, ("stock",))
+    assert "tea" not in ledger.stock.given() or ledger.stock.given()["tea"].count == 0
+
+
+def test_codes_are_drawn_from_leases_lowest_first_and_a_repetition_names_the_same(ledger):
+    assert ledger.reserve([taking(1, pool="p")])[0].refusals == ("stock",), "nothing is leased"
+    ledger.lease_codes("p", 7, 2, 1)
+    ledger.lease_codes("p", 7, 2, 1)
+    answers = ledger.reserve([taking(number, pool="p", subject=f"u{number}") for number in (2, 3, 4)])
+    assert [answer.code for answer in answers] == ["p#7", "p#8", None]
+    (again,) = ledger.reserve([taking(2, pool="p", subject="u2")])
+    assert (again.duplicate, again.code) == (True, "p#7")
+    ledger.release(offer_id(2))
+    assert ledger.reserve([taking(5, pool="p", subject="u5")])[0].code == "p#7"
+
+
+def test_withheld_and_shadow_options_ask_for_stock_and_take_none(ledger):
+    """D3, D8."""
+    ledger.lease_codes("p", 0, 1, 1)
+    film = StockLine("film", total=1)
+    for number, kind in enumerate(["withheld", "shadow"], 1):
+        (answer,) = ledger.reserve([taking(number, film, pool="p", **{kind: True})])
+        assert (answer.granted, answer.code) == (0, None)
+    assert ledger.reserve([taking(3, film, pool="p", subject="u3")])[0].code == "p#0"
+    assert ledger.reserve([taking(4, film, withheld=True, subject="u4")])[0].refusals == ("stock",)
+
+
+def test_an_expired_lease_gives_nothing_more_and_its_offers_cannot_be_claimed(ledger):
+    ledger.lease_codes("p", 0, 3, 1)
+    (answer,) = ledger.reserve([taking(1, pool="p")])
+    ledger.commit(1, T0, offers=[offer(1, code=answer.code)])
+    ledger.recall_codes("p", 1)
+    ledger.commit(2, T0)
+    assert ledger.claim([(offer_id(1), "d1")], T0) == ["code_expired"]
+    assert ledger.stock.returned("p") == [(1, 3)]
+    assert (ledger.stock.available("p"), ledger.stock.has_lease("p", 1)) == (0, False)
+    assert ledger.reserve([taking(2, pool="p", subject="u2")])[0].refusals == ("stock",)
+    ledger.release(offer_id(1))
+    ledger.commit(3, T0)
+    assert ledger.stock.returned("p") == [(0, 3)], "given back, it returns as well"
+    ledger.accept_return("p", [(0, 3)])
+    ledger.lease_codes("p", 1, 1, 2)
+    (answer,) = ledger.reserve([taking(3, pool="p", subject="u3")])
+    ledger.commit(4, T0, offers=[offer(3, "u3", code=answer.code)])
+    assert ledger.claim([(offer_id(3), "d3")], T0) == ["claimed"], "under its new epoch it is good"
+    assert ledger.stock.returned("p") == []
+
+
+def test_a_restart_knows_what_was_given_and_forgets_what_was_not_committed(home):
+    ledger = home.open()
+    ledger.lease_codes("p", 0, 3, 1)
+    film = StockLine("film", 1200, per_user=1)
+    ledger.reserve([taking(1, film, pool="p")])
+    ledger.commit(1, T0, offers=[offer(1, code="p#0")])
+    ledger.reserve([taking(2, film, pool="p", subject="u2")])
+    ledger.close()
+    again = home.open()
+    again.rebuild(again.position())
+    answers = again.reserve([taking(3, film, pool="p"), taking(2, film, pool="p", subject="u2")])
+    assert [(answer.refusals, answer.code) for answer in answers] == [(("stock",), None), ((), "p#1")]
+    assert again.stock.given()["film"].count == 2
 
 
 # --- commit and restart -----------------------------------------------------------------------------------------------

@@ -5,15 +5,25 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from engine.ledger.caps import REPLAY_HORIZON_MS, Caps
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.pool import CodePool
+from engine.ledger.redis.ledger import RedisLedger
+from engine.ledger.redis.log import MemoryLog
 from engine.ledger.stock import Stock
-from engine.model import Option, ReserveAnswer, ReserveRequest, Rule, Scope, StockLine, Take
+from engine.model import Offer, Option, ReserveAnswer, ReserveRequest, Rule, Scope, StockLine, Take
 from engine.runtime import checkpoint
 from engine.runtime.checkpoint import Checkpoint
 from tests.oracle.stock_oracle import StockOracle
@@ -37,6 +47,8 @@ def limits(draw) -> dict[str, int]:
 def asked(draw, now_ms: int) -> ReserveRequest:
     """A request at `now_ms`. Offer ids, users and what is limited are few, so that everything meets its limit."""
     options = []
+    subject = draw(st.sampled_from(["ann", "bob"]))
+    of_user = 4 * ["ann", "bob"].index(subject)  # an id holds the user (D4)
     for _ in range(draw(st.integers(1, 3))):
         take = None
         if draw(st.integers(0, 3)):
@@ -57,7 +69,7 @@ def asked(draw, now_ms: int) -> ReserveRequest:
         rules = (Rule(Scope.ALL, 0, draw(st.integers(1, 6)), "cap:all"),) if draw(st.booleans()) else ()
         options.append(
             Option(
-                f"{now_ms:012x}{draw(st.integers(0, 3)):020x}",
+                f"{now_ms:012x}{draw(st.integers(0, 3)) + of_user:020x}",
                 draw(st.sampled_from(["a/one", "a/two"])),
                 "sms",
                 "video",
@@ -68,8 +80,11 @@ def asked(draw, now_ms: int) -> ReserveRequest:
                 take=take,
             )
         )
-    subject = draw(st.sampled_from(["ann", "bob"]))
     return ReserveRequest(subject, subject, now_ms, tuple(options))
+
+
+# Caps keep grants for the longest window that anybody asked about so far; here all ask from the beginning on.
+ASKING = Option("f" * 32, "a/one", "sms", "video", "p", (Rule(Scope.ALL, 0, 1_000_000, "cap:all"),), shadow=True)
 
 
 class Model:
@@ -124,7 +139,7 @@ class StockMachine(RuleBasedStateMachine):
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name)
-        self.ledger = EmbeddedLedger(self.path / "ledger.db")
+        self.ledger = self.open()
         self.model = Model()
         self.committed = Model()
         self.position = -1
@@ -132,11 +147,11 @@ class StockMachine(RuleBasedStateMachine):
         self.next_number = dict.fromkeys(POOLS, 0)
         self.epoch = dict.fromkeys(POOLS, 1)
         self.leases: list[tuple[str, int, int, int]] = []
-        # Caps keep grants for the longest window that anybody asked about so far; here all ask from the beginning on.
-        longest = (Rule(Scope.ALL, 0, 1_000_000, "cap:all"),)
-        asking = Option("f" * 32, "a/one", "sms", "video", "p", longest, shadow=True)
-        self.ledger.reserve([ReserveRequest("nobody", "nobody", T0, (asking,))])
+        self.ledger.reserve([ReserveRequest("nobody", "nobody", T0, (ASKING,))])
         self.commit()
+
+    def open(self) -> EmbeddedLedger:
+        return EmbeddedLedger(self.path / "ledger.db")
 
     @rule(span=st.sampled_from([1, HOUR_MS - 1, 7 * HOUR_MS, DAY_MS]))
     def time_passes(self, span: int) -> None:
@@ -175,17 +190,24 @@ class StockMachine(RuleBasedStateMachine):
         if int(offer_id[:12], 16) > self.now_ms - REPLAY_HORIZON_MS:
             self.ledger.release(offer_id)
             self.model.release(offer_id)
+            self.released()
+
+    def offers(self) -> list[Offer]:
+        return []
+
+    def released(self) -> None:
+        """Nothing: an embedded ledger forgets with a crash what was not committed."""
 
     @rule()
     def commit(self) -> None:
         self.position += 1
-        self.ledger.commit(self.position, self.now_ms)
+        self.ledger.commit(self.position, self.now_ms, offers=self.offers())
         self.committed = self.model.copy()
 
     @rule()
     def crash_and_rebuild(self) -> None:
         self.ledger.close()
-        self.ledger = EmbeddedLedger(self.path / "ledger.db")
+        self.ledger = self.open()
         self.ledger.rebuild(self.position)
         self.model = self.committed.copy()
 
@@ -194,15 +216,17 @@ class StockMachine(RuleBasedStateMachine):
         self.commit()
         checkpoint.write(self.path, Checkpoint(self.position, self.now_ms, self.ledger.arrays(), self.ledger.objects()))
         self.ledger.close()
-        self.ledger = EmbeddedLedger(self.path / "ledger.db")
+        self.ledger = self.open()
         found = checkpoint.read_newest(self.path).checkpoint
         assert found is not None
         self.ledger.restore(found.arrays, found.objects)
 
     @invariant()
     def nothing_is_oversold_and_no_code_given_twice(self) -> None:
-        if not hasattr(self, "ledger"):
-            return
+        if hasattr(self, "ledger"):
+            self.nothing_is_oversold()
+
+    def nothing_is_oversold(self) -> None:
         for pool in POOLS:
             assert self.ledger.stock.available(pool) == len(self.model.stock.free(pool))
         held = [one for one in self.model.stock.taken if not one.released and one.number is not None]
@@ -225,6 +249,67 @@ StockMachine.TestCase.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestStock = StockMachine.TestCase
+
+
+class RedisStockMachine(StockMachine):
+    """The same over Redis, which at any instant may be emptied, or fall back to what it knew at some commit."""
+
+    url = ""
+
+    @initialize()
+    def begin(self) -> None:
+        self.client = redis.Redis.from_url(self.url)
+        self.client.flushdb()
+        self.log = MemoryLog()
+        super().begin()
+
+    def open(self) -> RedisLedger:
+        return RedisLedger(self.url, reservations=self.log)
+
+    def offers(self) -> list[Offer]:
+        """Whose offer it was is known from the offer, once this process does not know it any more."""
+        return [
+            Offer(offer_id, "a/one", grant[0], "sms", "text", "film", "marketing", self.now_ms + HOUR_MS, self.now_ms)
+            for offer_id, grant in self.model.grants.items()
+        ]
+
+    def released(self) -> None:
+        self.commit()  # a log brings the same release again; this machine would not
+
+    @rule()
+    def is_wiped(self) -> None:
+        self.client.flushdb()
+
+    @rule()
+    def is_wiped_while_nobody_owns_it(self) -> None:
+        self.client.flushdb()
+        self.crash_and_rebuild()
+
+    @rule()
+    def knows_only_what_it_knew_before(self) -> None:
+        """A replica is promoted that had not heard of the last acts: the keys of some commit, under another server."""
+        kept = {key: self.client.dump(key) for key in self.client.scan_iter("*")}
+        super().commit()
+        self.client.flushdb()
+        for key, value in kept.items():
+            self.client.restore(key, 0, value)
+        self.client.hset("{default}0:meta", "run", "another server")
+        self.client.hset("{default}r", "run", "another server")
+
+    def nothing_is_oversold(self) -> None:
+        self.ledger.reserve([ReserveRequest("nobody", "nobody", self.now_ms, (ASKING,))])
+        super().nothing_is_oversold()
+
+    def teardown(self) -> None:
+        super().teardown()
+        self.client.close()
+
+
+def test_redis_never_oversells_and_gives_no_code_twice_whatever_it_forgets(redis_url: str) -> None:
+    """O3, F8, F10: the same machine, with a Redis that is wiped and rolled back between."""
+    RedisStockMachine.url = redis_url
+    steps = settings(max_examples=15, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(RedisStockMachine, settings=steps)
 
 
 @settings(max_examples=60, deadline=None)

@@ -15,6 +15,7 @@ from engine.errors import SettingsError, StoreCorrupt, StoreFenced, StoreUnavail
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.log import MemoryLog
+from engine.ledger.redis.rekey import LedgerMove
 from engine.ledger.redis.shard import Authority
 from engine.model import Offer, Option, ReserveRequest, Rule, Scope, StockLine, Take
 from tests.servers import RedisServer
@@ -339,13 +340,171 @@ def test_an_address_that_nobody_answers_at_is_named():
         RedisLedger("redis://:secret@127.0.0.1:1/0", patience_s=0.1)
 
 
-def test_what_would_take_of_stock_is_refused(redis_url):
-    """O3: fail closed where stock is not kept."""
-    ledger = RedisLedger(redis_url)
-    request = ask(1)
-    take = Take((StockLine("b"),), None, 0)
-    taking = Option(offer_id(2), "a/s", "sms", "video", "p", (), take=take)
-    both = ReserveRequest("u1", "u1", T0, (taking, request.options[0]))
-    (answer,) = ledger.reserve([both])
-    assert (answer.granted, answer.refusals) == (1, ("stock",))
+@pytest.mark.parametrize("entry", range(3))
+def test_a_redis_cluster_is_entered_at_any_node_and_followed_when_slots_move(redis_cluster, entry):
+    """Three nodes; all keys of a tenant have one slot, so that every act is one act there too."""
+    redis_cluster.flush()
+    ledger = RedisLedger(
+        redis_cluster.nodes[entry].url, shards=2, reservations=MemoryLog(), assumed_consent=frozenset({"marketing.sms"})
+    )
+    other = RedisLedger(redis_cluster.url, 1, shards=2)
+    sims = [ReserveRequest("person", f"sim{number}", T0, ask(10 + number).options) for number in range(2)]
+    assert [ledger.reserve(sims[:1])[0].granted, other.reserve(sims[1:])[0].granted] == [0, -1]
+    assert [answer.granted for answer in ledger.reserve([taking(2, "u2", total=1), taking(3, "u3", total=1)])] == [
+        0,
+        -1,
+    ]
+    ledger.commit(1, T0, offers=[offer(2, "u2")])
+    _move_slot(redis_cluster)
+    assert ledger.reserve([taking(4, "u4", total=1)])[0].refusals == ("stock",)
+    # Another server answers now, which may know less: what was queued is never sent (F8).
+    assert ledger.rebuilds == 1
+    assert ledger.claim([(offer_id(2), f"{offer_id(2)}/sms/1")], T0) == ["already"]
     ledger.close()
+    other.close()
+
+
+def _move_slot(cluster):
+    """The slot of the ledger's keys goes to another node, with what it holds."""
+    clients = [node.client() for node in cluster.nodes]
+    slot = clients[0].execute_command("CLUSTER", "KEYSLOT", "{default}")
+    names = [client.execute_command("CLUSTER", "MYID").decode() for client in clients]
+    here = next(row for row, client in enumerate(clients) if client.execute_command("CLUSTER", "COUNTKEYSINSLOT", slot))
+    there = (here + 1) % 3
+    clients[there].execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", names[here])
+    clients[here].execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", names[there])
+    for key in clients[here].execute_command("CLUSTER", "GETKEYSINSLOT", slot, 10_000):
+        clients[here].execute_command("MIGRATE", "127.0.0.1", cluster.nodes[there].port, key, 0, 5000)
+    for row in (there, here, 3 - here - there):
+        clients[row].execute_command("CLUSTER", "SETSLOT", slot, "NODE", names[there])
+    for client in clients:
+        client.close()
+
+
+def taking(number: int, user: str, **limits: int) -> ReserveRequest:
+    take = Take((StockLine("film", 1200, **limits),), None, T0 - T0 % (24 * HOUR_MS))
+    return ReserveRequest(user, user, T0, (Option(offer_id(number), "a/s", "sms", "video", "p", (), take=take),))
+
+
+def test_shards_share_stock_and_never_oversell_it(redis_url):
+    """O3: four shards at once, one count."""
+    ledgers = [RedisLedger(redis_url, shard, shards=4) for shard in range(4)]
+    granted: list[int] = []
+
+    def work(shard: int) -> None:
+        for number in range(30):
+            request = taking(1000 * shard + number, f"u{shard}-{number}", total=37)
+            granted.extend(answer.granted for answer in ledgers[shard].reserve([request]))
+
+    threads = [threading.Thread(target=work, args=(shard,)) for shard in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert granted.count(0) == 37
+    for ledger in ledgers:
+        ledger.close()
+
+
+def test_after_a_loss_nothing_shared_is_granted_before_every_shard_is_whole(own_redis):
+    """F8, F10, O3: what another shard gave counts, whether its owner is there or not."""
+    reservations = MemoryLog()
+    here, there = (RedisLedger(own_redis.url, shard, shards=2, reservations=reservations) for shard in range(2))
+    here.reserve([taking(1, "u1", total=3)])
+    here.commit(1, T0)
+    there.reserve([taking(2, "u2", total=3), taking(3, "u3", total=3)])
+    there.commit(1, T0)
+    client = redis.Redis.from_url(own_redis.url)
+    client.flushall()
+    here.peers = lambda: (here, there)
+    assert here.reserve([taking(4, "u4", total=3)])[0].refusals == ("stock",)
+    assert (here.rebuilds, there.rebuilds) == (1, 1)
+    client.flushall()
+    here.peers = tuple  # as in another process, which is gone
+    there.close()
+    assert here.reserve([taking(5, "u5", total=3)])[0].refusals == ("stock",)
+    again = RedisLedger(own_redis.url, 1, shards=2, reservations=reservations)
+    again.recover()
+    answers = again.reserve([taking(6, "u6", total=3), taking(7, "u7", total=4)])
+    assert [answer.granted for answer in answers] == [-1, 0]
+    client.close()
+    again.close()
+    here.close()
+
+
+def test_a_replay_gets_the_code_that_the_first_run_drew_and_what_was_refused_stays_so(redis_url):
+    """T3, O3: codes come back in between, answers stay."""
+    ledger = RedisLedger(redis_url)
+    start = ledger.objects()
+
+    def code(number: int, user: str) -> ReserveRequest:
+        option = Option(offer_id(number), "a/s", "sms", "video", "p", (), take=Take((), "pool", 0))
+        return ReserveRequest(user, user, T0, (option,))
+
+    requests = [code(number, f"u{number}") for number in range(3)]
+    ledger.lease_codes("pool", 5, 2, 1)
+    first = ledger.reserve(requests)
+    assert [(one.granted, one.code) for one in first] == [(0, "pool#5"), (0, "pool#6"), (-1, None)]
+    ledger.commit(1, T0)
+    ledger.release(offer_id(0))
+    ledger.commit(2, T0)
+    assert ledger.stock.available("pool") == 1
+    ledger.close()
+    again = RedisLedger(redis_url)
+    again.restore({}, start)
+    again.lease_codes("pool", 5, 2, 1)
+    assert again.reserve(requests) == first
+    again.commit(1, T0)
+    again.release(offer_id(0))
+    again.commit(2, T0)
+    assert again.stock.available("pool") == 1
+    assert again.reserve([code(9, "u9")])[0].code == "pool#5"
+    again.close()
+
+
+def test_a_moved_ledger_counts_as_before_decides_no_history_again_and_can_be_rebuilt(own_redis):
+    """`opportune rekey`: two shards become three, u1 becomes x1; caps, stock, codes and what is queued go along."""
+    target = own_redis.url.replace("/0", "/1")
+    one, two = (RedisLedger(own_redis.url, shard, shards=2) for shard in range(2))
+    code = Take((StockLine("film", 1200, total=2, per_user=1),), "p", 0)
+    one.lease_codes("p", 0, 3, 1)
+    assert one.reserve([ask(1, take=code)])[0].code == "p#0"
+    assert two.reserve([ask(2, "u2")])[0].granted == 0
+    one.commit(5, T0, offers=[offer(1)])
+    two.commit(6, T0, offers=[offer(2, "u2")])
+    one.close()
+    two.close()
+    log = MemoryLog()
+    move = LedgerMove(own_redis.url, target, "default", 3, lambda user: {"x1": 2, "u2": 1}.get(user, 0), {"u1": "x1"})
+    assert move.run({1: 10, 2: 20}, log, lambda done, of: None) == 2
+    move.close()
+    assumed = frozenset({"marketing.sms"})
+    moved = [RedisLedger(target, shard, shards=3, reservations=log, assumed_consent=assumed) for shard in range(3)]
+    assert [ledger.history_end for ledger in moved] == [-1, 10, 20]
+    assert [[offer.user_id for offer in ledger.outbox(9)] for ledger in moved] == [[], ["u2"], ["x1"]]
+    for ledger in moved:
+        ledger.rebuild(-1)
+    again, never = moved[2].reserve([ask(1, "x1"), ask(7, "x1", 9)])
+    assert (again.duplicate, again.code) == (True, "p#0")
+    assert never.refusals == ("duplicate",), "what was decided before is not decided again"
+    for ledger in moved:
+        ledger.end_history()
+
+    def now(number: int) -> list[int]:
+        film = Take((StockLine("film", 1200, total=2),), None, 0)
+        asked = [(2, ask(number, "x1")), (1, ask(number + 1, "u2")), (1, ask(number + 2, f"new{number}", take=film))]
+        return [moved[shard].reserve([request])[0].granted for shard, request in asked]
+
+    assert now(20) == [-1, -1, 0]
+    assert now(30) == [-1, -1, -1], "two films there were"
+    moved[1].commit(30, T0)
+    moved[2].commit(31, T0)
+    assert moved[2].claim([(offer_id(1), f"{offer_id(1)}/sms/1")], T0) == ["claimed"]
+    client = redis.Redis.from_url(target)
+    client.flushdb()
+    client.close()
+    moved[1].peers = lambda: moved
+    assert now(40) == [-1, -1, -1]
+    assert moved[0].stock.available("p") == 2
+    for ledger in moved:
+        ledger.close()

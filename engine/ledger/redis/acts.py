@@ -55,6 +55,7 @@ def _offer_act(offer: Offer, subjects: dict[str, str]) -> tuple[Any, ...]:
         orjson.dumps(offer).decode(),
         offer.fallback_channel or False,
         offer.fallback_after_ms,
+        offer.code or False,
     )
 
 

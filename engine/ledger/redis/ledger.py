@@ -24,27 +24,33 @@ from engine.ledger.handoff import ConsentRow
 from engine.ledger.history import DecisionRow
 from engine.ledger.kernel import COUNTS, KEEP, WITHHELD
 from engine.ledger.outcomes import DispatchRow
+from engine.ledger.pool import Lease
 from engine.ledger.redemptions import RedemptionRow
 from engine.ledger.redis.acts import dispatch_act, put_in_order
-from engine.ledger.redis.log import GrantRow, LoggedCommit, ReleaseRow, write_commit
+from engine.ledger.redis.log import HISTORY, GrantRow, LoggedCommit, ReleaseRow, write_commit
 from engine.ledger.redis.packing import (
     GRANT_BYTES,
     binary,
     decode,
     encode,
+    is_shared,
     judge_refused,
     pack_requests,
+    pack_takes,
     read_answers,
     read_grants,
-    without_stock,
 )
 from engine.ledger.redis.shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
+from engine.ledger.redis.stock import RedisStock
 from engine.model import DispatchState, Offer, Option, ReserveAnswer, ReserveRequest
 
 log = structlog.get_logger("opportune.ledger")
 
 BATCH = 128
 """Requests in one call, about a millisecond of Redis; others are answered between calls."""
+
+_STOCK_EVERY = 1000
+"""Commits after which the log says anew what a shard has given, for logs that forget."""
 
 _OFFER_ID = re.compile("[0-9a-f]{32}")
 
@@ -76,13 +82,12 @@ class RedisLedger(RedisShard):
         if not requests:
             return []
         self._flush_settles()
-        requests = [without_stock(request) for request in requests]
         numbers: list[int] = []
         asked = self._asked
         for request in requests:
             numbers.append(asked)
             # What is in shadow leaves nothing, and explaining asks in shadow: only the rest has a place in the log.
-            asked += not request.options[0].shadow
+            asked += not all(option.shadow for option in request.options)
         self._asked = asked
         self._number_marks(requests)
         if not self._refused:
@@ -114,6 +119,9 @@ class RedisLedger(RedisShard):
                 for first in range(0, len(requests), BATCH)
             ]
             answers = self._link.scripts("reserve", (self._packed(batch) for batch in batches))
+            if b"others" in answers:
+                self._await_others()
+                continue
             # After a rebuild all are asked again: names may have other numbers by then.
             if not any(self._is_behind(answer) for answer in answers):
                 break
@@ -138,7 +146,15 @@ class RedisLedger(RedisShard):
         batch.keeps = packed.keeps
         self._longest_ms = max(self._longest_ms, packed.longest_ms)
         fixed = (self.shard, max(self._longest_ms, HORIZON_MS), HORIZON_MS, self._sent, f"{self._prefix}v:")
-        return [self._meta, self._open, *batch.keys], lambda: (*self._claimed(), *fixed, *packed.arguments)
+        shared = any(is_shared(request) for request in batch.requests)
+        of_stock = (
+            self._prefix,
+            self._everywhere,
+            pack_takes(batch.requests),
+            self.shards if shared else 0,
+            self._kept,
+        )
+        return [self._meta, self._open, *batch.keys], lambda: (*self._claimed(), *fixed, *packed.arguments, *of_stock)
 
     def _take_answers(self, batch: _Batch, answer: Any) -> list[ReserveAnswer]:
         packed, values = answer
@@ -176,6 +192,7 @@ class RedisLedger(RedisShard):
                 request.now_ms,
                 number,
                 code,
+                _taken(won),
             )
         )
 
@@ -212,7 +229,9 @@ class RedisLedger(RedisShard):
             return
         acts = self._settles
         flat = [value for key, offer_id, act, number in acts for value in (key, binary(offer_id), act, number)]
-        answer = self._guarded("settle", [self._meta], lambda: (self._prefix, self._persons, self._sent, encode(flat)))
+        answer = self._guarded(
+            "settle", [self._meta], lambda: (self._prefix, self._persons, self._sent, encode(flat), self._everywhere)
+        )
         self._settles = []
         for (_, offer_id, act, number), key in zip(acts, decode(answer), strict=True):
             if key:
@@ -220,21 +239,54 @@ class RedisLedger(RedisShard):
                 if act == "r":
                     self._released.append(ReleaseRow(offer_id.hex(), key, number))
 
+    # --- stock ------------------------------------------------------------------------------------------------------
+
     def lease_codes(self, pool: str, first: int, count: int, epoch: int) -> None:
-        """Codes are not given by this ledger yet: what takes of stock is refused as `stock`."""
+        """Take codes that a record of the log gave to this shard (O3)."""
+        self._supply(pool, "lease", (first, count, epoch))
 
     def recall_codes(self, pool: str, epoch: int) -> None:
-        """See `lease_codes`."""
+        """Let leases up to this epoch expire: nothing of them is given any more, and claims refuse what was."""
+        self._supply(pool, "recall", (epoch,))
 
     def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
-        """See `lease_codes`."""
+        """Never give these codes again."""
+        self._supply(pool, "spend", [number for span in spans for number in span])
 
     def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None:
-        """See `lease_codes`."""
+        """Drop codes that codes.db has taken back."""
+        self._supply(pool, "return", [number for span in spans for number in span])
+
+    @property
+    def stock(self) -> RedisStock:
+        """What this shard has to give, as it stands."""
+        return RedisStock(self._read_stock)
+
+    def leases(self) -> list[Lease]:
+        """List every lease of this shard, the expired ones included."""
+        return self.stock.leases()
+
+    def codes_after(self, position: int) -> list[str]:
+        """None: the log that this ledger belongs to is replicated, and loses no records that it has acknowledged."""
+        return []
+
+    def _read_stock(self) -> dict[str, Any]:
+        found = self._link.command("HGETALL", f"{self._prefix}stock")
+        named = ((name.decode(), value) for name, value in zip(found[::2], found[1::2], strict=True))
+        return {name: decode(value) if name.startswith("k:") else int(value) for name, value in named}
+
+    def _supply(self, pool: str, what: str, numbers: Sequence[int]) -> None:
+        """Apply a record about a pool; it has its place among the requests, so that a replay applies it once."""
+        self._flush_settles()
+        act = (pool, self._asked, what, encode(numbers))
+        self._asked += 1
+        self._acts.append(act)
+        self._guarded("supply", [self._meta], lambda: (self._prefix, *act))
 
     def rebuild(self, through_position: int) -> None:
         """Answer from now on as after the record at this position; what was never committed is taken back."""
         self._forget_batch()
+        self.recover()
         self._take_back()
         found = self._link.command("ZREVRANGEBYSCORE", self._positions, through_position, "-inf", "LIMIT", 0, 1)
         self._asked = int(found[0].decode().partition(":")[2]) if found else 0
@@ -267,6 +319,8 @@ class RedisLedger(RedisShard):
             return
         self._flush_settles()
         if self._log is not None and self._unlogged != position:
+            has_moved = self._acts or self._released or any(row.taken is not None for row in self._made)
+            stock = self._read_stock() if has_moved or self._logged % _STOCK_EVERY == 0 else None
             entry = LoggedCommit(
                 self._tenant,
                 self.shard,
@@ -277,6 +331,7 @@ class RedisLedger(RedisShard):
                 self._longest_ms,
                 self._made,
                 self._released,
+                stock,
             )
             self._log.append(self.shard, write_commit(entry))
             self._unlogged = position
@@ -298,7 +353,19 @@ class RedisLedger(RedisShard):
         )
         self._position, self._now_ms = position, now_ms
         self._logged += 1
+        self._kept = self._asked
         self._forget_batch()
+
+    @property
+    def history_end(self) -> int | None:
+        """The last record that was decided before this shard was made of others (`rekey`); None: that is over."""
+        return self._position if self._kept >= HISTORY else None
+
+    def end_history(self) -> None:
+        """Grant again from the next request on; call it before the first record behind `history_end`."""
+        self.recover()
+        self._kept = self._asked
+        self._link.command("HSET", self._meta, "asked", self._asked)
 
     def position(self) -> int:
         """The last record whose effects are stored, -1 if none."""
@@ -458,7 +525,12 @@ class RedisLedger(RedisShard):
         self._refused.pop(user, None)
         for kind in ("u:", "c:", "e:", "x:"):
             self._claims.command("DEL", f"{self._prefix}{kind}{user}")
-        self._claims.command("DEL", f"{self._persons}{user}")
+        self._claims.command("DEL", f"{self._persons}{user}", f"{self._everywhere}z:{user}")
+        for key in self._keys("t:"):
+            took = decode(self._claims.command("GET", key) or encode([None]))
+            if took[0] == user:
+                # What was given stays counted; to whom is forgotten.
+                self._claims.command("SET", key, encode(["", *took[1:]]), "KEEPTTL")
         for key in self._keys("f:"):
             offer = decode(self._claims.command("GET", key) or encode([None, None] + [None] * 7 + [[]]))
             if user in offer[:2]:
@@ -488,5 +560,11 @@ class RedisLedger(RedisShard):
         self._longest_ms = max(self._longest_ms, objects["longest_ms"])
 
     def close(self) -> None:
-        self._link.close()
-        self._claims.close()
+        self.close_links()
+
+
+def _taken(won: Option) -> tuple[int, list[str | int | bool]] | None:
+    if won.take is None or won.withheld:
+        return None
+    lines = [value for line in won.take.lines for value in (line.benefit, line.cost_fen, line.counts_users)]
+    return won.take.day_ms, lines

@@ -9,6 +9,7 @@ import hashlib
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,15 @@ from typing import Any
 import redis
 import structlog
 from redis.connection import ConnectionPool
-from redis.exceptions import AuthenticationError, NoScriptError, RedisError, ResponseError
+from redis.exceptions import (
+    AskError,
+    AuthenticationError,
+    ClusterDownError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TryAgainError,
+)
 
 from engine.clock import monotonic_s
 from engine.errors import SettingsError, StoreUnavailable
@@ -26,6 +35,9 @@ from engine.ledger.redis.address import read_address
 log = structlog.get_logger("opportune.ledger")
 
 _FOLDER = Path(__file__).parent / "lua"
+_NEEDS = dict.fromkeys(("claim", "reserve", "restock", "retake", "settle", "supply", "take"), ("stock",))
+"""What stands before a script beside lua/shared.lua."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
@@ -35,6 +47,7 @@ class RedisLink:
     patience_s  how long a call waits for a Redis that cannot answer before it raises StoreUnavailable
     is_stopped  asked while waiting: True ends the wait at once
     run_id      of the server that the connection reaches; another one may be a replica that knows less (F8)
+    home        the hash tag of all keys; in a Redis Cluster the connection goes to the node that has its slot
     """
 
     def __init__(
@@ -44,6 +57,7 @@ class RedisLink:
         patience_s: float = 5.0,
         timeout_s: float = 5.0,
         is_stopped: Callable[[], bool] = lambda: False,
+        home: str = "{default}",
     ) -> None:
         self.patience_s = patience_s
         self.run_id = ""
@@ -54,6 +68,8 @@ class RedisLink:
         self._is_stopped = is_stopped
         if not self._address.sentinels:
             self._pool(url)
+        self._home = home.encode()
+        self._nodes: list[tuple[str, int]] = []
         self._connection: Any = None
         self._lock = threading.RLock()
 
@@ -135,13 +151,46 @@ class RedisLink:
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _connect(self) -> None:
-        pool = self._pool(self._address.current())
-        connection = pool.connection_class(**pool.connection_kwargs)
-        connection.connect()
-        self._connection = connection
+        self._connection, facts = self._reach()
         self.reconnects += 1
-        facts = _ask(connection, _pack((b"INFO", b"everything")))
-        self.run_id = check_server(_facts(facts), self._where, self._setting)
+        if facts.get("cluster_enabled") == "1":
+            facts = self._go_home(facts)
+        self.run_id = check_server(facts, self._where, self._setting)
+
+    def _reach(self) -> tuple[Any, dict[str, str]]:
+        """Connect to the address that was given, or to any node of the cluster it belonged to."""
+        try:
+            return self._open()
+        except (redis.ConnectionError, redis.TimeoutError, OSError):
+            for host, port in self._nodes:
+                with suppress(redis.ConnectionError, redis.TimeoutError, OSError):
+                    return self._open(host, port)
+            raise
+
+    def _open(self, host: str | None = None, port: int | None = None) -> tuple[Any, dict[str, str]]:
+        pool = self._pool(self._address.current())
+        where = {"host": host, "port": port} if host else {}
+        connection = pool.connection_class(**{**pool.connection_kwargs, **where})
+        connection.connect()
+        return connection, _facts(_ask(connection, _pack((b"INFO", b"everything"))))
+
+    def _go_home(self, facts: dict[str, str]) -> dict[str, str]:
+        """Move the connection to the node that has the slot of our keys (Redis Cluster)."""
+        slot = _ask(self._connection, _pack((b"CLUSTER", b"KEYSLOT", self._home)))
+        home: tuple[str, int] | None = None
+        nodes = []
+        for first, last, *members in _ask(self._connection, _pack((b"CLUSTER", b"SLOTS"))):
+            found = [(member[0].decode() or str(self._connection.host), int(member[1])) for member in members]
+            nodes += found
+            if first <= slot <= last:
+                home = found[0]
+        self._nodes = list(dict.fromkeys(nodes))
+        if home is None:
+            raise redis.ConnectionError("no node of the cluster has the slot of the ledger's keys")
+        if facts.get("tcp_port") != str(home[1]) or self._connection.host != home[0]:
+            self._drop()
+            self._connection, facts = self._open(*home)
+        return facts
 
     def _pool(self, url: str) -> ConnectionPool:
         """Read an address as redis-py does; SettingsError where it is not one."""
@@ -173,8 +222,6 @@ def check_server(facts: dict[str, str], where: str, setting: Callable[[str], str
             f"{where} has maxmemory-policy {policy}, which may drop caps: set it to noeviction (CONFIG SET "
             "maxmemory-policy noeviction, and in redis.conf)"
         )
-    if facts.get("cluster_enabled") == "1":
-        raise SettingsError(f"{where} is a Redis Cluster; the ledger needs one Redis, with replicas if you like")
     if facts.get("role") != "master":
         raise redis.ConnectionError("it is a replica, which takes no writes")
     replicas = int(facts.get("connected_slaves", 0))
@@ -195,7 +242,8 @@ def _script(name: str) -> tuple[bytes, bytes]:
         names = ", ".join(f"{state.value} = true" for state in sorted(after))
         rows.append(f"  ['{before.value if before else ''}'] = {{{names}}},")
     table = "local FOLLOWS = {\n" + "\n".join(rows) + "\n}\n"
-    text = table + (_FOLDER / "shared.lua").read_text() + (_FOLDER / f"{name}.lua").read_text()
+    shared = "".join((_FOLDER / f"{part}.lua").read_text() for part in ("shared", *_NEEDS.get(name, ())))
+    text = table + shared + (_FOLDER / f"{name}.lua").read_text()
     return text.encode(), hashlib.sha1(text.encode()).hexdigest().encode()
 
 
@@ -222,7 +270,7 @@ def _may_pass(error: ResponseError) -> bool:
     """Say whether an error answer may end by itself: full, loading, a replica, a disk that cannot be written."""
     text = str(error)
     return (
-        isinstance(error, redis.ReadOnlyError | redis.BusyLoadingError)
+        isinstance(error, redis.ReadOnlyError | redis.BusyLoadingError | AskError | ClusterDownError | TryAgainError)
         or text.startswith(
             (
                 "OOM",
@@ -231,6 +279,10 @@ def _may_pass(error: ResponseError) -> bool:
                 "READONLY",
                 "NOREPLICAS",
                 "MASTERDOWN",
+                "CLUSTERDOWN",
+                "TRYAGAIN",
+                "MOVED",
+                "ASK",
                 "command not allowed when used memory",
             )
         )

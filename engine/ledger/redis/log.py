@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import orjson
 
 from engine.model import CONTRACT_VERSION
+
+HISTORY = 1 << 40
+"""So many requests asked: the shard was made of others, and all that is asked before is history (lua/reserve.lua)."""
 
 
 class ReservationLog(Protocol):
@@ -38,6 +41,9 @@ class GrantRow(NamedTuple):
     at_ms: int
     number: int
     code: str | None
+    taken: tuple[int, list[str | int | bool]] | None = (
+        None  # of stock: the day; benefit, cost in fen, counts users, ...
+    )
 
 
 class ReleaseRow(NamedTuple):
@@ -61,6 +67,7 @@ class LoggedCommit:
     longest_ms: int
     grants: Sequence[GrantRow]
     releases: Sequence[ReleaseRow]
+    stock: dict[str, Any] | None = None  # what the shard had given after it, where that changed (lua/stock.lua)
 
 
 class MemoryLog:
@@ -89,6 +96,7 @@ def write_commit(commit: LoggedCommit) -> bytes:
             "longest_ms": commit.longest_ms,
             "grants": commit.grants,
             "releases": commit.releases,
+            **({"stock": commit.stock} if commit.stock is not None else {}),
         }
     )
 
@@ -110,6 +118,7 @@ def read_commits(entries: Iterable[bytes], after: int) -> list[LoggedCommit]:
                     told["longest_ms"],
                     [GrantRow(*row) for row in told["grants"]],
                     [ReleaseRow(*row) for row in told["releases"]],
+                    told.get("stock"),
                 )
             )
     return found

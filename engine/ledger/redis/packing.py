@@ -9,13 +9,14 @@ import msgspec
 import numpy as np
 
 from engine.ledger.kernel import ALL, CATEGORY, CHANNEL, COUNTS, DEPLOYMENT, PARTNER, SCENARIO, WITHHELD
-from engine.model import Option, Reason, ReserveAnswer, ReserveRequest, Rule, Scope
+from engine.model import Option, Reason, ReserveAnswer, ReserveRequest, Take
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
 
 GRANT_BYTES = 46
 GRANTED_FIRST = ReserveAnswer(0)
+_REFUSED = {-3: Reason.DUPLICATE.value, -4: Reason.STOCK.value, -5: Reason.BUDGET.value}
 
 
 def binary(value: bytes) -> msgspec.Raw:
@@ -65,16 +66,25 @@ def read_grants(packed: bytes) -> list[Grant]:
     return grants
 
 
-def without_stock(request: ReserveRequest) -> ReserveRequest:
-    """Refuse by a rule that never passes what would take of stock: this ledger keeps none (fail closed, O3)."""
-    if all(option.take is None for option in request.options):
-        return request
-    never = (Rule(Scope.DEPLOYMENT, request.now_ms, 0, Reason.STOCK.value),)
-    options = tuple(
-        option if option.take is None else msgspec.structs.replace(option, rules=never, take=None)
-        for option in request.options
+def pack_takes(requests: Sequence[ReserveRequest]) -> bytes:
+    """Write what options would take of stock, each kind once; empty where none does."""
+    options = [option for request in requests for option in request.options]
+    if all(option.take is None for option in options):
+        return b""
+    rows: dict[Take, int] = {}
+    of = [0 if option.take is None else rows.setdefault(option.take, len(rows) + 1) for option in options]
+    takes = [
+        (take.pool or False, take.day_ms, [(*msgspec.structs.astuple(line), line.counts_users) for line in take.lines])
+        for take in rows
+    ]
+    return encode((of, takes))
+
+
+def is_shared(request: ReserveRequest) -> bool:
+    """Say whether other shards' grants count for the answer: persons, limits over the deployment, stock."""
+    return request.subject != request.user_id or any(
+        option.take is not None or any(rule.scope == DEPLOYMENT for rule in option.rules) for option in request.options
     )
-    return msgspec.structs.replace(request, options=options)
 
 
 class Packed(NamedTuple):
@@ -118,6 +128,7 @@ def pack_requests(
             since_ms,
             [rule.most for rule in rules],
             [number for mark in rows for number in marks[mark]],
+            [request.subject for request in requests],
         )
     )
     arguments = (
@@ -143,13 +154,11 @@ def read_answers(
         granted, is_duplicate = out[at], out[at + 1]
         at += 2
         options = request.options
-        if granted == 0 and not is_duplicate and options[0].code is None:
+        if granted == 0 and not is_duplicate and options[0].code is None and row not in codes:
             answers.append(GRANTED_FIRST)
             continue
         tried = granted if granted >= 0 else len(options)
-        refusals = tuple(
-            "duplicate" if out[at + k] == -3 else options[k].rules[out[at + k]].reason for k in range(tried)
-        )
+        refusals = tuple(_REFUSED.get(out[at + k]) or options[k].rules[out[at + k]].reason for k in range(tried))
         at += tried
         code = codes.get(row)
         if code is None and granted >= 0 and not is_duplicate:
@@ -168,7 +177,7 @@ def judge_refused(
     ids = {grant.offer_id for grant in grants}
     reasons: list[str] = []
     for option in request.options:
-        if bytes.fromhex(option.offer_id) in ids:
+        if option.take is not None or bytes.fromhex(option.offer_id) in ids:
             return None
         reason = _refusal(option, number, grants, marks, shard)
         if reason is None:

@@ -48,7 +48,7 @@ class RedisReceipts:
     """
 
     def __init__(self, url: str, partitions: int, *, tenant: str = "default", patience_s: float = 2.0) -> None:
-        self._link = RedisLink(url, patience_s=patience_s)
+        self._link = RedisLink(url, patience_s=patience_s, home=f"{{{tenant}}}")
         self._partitions = partitions
         self._tenant = tenant
         self._early_key = f"{{{tenant}}}l".encode()
@@ -83,7 +83,7 @@ class RedisReceipts:
         return found
 
     def _offer_key(self, shard: int, offer_id: str) -> bytes:
-        return f"{{{self._tenant}:{shard}}}f:{offer_id}".encode()
+        return f"{{{self._tenant}}}{shard}:f:{offer_id}".encode()
 
     # --- going out --------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class RedisReceipts:
 
     def await_cut_off(self, shard: int, now_ms: int) -> None:
         """Note what a crash cut off between claim and answer; call it before the shard is taken over."""
-        for dispatch_id in self._link.command("HVALS", f"{{{self._tenant}:{shard}}}s"):
+        for dispatch_id in self._link.command("HVALS", f"{{{self._tenant}}}{shard}:s"):
             self.await_receipt(dispatch_id.decode(), now_ms)
 
     def _count_parts(self, gateway: str, at_ms: int, count: int) -> None:
@@ -184,7 +184,7 @@ class RedisReceipts:
         self, offer: _Known, dispatch_id: str, offer_id: str, state: S, code: str, at_ms: int, is_partial: bool = False
     ) -> Match:
         """Make the match; what a second channel may still use is not given back, and what may have arrived ends it."""
-        shard = f"{{{self._tenant}:{offer.shard}}}"
+        shard = f"{{{self._tenant}}}{offer.shard}:"
         if state is S.UNKNOWN or is_partial:
             self._link.command("HDEL", f"{shard}b", offer_id)
             self._link.command("ZREM", f"{shard}bz", offer_id)

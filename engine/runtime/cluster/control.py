@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Protocol
 
 import orjson
-import redis
 import structlog
 
 from engine.content import load_content
 from engine.definitions import Content
 from engine.errors import StoreCorrupt, StoreUnavailable
-from engine.ledger.redis.address import read_address
+from engine.ledger.redis.deployment import Deployment
 from engine.model import RecordKind
 from engine.runtime.archive import ContentArchive, content_record
 from engine.runtime.cluster.bridge import Loop
@@ -48,25 +47,31 @@ def push_content(settings: Settings, folder: Path) -> Content:
     return content
 
 
-def pause(settings: Settings, scenario: str, paused: bool) -> None:
+def pause(settings: Settings, scenario: str, paused: bool, by: str = "command line") -> None:
     """Pause or resume a scenario, or all with "*": in the claim store at once, in the log for what is decided (D8)."""
-    client = redis.Redis.from_url(read_address(settings.cluster.redis).current())
-    key = f"{{{settings.tenant}}}p"
-    outputs = Outputs(settings.cluster)
+    deployment = Deployment(settings.cluster.redis, settings.tenant, settings.cluster.partitions)
     try:
-        if paused:
-            client.hset(key, scenario, 1)
-        record = orjson.dumps({"pause": scenario, "paused": paused})
-        for partition in range(settings.cluster.partitions):
-            outputs.send("events", [record], partition=partition, kind=RecordKind.CONTROL)
-        outputs.flush()
-        if not paused:
-            client.hdel(key, scenario)
-    except redis.RedisError as error:
-        raise StoreUnavailable(f"redis cannot be told ({type(error).__name__}); try again") from None
+        outputs = Outputs(settings.cluster)
+        try:
+            tell_pause(settings.cluster, deployment, outputs, scenario, paused, by)
+        finally:
+            outputs.close()
     finally:
-        outputs.close()
-        client.close()
+        deployment.close()
+
+
+def tell_pause(
+    cluster: ClusterSettings, deployment: Deployment, outputs: Outputs, scenario: str, paused: bool, by: str
+) -> None:
+    """Likewise with connections that are open. A pause holds before the log knows it, a resume once the log does."""
+    if paused:
+        deployment.pause(scenario, True)
+    record = orjson.dumps({"pause": scenario, "paused": paused, "by": by})
+    for partition in range(cluster.partitions):
+        outputs.send("events", [record], partition=partition, kind=RecordKind.CONTROL)
+    outputs.flush()
+    if not paused:
+        deployment.pause(scenario, False)
 
 
 class Contents(Protocol):

@@ -21,6 +21,7 @@ from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import StoreError, StoreUnavailable
+from engine.ledger.codes import CodeStore
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import Block, Offer
@@ -56,6 +57,7 @@ class DispatchHost:
         self.policy = self.control.load_live().policy
         RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
         self.store = ClaimStore(RedisReceipts(cluster.redis, cluster.partitions, tenant=settings.tenant))
+        self.codes = CodeStore(settings.state / "codes.db")
         maker = GatewayMaker(settings, now_ms=wall_ms, messages=self.messages)
         self._calls = ThreadPoolExecutor(1, "opportune-claims")
         self.dispatcher = Dispatcher(
@@ -73,6 +75,7 @@ class DispatchHost:
             due_fallbacks=self.store.due_fallbacks,
             day=lambda: day_number(wall_ms(), self.policy.time_zone),
             sent_today=self._sent_today,
+            reveal=self.codes.reveal,
         )
         self._stopping = threading.Event()
         self._reader: threading.Thread | None = None
@@ -91,6 +94,7 @@ class DispatchHost:
             await asyncio.to_thread(self._reader.join, 20.0)
         self.store.close()
         self._calls.shutdown()
+        self.codes.close()
         await asyncio.to_thread(self.outputs.close)
         self.control.close()
 

@@ -41,6 +41,12 @@ class Intake:
             self._events_before, self._dead_before = self._events, self._dead
             self._events = self._dead = 0
 
+    def add_dead(self, letters: int) -> None:
+        """Count events that could not even be handed to the decoder."""
+        self._in_a_row += letters
+        self._events += letters
+        self._dead += letters
+
     def alarm(self) -> str:
         """Say why the partition must not be read on; '' where it may."""
         if self._most_in_a_row and self._in_a_row >= self._most_in_a_row:

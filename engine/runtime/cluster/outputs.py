@@ -101,6 +101,17 @@ class Outputs:
         waiting.append(await self._producer.send_batch(batch, topic, partition=partition))
         await asyncio.gather(*waiting)
 
+    def append_control(self, partition: int, payload: bytes) -> int:
+        """Write one control record into a partition of the events topic; return its position once it is durable."""
+
+        async def write() -> int:
+            headers = kind_headers(RecordKind.CONTROL)
+            topic = self._cluster.topic("events")
+            told = await self._producer.send_and_wait(topic, payload, partition=partition, headers=headers)
+            return int(told.offset)
+
+        return int(self._run(write()))
+
     def flush(self) -> None:
         """Return once everything sent so far is acknowledged; StoreUnavailable where it is not."""
         waiting = [*self._sent]

@@ -16,10 +16,11 @@ from engine.definitions import Content
 from engine.errors import StoreUnavailable
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.shard import Authority
-from engine.model import Block, RecordKind
+from engine.model import Block, DeadLetter, RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime import checkpoint
 from engine.runtime.cluster.intake import Intake
+from engine.runtime.code_desk import CodeDesk
 from engine.runtime.quarantine import Quarantine, part_of, single_records
 from engine.settings import Settings
 
@@ -46,6 +47,8 @@ class Partition:
         self.ledger = ledger
         self.done = self.saved = self.committed = self.told = -1
         self.is_whole = True
+        self.desk: CodeDesk | None = None
+        self.unread: list[DeadLetter] = []  # of the block under way: what no schema could read
         self.has_begun = False  # a record was processed, or a checkpoint restored
         self.ticking = False  # a tick was sent and did not come back yet
         self.stopped = ""
@@ -136,8 +139,22 @@ class Partition:
 
     # --- events that wake a fault of ours (F2) ------------------------------------------------------------------------
 
+    def leave_history(self, first: int) -> None:
+        """Before the first record that no earlier deployment has decided (`rekey`): grant again."""
+        end = self.ledger.history_end
+        if end is not None and first > end:
+            self.ledger.end_history()
+
     def pieces(self, block: Block) -> Iterator[Block]:
-        """Cut a block so that what is watched comes a record at a time."""
+        """Cut a block at the end of history, and so that what is watched comes a record at a time."""
+        end = self.ledger.history_end
+        cut = 0 if end is None else int(np.searchsorted(block.position, end + 1))
+        if 0 < cut < len(block):
+            yield from self._watched_pieces(part_of(block, 0, cut))
+            block = part_of(block, cut, len(block))
+        yield from self._watched_pieces(block)
+
+    def _watched_pieces(self, block: Block) -> Iterator[Block]:
         first, last = (int(np.searchsorted(block.position, at)) for at in (self._watched[0], self._watched[1] + 1))
         if first == last:
             yield block

@@ -20,6 +20,7 @@ from engine import metrics
 from engine.clock import monotonic_s, wall_ms
 from engine.decide.records import encode
 from engine.errors import OpportuneError, StoreFenced, StoreUnavailable
+from engine.ledger.codes import CodeStore
 from engine.ledger.redis.ledger import RedisLedger
 from engine.model import Block, DeadLetter, DeadReason, RecordKind
 from engine.pipeline import Effects
@@ -30,7 +31,10 @@ from engine.runtime.cluster.faust_source import FaustSource
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.partition import Partition
+from engine.runtime.cluster.registry import SchemaRegistry
 from engine.runtime.cluster.topics import ensure_topics
+from engine.runtime.cluster.values import ValueReader
+from engine.runtime.code_desk import CodeDesk, pools_of
 from engine.runtime.id_key import load_id_key
 from engine.runtime.outcome import count, dispatch_rows
 from engine.runtime.quarantine import single_items
@@ -40,7 +44,9 @@ log = structlog.get_logger("opportune.worker")
 
 MOST_EVENTS = 32_768
 """In a poll. Only a backlog makes blocks so large; each costs some round trips, however many events it has."""
-TICK_S = 1.0
+TICK_S = SUPPLY_S = 1.0
+MOST_CODES = 10_000
+"""Codes leased to a partition at once."""
 MOST_FAULTS = 100
 """Events of one partition set aside by one process; beyond that the fault is not in single events."""
 _ALARM_S = 60.0
@@ -57,6 +63,8 @@ class Parts:
     control: Any
     open_ledger: Callable[[int, frozenset[str]], RedisLedger]
     id_key: bytes
+    has_headers: bool = False  # whether behind each value lie its headers, as in Kafka's record batches
+    codes: CodeStore | None = None  # texts and numbers of vouchers; None: there are none
 
 
 def connect(settings: Settings, is_stopped: Callable[[], bool], control: Contents | None = None) -> Parts:
@@ -76,6 +84,7 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
             cluster.redis,
             shard,
             tenant=settings.tenant,
+            shards=cluster.partitions,
             assumed_consent=assumed_consent,
             dispatcher=False,
             reservations=outputs,
@@ -92,7 +101,8 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
         session_timeout_ms=int(cluster.session_timeout_s * 1000),
         wait_ms=_WAIT_MS,
     )
-    return Parts(source, outputs, control, open_ledger, load_id_key(cluster.checkpoints / "offer-id.key"))
+    id_key = load_id_key(cluster.checkpoints / "offer-id.key")
+    return Parts(source, outputs, control, open_ledger, id_key, True, CodeStore(settings.state / "codes.db"))
 
 
 class Worker:
@@ -107,6 +117,12 @@ class Worker:
         self.source, self.outputs, self.control = parts.source, parts.outputs, parts.control
         self._open_ledger = parts.open_ledger
         self._id_key = parts.id_key
+        self._codes = parts.codes
+        self._supplied_s = 0.0
+        registry = settings.cluster.schema_registry
+        self.values = ValueReader(
+            SchemaRegistry(registry, is_stopped=stopping.is_set) if registry else None, has_headers=parts.has_headers
+        )
         self._lost: dict[int, float] = {}
         self._sought: set[int] = set()
         self._alarm_due_s = 0.0
@@ -152,6 +168,8 @@ class Worker:
             self.outputs.close()
         finally:
             self.control.close()
+            if self._codes is not None:
+                self._codes.close()
 
     # --- partitions -------------------------------------------------------------------------------------------------
 
@@ -165,11 +183,24 @@ class Worker:
             partition.committed = partition.saved
             self._seek(partition)
             ledger.recover()
+            ledger.peers = lambda: [one.ledger for one in self.partitions.values()]
+            if self._codes is not None:
+                partition.desk = self._desk(self._codes, partition)
             self.partitions[number] = partition
             self._lost.pop(number, None)
             users = partition.pipeline.users.count
             log.info("partition taken", partition=number, after=partition.done, users=users)
             self._stop_if_bad(partition)
+
+    def _desk(self, codes: CodeStore, partition: Partition) -> CodeDesk:
+        return CodeDesk(
+            codes,
+            partition.ledger,
+            lambda record: self.outputs.append_control(partition.number, record),
+            lambda: partition.done,
+            lease_codes=MOST_CODES,
+            shares=self.settings.cluster.partitions,
+        )
 
     def _newest(self, number: int) -> tuple[checkpoint.Checkpoint | None, Any]:
         found = checkpoint.read_newest(self.settings.cluster.checkpoints / f"partition-{number}")
@@ -225,7 +256,9 @@ class Worker:
         partition = self.partitions.get(block.partition)
         if partition is None:
             return
+        block, partition.unread = self.values.read(block)
         for piece in partition.pieces(block):
+            partition.leave_history(int(piece.position[0]))
             # Whatever was fetched before the state went back, or was given up, is fetched again.
             if block.partition in self._sought or self.partitions.get(block.partition) is not partition:
                 return
@@ -265,7 +298,10 @@ class Worker:
         partition.begin(int(block.position[0]))
         clean = partition.quarantine.without(block)
         effects = partition.pipeline.process(clean, self.control.load_record)
-        effects.dead = partition.quarantine.named(effects.dead)
+        first, last = int(block.position[0]), int(block.position[-1])
+        unread = [letter for letter in partition.unread if first <= letter.position <= last]
+        partition.intake.add_dead(len(unread))
+        effects.dead = [*partition.quarantine.named(effects.dead), *unread]
         decisions = [encode(one) for one in effects.decisions if one.reason != "duplicate"]
         partition.ledger.assumed_consent = partition.pipeline.content.policy.assumed_consent
         decided_s = monotonic_s()
@@ -378,10 +414,26 @@ class Worker:
         partition.restore(*self._newest(partition.number))
         self._seek(partition)
 
+    def _supply(self, codes: CodeStore) -> None:
+        """Keep every partition supplied with codes that its content draws on (O3)."""
+        try:
+            pools = {pool.name for pool in codes.pools()}
+            for partition in self.partitions.values() if pools else ():
+                # A partition that replays what it decided before knows its leases from the log.
+                if partition.desk is None or partition.stopped or partition.done < partition.ledger.position():
+                    continue
+                if pools_of(partition.pipeline.content) & pools or partition.ledger.stock.pools():
+                    partition.desk.supply(partition.pipeline.content)
+        except StoreUnavailable as error:
+            log.warning("codes are not supplied now", error=str(error))
+
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
         now_s = monotonic_s()
+        if self._codes is not None and now_s - self._supplied_s >= SUPPLY_S:
+            self._supplied_s = now_s
+            self._supply(self._codes)
         for partition in list(self.partitions.values()):
             if now_s - partition.last_block_s >= TICK_S and not partition.ticking and not partition.stopped:
                 # Nothing passes time while a partition is idle, so a record must (T2).

@@ -48,6 +48,10 @@ local function claim(id, dispatch_id)
   if is_paused(prefix, ARGV[8], offer[3]) then return 'paused' end
   if not offer[5] and not has_consent(prefix, offer, channel, assumed) then return 'no_consent' end
   if now_ms >= offer[6] then return 'expired' end
+  if offer[11] then
+    local pool, number = offer[11]:match('^(.*)#(%d+)$')
+    if pool and span_of(load_pool(prefix, pool)[2], tonumber(number)) then return 'code_expired' end
+  end
   if meta[3] ~= ARGV[1] then return 'fenced' end
   table.insert(offer[10], {dispatch_id, 'submitting', now_ms, tonumber(meta[3]), true, false, false, token})
   put_offer(prefix, id, offer, keep_ms)

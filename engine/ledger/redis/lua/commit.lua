@@ -18,7 +18,7 @@ for _, act in ipairs(cmsgpack.unpack(ARGV[11])) do
     local known = get_offer(prefix, id)
     if not known or not known[1] then
       local offer = {act[3], act[4], act[5], act[6], act[7], act[8], tonumber(ARGV[5]), place, act[9],
-        known and known[10] or {}}
+        known and known[10] or {}, act[12]}
       put_offer(prefix, id, offer, keep_ms)
       redis.call('ZADD', prefix .. 'outbox', 0, id)
       if act[10] then redis.call('HSET', prefix .. 'b', id, cmsgpack.pack({act[10], act[11]})) end

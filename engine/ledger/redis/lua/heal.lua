@@ -3,7 +3,7 @@
 -- What was queued may have been claimed and sent before: it is UNKNOWN and never sent.
 -- KEYS: 1 meta, 2 grants not yet committed
 -- ARGV: 1 epoch, 2 claims' epoch at least, 3 run id, 4 prefix of the shard, 5 position, 6 now_ms, 7 asked, 8 longest,
--- 9 logged, 10 keep_ms, 11 paused scenarios
+-- 9 logged, 10 keep_ms, 11 paused scenarios, 12 prefix of the tenant, 13 shard
 local prefix = ARGV[4]
 local held = tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0)
 if held > tonumber(ARGV[1]) then return 'fenced' end
@@ -13,6 +13,7 @@ for _, id in ipairs(redis.call('ZRANGE', prefix .. 'outbox', 0, -1)) do
   if offer then
     end_unclaimed(prefix, id, offer, 'unknown', tonumber(ARGV[6]), claims, 'store_lost')
     put_offer(prefix, id, offer, tonumber(ARGV[10]))
+    drop_fallback(prefix, id)
   end
 end
 for _, scenario in ipairs(cmsgpack.unpack(ARGV[11])) do
@@ -22,4 +23,5 @@ redis.call('DEL', KEYS[2])
 local place = tonumber(redis.call('HGET', KEYS[1], 'place') or 0)
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'claims', claims, 'run', ARGV[3], 'position', ARGV[5], 'now', ARGV[6],
   'asked', ARGV[7], 'longest', ARGV[8], 'logged', ARGV[9], 'place', place)
+join(ARGV[12], ARGV[3], ARGV[13])
 return 'done'

@@ -6,19 +6,30 @@
 -- KEYS: 1 meta, 2 grants not yet committed, 3... subjects
 -- ARGV: 4 shard, 5 keep_ms, 6 horizon_ms, 7 prefix of deployment counters, 8 prefix of codes, 9 columns of integers (see
 -- below), 10 offer ids of 16 bytes, 11-13 a byte per option: counts, withheld, shadow; 14 a byte per rule: its scope, and
--- 15 whether uncounted grants are seen too
--- Answer: packed {per request: granted or -1, is a duplicate, per option tried before: its rule or -3} and
+-- 15 whether uncounted grants are seen too; 16 prefix of the shard, 17 of the tenant, 18 packed {per option: its take or
+-- 0, takes {pool or false, day, lines}} or '', 19 how many shards share what is asked about, 0 none does, 20 requests
+-- committed
+-- Answer: packed {per request: granted or -1, is a duplicate, per option tried before: its rule, -3 granted before, -4 no
+-- stock, -5 no money} and
 -- {request, code ...}, subjects of cacheable requests that were refused, and how many bytes of the second answer are
 -- the grants of each
 local refusal = guard(KEYS[1])
 if refusal then return refusal end
+-- What others gave counts too: after Redis lost something all shards must be whole first (F8, F10).
+if ARGV[19] ~= '0' then
+  if redis.call('HGET', ARGV[17] .. 'r', 'run') ~= ARGV[3] then return 'others' end
+  if redis.call('HLEN', ARGV[17] .. 'r') <= tonumber(ARGV[19]) then return 'others' end
+end
 local me, keep_ms, horizon_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local q = cmsgpack.unpack(ARGV[9])
 -- per request: subject, now_ms, number, whether it may be remembered, options; per option: row of the marks, rules, code
 -- or false; per rule: since_ms, most; then the marks, four numbers each
 local subject_of, now_of, number_of, cacheable_of, options_of = q[1], q[2], q[3], q[4], q[5]
 local mark_of, rules_of, code_of, since_of, most_of, marks = q[6], q[7], q[8], q[9], q[10], q[11]
+local subject_names = q[12]
 local ids, counts, withhelds, shadows, scopes, wides = ARGV[10], ARGV[11], ARGV[12], ARGV[13], ARGV[14], ARGV[15]
+local take_of, takes, pools, asked_before = nil, nil, {}, tonumber(ARGV[20])
+if ARGV[18] ~= '' then take_of, takes = unpack(cmsgpack.unpack(ARGV[18])) end
 local unpack_grant, pack_grant, band, floor = struct.unpack, struct.pack, bit.band, math.floor
 local subjects = #KEYS - 2
 local values = {}
@@ -90,7 +101,7 @@ local n, o, r = 0, 1, 1
 
 -- Which of a request's options were granted before: by itself (a repetition), by an earlier request, or by a later one.
 local function known(grants, number, now_ms, options)
-  local again, repeated, later = -1, -1, nil
+  local again, repeated, later, gone = -1, -1, nil, false
   for k = 0, options - 1 do
     local id = ids:sub((o + k) * 16 - 15, (o + k) * 16)
     for j = 1, #grants do
@@ -101,20 +112,38 @@ local function known(grants, number, now_ms, options)
         elseif g[4] == me and g[3] > number then
           later = g
         elseif repeated < 0 and g[2] > now_ms - horizon_ms then
-          repeated = k
+          repeated, gone = k, g[5] ~= 0
         end
       end
     end
   end
-  return again, repeated, later
+  return again, repeated, later, gone
 end
 
-local function tell_code(row, id)
+local function tell_code(row, id, gone)
   local stored = redis.call('GET', ARGV[8] .. hex(id))
-  if stored then
+  if stored and not (gone and stored:find('#', 1, true)) then
     codes[#codes + 1] = row
     codes[#codes + 1] = stored
   end
+end
+
+-- Take of stock what the option says, and tell the code.
+local function take_of_stock(row, subject, id)
+  local take = take_of and takes[take_of[o]]
+  if not take or withhelds:byte(o) == 1 then return end
+  local pool, number, lines = take[1], -1, {}
+  if pool then
+    number = draw(pools[pool])
+    save_pool(ARGV[16], pool, pools[pool])
+    code_of[o] = pool .. '#' .. whole(number)
+    codes[#codes + 1] = row
+    codes[#codes + 1] = code_of[o]
+  end
+  for _, line in ipairs(take[3]) do
+    lines[#lines + 1], lines[#lines + 2], lines[#lines + 3] = line[1], line[2], line[9]
+  end
+  write_take(ARGV[16], ARGV[17], hex(id), subject, pool, number, take[2], lines, 2 * horizon_ms, true)
 end
 
 local function grant(subject, grants, later, now_ms, number, id, mark, keep)
@@ -148,8 +177,8 @@ end
 for row = 1, #subject_of do
   local subject, now_ms, number, options = subject_of[row], now_of[row], number_of[row], options_of[row]
   local grants = states[subject] or load(subject)
-  local again, repeated, later = -1, -1, nil
-  if #grants > 0 then again, repeated, later = known(grants, number, now_ms, options) end
+  local again, repeated, later, gone = -1, -1, nil, false
+  if #grants > 0 then again, repeated, later, gone = known(grants, number, now_ms, options) end
   local granted_at = n + 1
   out[n + 1], out[n + 2] = -1, 0
   n = n + 2
@@ -161,16 +190,22 @@ for row = 1, #subject_of do
         if k == repeated then
           chosen = k
           out[granted_at + 1] = 1
-          tell_code(row - 1, ids:sub(o * 16 - 15, o * 16))
+          tell_code(row - 1, ids:sub(o * 16 - 15, o * 16), gone)
         else
           n = n + 1
           out[n] = -3
         end
+      elseif again < 0 and asked_before >= HISTORY and number < asked_before then
+        -- Decided before this shard was made of others (engine.ledger.redis.rekey).
+        n = n + 1
+        out[n] = -3
       elseif k == again then
         chosen = k
         tell_code(row - 1, ids:sub(o * 16 - 15, o * 16))
       else
         local failed, keep, withheld = -1, 0, withhelds:byte(o) == 1
+        local take = take_of and takes[take_of[o]]
+        local short = take and short_of(ARGV[16], ARGV[17], pools, take, subject_names[row])
         for rule = 0, rules - 1 do
           if since_of[r + rule] <= 0 then keep = KEEP end
           if failed < 0 and (#grants > 0 or scopes:byte(r + rule) == 5)
@@ -178,12 +213,21 @@ for row = 1, #subject_of do
             failed = rule
           end
         end
-        if failed >= 0 then
+        -- What was refused once for want of stock is refused again in a replay, whatever came back since.
+        if take and not short and failed < 0 and number < asked_before and shadows:byte(o) == 0 then short = -4 end
+        if short then failed = short end
+        if failed ~= -1 then
           n = n + 1
           out[n] = failed
         else
           chosen = k
           if shadows:byte(o) == 0 then
+            local id = ids:sub(o * 16 - 15, o * 16)
+            if later and later[1] == id then
+              tell_code(row - 1, id)
+            else
+              take_of_stock(row - 1, subject_names[row], id)
+            end
             grant(subject, grants, later, now_ms, number, ids:sub(o * 16 - 15, o * 16), mark_of[o], keep)
           end
         end

@@ -3,6 +3,7 @@
 -- KEYS: 1 meta
 -- ARGV: 4 prefix of the shard, 5 prefix of persons, 6 prefix of deployment counters, 7 acts as one flat array:
 -- subject's key or '' (then it is looked up by the offer), id, 'r' release or 'd' delivered, number of the next request
+-- 8 prefix of the tenant
 -- Answer: for each act the subject's key where it changed something, else ''
 local refusal = guard(KEYS[1])
 if refusal then return refusal end
@@ -25,6 +26,7 @@ for p = 1, #q, 4 do
           g[10], did = g[10] + DELIVERED, 1
         elseif act == 'r' and g[5] == 0 and not has(g[10], DELIVERED) then
           g[5], did = number + 1, 1
+          give_back(ARGV[4], ARGV[8], hex(id))
           if not has(g[10], WITHHELD) then count_sent(ARGV[6], g[6], g[2], -1) end
         end
         if act == 'r' then drop_fallback(ARGV[4], hex(id)) end

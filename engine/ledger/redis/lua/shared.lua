@@ -6,6 +6,7 @@
 local GRANT, SIZE = '<c16I6I6I2I6I4I2I2BB', 46
 local COUNTS, WITHHELD, KEEP, SHADOW, DELIVERED = 1, 2, 8, 16, 32
 local MINUTE_MS, MINUTES = 60000, 1560
+local HISTORY = 2 ^ 40  -- engine.ledger.redis.log
 
 local function has(flags, bit_) return bit.band(flags, bit_) ~= 0 end
 
@@ -17,6 +18,15 @@ local function guard(meta_key)
   if tonumber(meta[1]) > tonumber(ARGV[1]) then return 'fenced' end
   if meta[1] ~= ARGV[1] or meta[2] ~= ARGV[2] then return 'behind' end
   return false
+end
+
+-- A shard is whole again: {tenant}r names the server and every shard that is.
+local function join(tenant, run, shard)
+  if redis.call('HGET', tenant .. 'r', 'run') ~= run then
+    redis.call('DEL', tenant .. 'r')
+    redis.call('HSET', tenant .. 'r', 'run', run)
+  end
+  redis.call('HSET', tenant .. 'r', shard, 1)
 end
 
 local function hex(id)

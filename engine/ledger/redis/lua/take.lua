@@ -3,7 +3,8 @@
 -- As its engine: grants that were never committed are taken back, replay decides them again. As its dispatcher: claims
 -- found SUBMITTING were cut off and become UNKNOWN.
 -- KEYS: 1 meta, 2 grants not yet committed
--- ARGV: 3 run id, 4 prefix of the shard, 5 prefix of deployment counters, 6 '1' as engine, 7 '1' as dispatcher, 8 keep_ms
+-- ARGV: 3 run id, 4 prefix of the shard, 5 prefix of deployment counters, 6 '1' as engine, 7 '1' as dispatcher, 8 keep_ms,
+-- 9 prefix of the tenant
 -- Answer: epoch, claims' epoch, position, now_ms, asked, longest, logged, run id, claims settled; run id '' where the
 -- shard was not known
 local prefix = ARGV[4]
@@ -22,6 +23,7 @@ if ARGV[7] == '1' then
       local last = offer[10][#offer[10]]
       table.insert(offer[10], {cut[k + 1], 'unknown', last[3], epoch, true, false, 'restart', false})
       put_offer(prefix, cut[k], offer, tonumber(ARGV[8]))
+      await_receipt(prefix, cut[k + 1], last[3])
       settled = settled + 1
     end
   end
@@ -41,6 +43,8 @@ if ARGV[6] == '1' or ARGV[6] == 'again' then
           value = value:sub(1, at - 1) .. value:sub(at + SIZE)
           if value == '' then redis.call('DEL', key) else redis.call('SET', key, value, 'KEEPTTL') end
           if scenario >= 0 then count_sent(ARGV[5], scenario, at_ms, -1) end
+          give_back(prefix, ARGV[9], hex(id))
+          redis.call('DEL', prefix .. 'v:' .. hex(id))
           break
         end
       end
