@@ -23,7 +23,6 @@ if ARGV[7] == '1' then
       local last = offer[10][#offer[10]]
       table.insert(offer[10], {cut[k + 1], 'unknown', last[3], epoch, true, false, 'restart', false})
       put_offer(prefix, cut[k], offer, tonumber(ARGV[8]))
-      await_receipt(prefix, cut[k + 1], last[3])
       settled = settled + 1
     end
   end
