@@ -60,13 +60,12 @@ async def _serve(settings: Settings, clock: str) -> None:
 
 async def _front(settings: Settings) -> None:
     from engine.console.cluster_front import ClusterFront
-    from engine.deliver.addressbook import open_address_book
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    front = ClusterFront(settings, open_address_book(settings))
+    front = ClusterFront(settings)
     await front.start()
     where = f"http://{settings.host}:{front.port}"
     print(f"opportune listens on {where}, events go to kafka at {settings.cluster.kafka}", flush=True)

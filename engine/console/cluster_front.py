@@ -19,8 +19,7 @@ from engine.console.api import Api
 from engine.console.contract import Component, FenceOccupancy
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
-from engine.deliver.contract import Addresses, Callback, Reply
-from engine.deliver.gateways.build import callback_secrets
+from engine.deliver.contract import Callback, Reply
 from engine.errors import StoreUnavailable
 from engine.ledger.redis.deployment import Deployment
 from engine.model import RecordKind
@@ -34,8 +33,6 @@ log = structlog.get_logger("opportune.front")
 
 T = TypeVar("T")
 _PROBE_S = 2.0
-_OWN_CALLBACKS = frozenset({"kannel", "twilio"})
-"""Gateways whose callbacks only their own client can read."""
 
 
 class ClusterFront:
@@ -44,12 +41,11 @@ class ClusterFront:
     Raises StoreUnavailable where Kafka or Redis cannot be reached at the start, saying what to do.
     """
 
-    def __init__(self, settings: Settings, addresses: Addresses, *, now_ms: Callable[[], int] = wall_ms) -> None:
+    def __init__(self, settings: Settings, *, now_ms: Callable[[], int] = wall_ms) -> None:
         check_binding(settings.host, settings.api_key, settings.api_keys)
         self.settings = settings
-        self._addresses = addresses
         ensure_topics(settings.cluster)
-        self.deployment = Deployment(settings.cluster.redis, settings.tenant, settings.cluster.partitions)
+        self.deployment = Deployment(settings.cluster.redis, settings.tenant)
         self.outputs = Outputs(settings.cluster)
         # One thread: records of one user keep the order in which they came.
         self._calls = ThreadPoolExecutor(1, "opportune-front")
@@ -62,7 +58,6 @@ class ClusterFront:
             api_keys=settings.api_keys,
             queue_bytes=settings.queue_bytes,
             now_ms=now_ms,
-            callback_secrets=callback_secrets(settings),
         )
         self.server = HttpServer(self.api, settings.host, settings.port)
         self._probes: asyncio.Task[None] | None = None
@@ -87,7 +82,7 @@ class ClusterFront:
         self.deployment.close()
 
     async def _probe(self) -> None:
-        """Ask Redis now and then, so that /readyz says what is down before a gateway's callback finds out."""
+        """Ask Redis now and then, so that /readyz says what is down before a pause finds out."""
         while True:
             try:
                 await self._in_thread(self.deployment.ping)
@@ -151,16 +146,7 @@ class ClusterFront:
         await self._in_thread(control.tell_pause, cluster, self.deployment, self.outputs, scenario, paused, by)
 
     async def gateway_callback(self, name: str, callback: Callback) -> Reply | None:
-        declared = self.settings.gateways.get(name)
-        if declared is not None and declared.kind in _OWN_CALLBACKS:
-            _refuse(f"gateway {name} reports to the dispatcher; send its callbacks to `opportune dispatch`")
-        return None
-
-    async def user_of_offer(self, offer_id: str) -> str | None:
-        return await self._in_thread(self.deployment.user_of_offer, offer_id)
-
-    async def user_of_address(self, channel: str, address: str) -> str | None:
-        return self._addresses.user_of(channel, address)
+        _refuse(f"gateways report to the dispatcher; send the callbacks of {name} to `opportune dispatch`")
 
     def sandbox_messages(self, limit: int) -> Sequence[dict[str, Any]]:
         _refuse("messages are handed over by `opportune dispatch`")

@@ -49,7 +49,7 @@ def push_content(settings: Settings, folder: Path) -> Content:
 
 def pause(settings: Settings, scenario: str, paused: bool, by: str = "command line") -> None:
     """Pause or resume a scenario, or all with "*": in the claim store at once, in the log for what is decided (D8)."""
-    deployment = Deployment(settings.cluster.redis, settings.tenant, settings.cluster.partitions)
+    deployment = Deployment(settings.cluster.redis, settings.tenant)
     try:
         outputs = Outputs(settings.cluster)
         try:
