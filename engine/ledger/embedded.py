@@ -49,6 +49,9 @@ class EmbeddedLedger:
     was queued then is UNKNOWN and never sent; so is, after `distrust_through`, what replay queues again.
     """
 
+    history_end: int | None = None
+    """Only a shard that was made of others has one (engine.ledger.redis)."""
+
     def __init__(
         self,
         path: Path,
