@@ -26,6 +26,7 @@ import httpx
 import orjson
 
 from bench.importing import write_table
+from bench.service import cpu_seconds
 
 ROOT = Path(__file__).resolve().parents[1]
 ROWS = 1_000_000
@@ -52,7 +53,7 @@ def run(smoke: bool = False) -> list[dict[str, Any]]:
 
 def cut_and_go_on(service: Served, table: Path, count: int) -> dict[str, Any]:
     """Import with a kill -9 half way; return rows a second over both halves, and what the bar showed."""
-    began = time.perf_counter()
+    before_s, began = cpu_seconds(service.port), time.perf_counter()
     first = Import(table, service.url)
     half = first.until(lambda percent: percent >= 50)
     first.process.kill()
@@ -68,6 +69,7 @@ def cut_and_go_on(service: Served, table: Path, count: int) -> dict[str, Any]:
     kept = int(going_on[1].replace(",", ""))
     if f"{count:,} rows imported" not in told:
         raise AssertionError(f"not all rows: {told[-300:]}")
+    engine_us = (cpu_seconds(service.port) - before_s) / count * 1e6
     service.expect(count)
     per_s = count / (first_s + second_s)
     peer = read_whole(table, count)
@@ -76,6 +78,7 @@ def cut_and_go_on(service: Served, table: Path, count: int) -> dict[str, Any]:
         "unit": "rows/s",
         "peer": peer,
         "ratio": per_s / peer,
+        "engine_cpu_us_per_row": engine_us,
         "bars_seen": len(first.shown) + len(second.shown),
         "rows_taken_twice": half - kept,  # sending a row again changes nothing
         "first_s": first_s,
@@ -160,8 +163,8 @@ class Served:
         (folder / "scenarios" / "policy.yaml").write_text("time_zone: Asia/Shanghai\n")
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self._port = probe.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
+            self.port = probe.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._key = base64.b64encode(secrets.token_bytes(32)).decode()
 
     def __enter__(self) -> Served:
@@ -174,7 +177,7 @@ class Served:
     def start(self) -> None:
         given = [f"--{name}={self._folder / name}" for name in ("state", "geofences", "scenarios")]
         self._process = subprocess.Popen(
-            [*_COMMAND, "serve", f"--port={self._port}", *given],
+            [*_COMMAND, "serve", f"--port={self.port}", *given],
             cwd=ROOT,
             env={**os.environ, "OPPORTUNE_ADDRESS_KEY": self._key},
             stdout=subprocess.DEVNULL,
