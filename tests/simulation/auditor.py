@@ -310,7 +310,7 @@ class Auditor:
         if offer_id in self.book.by_id:
             self.say(f"{label}: id granted twice")
             return
-        self.book.add(Grant(offer_id, who.subject, at_ms, plan, channel, is_withheld))
+        self.book.add(Grant(offer_id, who.subject, who.number, at_ms, plan, channel, is_withheld))
         if is_withheld:
             return
         if plan.tag is not None:

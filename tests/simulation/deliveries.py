@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 SOON_MS = 1000
 """An opt-out and a pause bind within a second."""
-SLOW_MS = 150_000
+SLOW_MS = 240_000
 
 
 def check_replays(auditor: Auditor) -> None:

@@ -37,6 +37,10 @@ class Person:
     def subject(self) -> str:
         if self.person is not None:
             return f"person {self.person}"
+        return self.number
+
+    @property
+    def number(self) -> str:
         return f"{self.name} in life {self.lives}"
 
     def says(self, purpose: str, assumed: frozenset[str]) -> bool | None:

@@ -14,10 +14,11 @@ QUARTER_MS = 900_000
 
 @dataclass
 class Grant:
-    """An offer made or withheld."""
+    """An offer made or withheld; `user` is the number in its present life."""
 
     offer_id: str
     subject: str
+    user: str
     at_ms: int
     plan: Plan
     channel: str
@@ -58,12 +59,12 @@ class Book:
             del self.by_id[grant.offer_id]
             self.by_scenario[grant.plan.id].remove(grant)
 
-    def bars(self, plan: Plan, subject: str, at_ms: int) -> bool:
-        """Whether re-entry stands against it (B5)."""
-        if not plan.once and not plan.cooldown_ms:
+    def bars(self, plan: Plan, user: str, at_ms: int) -> bool:
+        """Whether the gate of re-entry stands against it: it knows the last of this number, the ledger the person's."""
+        same = [one for one in self.by_scenario.get(plan.id, ()) if one.user == user]
+        if not same or not _holds(same[-1]):
             return False
-        same = [one.at_ms for one in self.by_subject.get(subject, ()) if one.plan.id == plan.id and _holds(one)]
-        return (plan.once and bool(same)) or any(at_ms - other < plan.cooldown_ms for other in same)
+        return plan.once or at_ms - same[-1].at_ms < plan.cooldown_ms
 
     def objections(
         self, city: City, plan: Plan, subject: str, zone: str, at_ms: int, channel: str, is_withheld: bool
@@ -76,9 +77,10 @@ class Book:
                 sent = [one for one in self.by_scenario.get(plan.id, ()) if not one.is_withheld and _holds(one)]
                 if sum(one.at_ms >= since for one in sent) >= most:
                     found.add("paused")
-        if self.bars(plan, subject, at_ms):
-            found.add("reentry")
         mine = [one for one in self.by_subject.get(subject, ()) if _holds(one)]
+        same = [one.at_ms for one in mine if one.plan.id == plan.id]
+        if (plan.once and same) or any(at_ms - other < plan.cooldown_ms for other in same):
+            found.add("reentry")
         if plan.is_free or plan.bypass:
             return found
         counted = [one for one in mine if one.counts and (is_withheld or not one.is_withheld)]

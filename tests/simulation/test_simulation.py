@@ -23,7 +23,7 @@ from tests.simulation.tables import UNREACHABLE
 ROOT = Path(__file__).resolve().parents[2]
 SEEDS = 200
 MOST_SEEDS = 3
-MIDDLE = SIZES["middle"]
+SMALL, MIDDLE = SIZES["small"], SIZES["middle"]
 
 ESSENTIAL = (
     "cap_off_by_one",
@@ -137,13 +137,14 @@ def test_the_auditor_shares_no_code_with_the_engine():
     "name", [pytest.param(name, marks=() if name in ESSENTIAL else pytest.mark.long) for name in PLANTED]
 )
 def test_a_defect_planted_in_the_engine_is_caught(name, monkeypatch):
-    """A defect counts as caught when the auditor says so, or when the engine's own assertions do."""
+    """Small worlds are asked first: most defects show there, at a quarter of the time."""
     seeds = seeds_for(name, MOST_SEEDS)
     with monkeypatch.context() as patch:
         PLANTED[name](patch)
-        for seed in seeds:
-            if run_seed(seed, MIDDLE).violations:
-                return
+        for size in (SMALL, MIDDLE):
+            for seed in seeds:
+                if run_seed(seed, size).violations:
+                    return
     pytest.fail(f"the auditor does not notice {name} in seeds {seeds}")
 
 
@@ -151,8 +152,9 @@ def test_a_defect_planted_in_the_engine_is_caught(name, monkeypatch):
 @pytest.mark.long
 def test_without_a_defect_the_world_of_the_planted_ones_breaks_no_rule(seed):
     """Otherwise the planted defects would prove nothing."""
-    verdict = run_seed(seed, MIDDLE)
-    assert not verdict.violations, explain(verdict)
+    for size in (SMALL, MIDDLE):
+        verdict = run_seed(seed, size)
+        assert not verdict.violations, explain(verdict)
 
 
 @pytest.mark.long

@@ -71,7 +71,7 @@ def _passes(auditor: Auditor, one: Wanted, wants: Wants) -> bool | None:
     trigger = Trigger("", key, at_ms, fence, (user, key, at_ms) in wants.stale, is_silent)
     offer_id = id_of(user, scenario, key, at_ms)
     found = judge.objections(auditor.city, plan, who, trigger, now_ms, now_ms, plan.reachable, offer_id)
-    is_barred = auditor.is_paused(plan) or auditor.book.bars(plan, who.subject, now_ms)
+    is_barred = auditor.is_paused(plan) or auditor.book.bars(plan, who.number, now_ms)
     return not found and not is_barred and not auditor.answers.is_paused(user, plan, now_ms)
 
 
