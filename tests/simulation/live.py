@@ -38,8 +38,8 @@ from tests.simulation.told import tell
 from tests.simulation.watch import FEEDS
 
 BOOT_ID = "the simulated machine"
-BEHIND_MS = 240_000
-LONG_TICK_MS = 1_800_000  # when little comes any more
+BEHIND_MS = 150_000
+LONG_TICK_MS = 1_200_000  # when little comes any more
 
 
 class Killed(Exception):
@@ -161,7 +161,7 @@ class Live:
         self._append_due()
         self._die_at("appended")
         # Sometimes the engine is behind: then several records make one block, and nobody hands over meanwhile.
-        if self.now_ms - self._processed_ms < BEHIND_MS and self.dice.random() < 0.7:
+        if self.now_ms - self._processed_ms < BEHIND_MS and self.dice.random() < 0.6:
             return
         self._processed_ms = self.now_ms
         self._process()

@@ -20,7 +20,7 @@ class Size:
 SIZES = {
     one.name: one
     for one in (
-        Size("small", 3, 8, 600_000, 16_000_000),
+        Size("small", 3, 8, 420_000, 16_000_000),
         Size("middle", 14, 17, 150_000, 4_000_000),  # reaches into the quiet hours
         Size("large", 40, 24, 60_000, 3_000_000),
     )
