@@ -13,9 +13,10 @@ from engine.clock import wall_ms
 from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.model import DispatchState as S
 from engine.settings import Settings
+from tests.peers.programs import free_port
 from tests.peers.rig import Rig
 from tests.peers.smsc import Smsc
-from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath, free_port
+from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, Submitted, classpath
 
 pytestmark = pytest.mark.integration
 
@@ -78,7 +79,10 @@ def test_province_weight_and_texts_hold_over_two_real_gateways_and_one_stands_in
             rig.offer(range(30, 50), province="sichuan", text=TEXT)
             rig.offer(range(50, 60), text=TEXT)
             await rig.dispatcher.idle()
-            by_sgip = {int(one.number[-8:]): one for one in gate.submits()}
+            told: list[Submitted] = []  # the peers tell what they got a little after they have answered
+            await rig.until(lambda: told.extend(gate.submits()) or len(told) >= 30)
+            await rig.until(lambda: len(smsc.submits()) >= 30)
+            by_sgip = {int(one.number[-8:]): one for one in told}
             assert set(by_sgip) == set(range(30))
             assert {one.text for one in by_sgip.values()} == {f"{TEXT}拒收请回复R【联通权益中心】"}
             assert {len(one.results) for one in by_sgip.values()} == {2}, "71 units are two segments (O2)"
@@ -90,6 +94,7 @@ def test_province_weight_and_texts_hold_over_two_real_gateways_and_one_stands_in
             await rig.until(lambda: bool(rig.dispatcher.held_back()["unicom"]))
             made = rig.offer(range(60, 90), province="beijing", text=TEXT)
             await rig.dispatcher.idle()
+            await rig.until(lambda: len(smsc.submits()) >= 60)
             assert {int(one["to"][-8:]) for one in smsc.submits()[30:]} == set(range(60, 90))
             # Receipts may have come by now.
             assert {rig.state_of(one) for one in made} <= {S.ACCEPTED, S.DELIVERED}
