@@ -100,17 +100,20 @@ class AnyAddress:
         return False
 
 
-def host_dispatch(settings: Settings, fences: int, stamps: Path, ready: StopEvent, stop: StopEvent) -> None:
+def host_dispatch(settings: Settings, fences: int, stamps: Path, ready: StopEvent, stop: StopEvent, seen: Any) -> None:
     """Run a dispatcher with a gateway in its own process that accepts at once.
 
     stamps  offer id -> read from the topic, handed over (once more for each time, if ever)
+    seen    shared int64[1]: how many offers to marked users, whose ids begin with x, were handed over
     """
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(40))
     noted: dict[str, list[float]] = {}
+    marked: set[str] = set()
     submit = SandboxGateway.submit
 
     async def submitting(gateway: SandboxGateway, dispatch: Dispatch) -> Any:
         noted.setdefault(dispatch.offer_id, [0.0]).append(perf_counter())
+        seen[0] += dispatch.offer_id in marked
         return await submit(gateway, dispatch)
 
     SandboxGateway.submit = submitting  # type: ignore[method-assign]
@@ -123,6 +126,8 @@ def host_dispatch(settings: Settings, fences: int, stamps: Path, ready: StopEven
             now = perf_counter()
             for offer in offers:
                 noted.setdefault(offer.offer_id, [now])
+                if offer.user_id[:1] == "x":
+                    marked.add(offer.offer_id)
             hand_over(offers, shard)
 
         host._hand_over = handing  # type: ignore[method-assign]
@@ -159,7 +164,7 @@ def host_forward(address: str, from_topic: str, to_topic: str, ready: StopEvent,
     uvloop.run(work())
 
 
-def host_end(address: str, topic: str, stamps: Path, ready: StopEvent, stop: StopEvent) -> None:
+def host_end(address: str, topic: str, stamps: Path, ready: StopEvent, stop: StopEvent, seen: Any) -> None:
     """The second half of the bare loop: consume, note when."""
     noted: dict[str, float] = {}
 
@@ -173,6 +178,7 @@ def host_end(address: str, topic: str, stamps: Path, ready: StopEvent, stop: Sto
                 now = perf_counter()
                 for record in records:
                     noted[record.value.decode()] = now
+            seen[0] = len(noted)
         await consumer.stop()
 
     uvloop.run(work())

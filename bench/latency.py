@@ -24,7 +24,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from bench import workload
 from bench.cluster_host import host_dispatch, host_end, host_forward, host_worker
 from bench.cluster_rig import Rig, open_content, partitions, servers
-from bench.processes import Part
+from bench.processes import Part, spawn
 from engine.clock import wall_ms
 from engine.gateway_settings import SandboxSettings
 from engine.runtime.warm import warm
@@ -48,7 +48,8 @@ def run(smoke: bool) -> list[dict[str, Any]]:
         offers = 100 if smoke else int(os.environ.get("OPPORTUNE_BENCH_OFFERS", "20000"))
         bench = Bench(rig, fences=1_000 if smoke else 10_000, users=2_000 if smoke else 1_000_000)
         with bench:
-            bench.send(1_000, ONE_IN * 50)  # connections are made, tables have grown
+            if not smoke:
+                bench.send(1_000, ONE_IN * 50)  # tables have grown, files are read
             sustainable = bench.flood(4_000 if smoke else 200_000)
             rates = (500,) if smoke else (*(int(share * sustainable) for share in SHARES), FIXED_RATE)
             rows = [
@@ -124,7 +125,7 @@ class Bench:
         load = self._load(lead + events)
         due = np.cumsum(np.random.default_rng(events).exponential(1 / rate, lead + events))
         sent = asyncio.run(_send(self._rig.kafka, topic, load, due))
-        time.sleep(0.7 if events < 100_000 else 3.0)
+        self._wait(len(load.offers))
         for part in started:
             part.stop()
         self._parts.clear()
@@ -141,7 +142,7 @@ class Bench:
         started = self._cluster()
         load = self._load(events)
         sent = asyncio.run(_send(self._rig.kafka, self._events, load, np.zeros(events)))
-        time.sleep(max(1.0, events / 20_000))
+        self._wait(len(load.offers))
         for part in started:
             part.stop()
         self._parts.clear()
@@ -164,15 +165,25 @@ class Bench:
         arguments = (self._settings, self._fences)
         return self._start(
             Part(host_worker, arguments, folder / "worker.json"),
-            Part(host_dispatch, arguments, folder / "dispatch.json"),
+            Part(host_dispatch, arguments, folder / "dispatch.json", self._fresh_count()),
         )
 
     def _bare(self) -> list[Part]:
         kafka, (first, second) = self._rig.kafka, self._topics
         return self._start(
             Part(host_forward, (kafka, first, second), None),
-            Part(host_end, (kafka, second), self._rig.folder / "end.json"),
+            Part(host_end, (kafka, second), self._rig.folder / "end.json", self._fresh_count()),
         )
+
+    def _fresh_count(self) -> Any:
+        self._seen = spawn.Array("q", 1, lock=False)
+        return self._seen
+
+    def _wait(self, offers: int) -> None:
+        """Wait until every offer is through; those that never come are missed by whoever joins the stamps."""
+        end_s = perf_counter() + 120
+        while self._seen[0] < offers and perf_counter() < end_s:
+            time.sleep(0.01)
 
     def _start(self, *parts: Part) -> list[Part]:
         self._parts = list(parts)

@@ -44,7 +44,9 @@ def run(smoke: bool) -> list[dict[str, Any]]:
 
 def _measure(rig: Rig, users: int, behind: int, fences: int) -> list[dict[str, Any]]:
     content = open_content(fences)
-    settings = rig.settings("recovery", PARTITIONS).model_copy(update={"checkpoint_interval_s": 3600.0})
+    session_s = 6 if users < 10_000 else 10
+    settings = rig.settings("recovery", PARTITIONS, session_timeout_s=session_s)
+    settings = settings.model_copy(update={"checkpoint_interval_s": 3600.0})
     fill(settings, content, users, users)
     counter = spawn.Array("q", 2 + PARTITIONS, lock=False)
     counter[-1] = 1
