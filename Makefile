@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-long check setup bench sim lock clean
+.PHONY: run test test-long faults check setup bench sim lock clean
 run: setup          ## the service, the demo city and a live view; ends by itself
 	$(BIN)/opportune run
 
@@ -13,6 +13,10 @@ test: setup         ## everything that must hold, under 20 minutes
 test-long: setup    ## longer rounds of crashes, seeds and fuzzing
 	$(BIN)/opportune warm
 	$(BIN)/python -m pytest -q --long -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+
+faults: setup       ## every fault of docs/faults-cluster.md on real servers, some 25 minutes
+	$(BIN)/opportune warm
+	$(BIN)/python -m pytest -q --long --durations=0 tests/faults
 
 setup: .venv/.complete
 

@@ -21,13 +21,14 @@ class LostReplies:
         # At random: a reconnect takes some replies of its own, and must not meet its end every time.
         self._dice = random.Random(every)
         self._every = every
+        self._open: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> LostReplies:
         self._thread.start()
         self._server = asyncio.run_coroutine_threadsafe(
-            asyncio.start_server(self._serve, "127.0.0.1", 0), self._loop
+            asyncio.start_server(self._accept, "127.0.0.1", 0), self._loop
         ).result()
         port = self._server.sockets[0].getsockname()[1]
         self.url = f"redis://127.0.0.1:{port}{self._target.path}"
@@ -38,21 +39,27 @@ class LostReplies:
     ) -> None:
         async def stop() -> None:
             self._server.close()
-            tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-            for task in tasks:
+            for task in self._open:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._open, return_exceptions=True)
 
         asyncio.run_coroutine_threadsafe(stop(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.create_task(self._serve(reader, writer))
+        self._open.add(task)
+        task.add_done_callback(self._open.discard)
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
-        asked = asyncio.Event()
-        forward = asyncio.create_task(self._forward(reader, back, asked))
+        forward: asyncio.Task[None] | None = None
+        back: asyncio.StreamWriter | None = None
         try:
+            there, back = await asyncio.open_connection(self._target.hostname, self._target.port)
+            asked = asyncio.Event()
+            forward = asyncio.create_task(self._forward(reader, back, asked))
             while data := await there.read(1 << 20):
                 if asked.is_set():
                     asked.clear()
@@ -61,15 +68,22 @@ class LostReplies:
                         break
                 writer.write(data)
                 await writer.drain()
-        except ConnectionError:
+        except OSError:
             pass
         finally:
-            forward.cancel()
-            writer.close()
-            back.close()
+            if forward is not None:
+                forward.cancel()
+                await asyncio.gather(forward, return_exceptions=True)
+            for one in (writer, back):
+                if one is not None:
+                    one.transport.abort()
+                    await asyncio.gather(one.wait_closed(), return_exceptions=True)
 
     async def _forward(self, reader: asyncio.StreamReader, back: asyncio.StreamWriter, asked: asyncio.Event) -> None:
-        while data := await reader.read(1 << 20):
-            asked.set()
-            back.write(data)
-            await back.drain()
+        try:
+            while data := await reader.read(1 << 20):
+                asked.set()
+                back.write(data)
+                await back.drain()
+        finally:
+            back.close()  # who asked is gone, so nobody waits for an answer

@@ -16,6 +16,9 @@ from engine.console.callbacks import Handle
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
 
+_DRAIN_S = 20.0
+"""How long a worker may take to save what it has; it is killed at 30 s by whoever runs it (F24)."""
+
 content_app = typer.Typer(help="Content and pauses of a cluster, for every worker.", no_args_is_help=True)
 
 
@@ -111,7 +114,7 @@ async def _worker(settings: Settings) -> None:
 
     async def drain() -> None:
         stopping.set()
-        await asyncio.to_thread(thread.join, 25.0)
+        await asyncio.to_thread(thread.join, _DRAIN_S)
 
     await _serve(settings, "worker", work.why_not_ready, stop, lambda: thread.is_alive(), drain)
     if work.failure is not None:

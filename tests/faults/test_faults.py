@@ -55,17 +55,15 @@ def ready(*parts: Part) -> None:
 def test_a_bad_minute_loses_doubles_and_exceeds_nothing(tmp_path, kafka_address, redis_url):
     """F1, F4, F7, F10, F24: lost replies all along; a zombie, kills, an empty Redis, a deploy, one after another."""
     rng = random.Random(4)
-    with (
-        LostReplies(redis_url, every=150) as proxy,
-        deployment(tmp_path, kafka_address, redis_url) as one,
-    ):
+    quick = {"OPPORTUNE_CLUSTER__SESSION_TIMEOUT_S": "3"}
+    with LostReplies(redis_url, every=150) as proxy, deployment(tmp_path, kafka_address, redis_url, **quick) as one:
         lossy = {"OPPORTUNE_CLUSTER__REDIS": proxy.url}
         first, second = one.start("worker", **lossy), one.start("worker", **lossy)
         dispatch = one.start("dispatch", **lossy)
         ready(first, second)
         feed = one.feed(250, waves(rng, 40, 20))
         time.sleep(2)
-        sleeping(first, SESSION_S * 1.7)
+        sleeping(first, 5)
         second.kill()
         dispatch.kill()
         dispatch, third = one.start("dispatch", **lossy), one.start("worker", **lossy)

@@ -157,13 +157,16 @@ class KafkaSource:
             self.seek(partition, self._queue.next[partition] - 1)
 
     def lag(self) -> dict[int, int]:
-        """How many records of each partition are not handed over yet, as far as fetches have told."""
+        """How many records of each partition are not handed over yet, as far as fetches have told.
+
+        Below 0 the topic is shorter than what was read of it.
+        """
         found = {}
         for partition, following in self._queue.next.items():
             with contextlib.suppress(IllegalStateError, AssertionError):
                 end = self._consumer.highwater(TopicPartition(self._topic, partition))
                 if end is not None:
-                    found[partition] = max(0, end - following)
+                    found[partition] = end - following
         return found
 
     @property

@@ -53,6 +53,7 @@ class Partition:
         self.ticking = False  # a tick was sent and did not come back yet
         self.stopped = ""
         self.faults = 0
+        self.shorter_since_s: float | None = None  # since when its topic seems to have lost records
         self.last_block_s = monotonic_s()
         self.due_s = self.last_block_s + settings.checkpoint_interval_s
         self._settings = settings
@@ -165,8 +166,9 @@ class Partition:
         if last < len(block):
             yield part_of(block, last, len(block))
 
-    def is_watched(self, position: int) -> bool:
-        return self._watched[0] <= position <= self._watched[1]
+    def begins_watch(self, position: int) -> bool:
+        """Whether what is watched begins with this record."""
+        return position == self._watched[0]
 
     def is_probed(self, position: int) -> bool:
         """Whether the events of this record must be tried one by one."""

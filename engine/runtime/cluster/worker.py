@@ -50,6 +50,7 @@ MOST_CODES = 10_000
 MOST_FAULTS = 100
 """Events of one partition set aside by one process; beyond that the fault is not in single events."""
 _ALARM_S = 60.0
+_SHORTER_S = 10.0
 _FOR_EVER_S = 1e9
 _WAIT_MS = 20
 
@@ -158,8 +159,11 @@ class Worker:
             for number in list(self.partitions):
                 try:
                     self._let_go(number)
-                except (StoreUnavailable, StoreFenced) as error:
-                    log.error("a partition could not be saved; it is replayed", partition=number, error=str(error))
+                except StoreFenced:
+                    self._lose(number)
+                except StoreUnavailable as error:
+                    log.error("partitions could not be saved; they are replayed", first=number, error=str(error))
+                    break  # the others would wait as long
         self.source.close()
         for partition in self.partitions.values():
             partition.close()
@@ -243,6 +247,19 @@ class Worker:
         if not partition.stopped and (reason := partition.intake.alarm()):
             self._stop(partition, reason)
 
+    def _stop_if_shorter(self, partition: Partition, lag: int) -> None:
+        """A topic that lost what was read of it must not be read on: its offsets mean other records now (F5).
+
+        A new leader may tell of less for a moment.
+        """
+        if lag >= 0 or partition.stopped:
+            partition.shorter_since_s = None
+            return
+        now_s = monotonic_s()
+        partition.shorter_since_s = partition.shorter_since_s or now_s
+        if now_s - partition.shorter_since_s > _SHORTER_S:
+            self._stop(partition, f"the topic ends {-lag} records behind its checkpoint; restore the topic")
+
     def _stop(self, partition: Partition, reason: str) -> None:
         """Read nothing more of a partition until somebody has looked (F2)."""
         partition.stopped = reason
@@ -268,7 +285,7 @@ class Worker:
 
     def _process_piece(self, partition: Partition, block: Block) -> None:
         first = int(block.position[0])
-        if partition.is_watched(first) and partition.done > partition.saved:
+        if partition.begins_watch(first) and partition.done > partition.saved:
             # What comes next may fail and go back to here; whatever came before is not done once more.
             self.outputs.flush()
             partition.save()
@@ -469,7 +486,8 @@ class Worker:
     def _show(self) -> None:
         for number, lag in self.source.lag().items():
             if number in self.partitions:
-                self.partitions[number].measured.lag.set(lag)
+                self.partitions[number].measured.lag.set(max(0, lag))
+                self._stop_if_shorter(self.partitions[number], lag)
         for number, records in self.source.misplaced.items():
             if number in self.partitions and self.partitions[number].measured.misplaced(records):
                 self._alarm_misplaced(number)
