@@ -40,7 +40,14 @@ class Partition:
     """
 
     def __init__(
-        self, number: int, folder: Path, settings: Settings, content: Content, ledger: RedisLedger, id_key: bytes
+        self,
+        number: int,
+        folder: Path,
+        settings: Settings,
+        content: Content,
+        ledger: RedisLedger,
+        id_key: bytes,
+        now_s: float,
     ) -> None:
         self.number = number
         self.folder = folder
@@ -54,7 +61,7 @@ class Partition:
         self.stopped = ""
         self.faults = 0
         self.shorter_since_s: float | None = None  # since when its topic seems to have lost records
-        self.last_block_s = monotonic_s()
+        self.last_block_s = now_s
         self.due_s = self.last_block_s + settings.checkpoint_interval_s
         self._settings = settings
         self._id_key = id_key

@@ -66,6 +66,7 @@ class Parts:
     id_key: bytes
     has_headers: bool = False  # whether behind each value lie its headers, as in Kafka's record batches
     codes: CodeStore | None = None  # texts and numbers of vouchers; None: there are none
+    monotonic_s: Callable[[], float] = monotonic_s  # for ticks and checkpoints; nothing that is decided knows it
 
 
 def connect(settings: Settings, is_stopped: Callable[[], bool], control: Contents | None = None) -> Parts:
@@ -124,6 +125,7 @@ class Worker:
         self.values = ValueReader(
             SchemaRegistry(registry, is_stopped=stopping.is_set) if registry else None, has_headers=parts.has_headers
         )
+        self._monotonic_s = parts.monotonic_s
         self._lost: dict[int, float] = {}
         self._sought: set[int] = set()
         self._alarm_due_s = 0.0
@@ -182,7 +184,7 @@ class Worker:
             newest, content = self._newest(number)
             ledger = self._open_ledger(number, content.policy.assumed_consent)
             folder = self.settings.cluster.checkpoints / f"partition-{number}"
-            partition = Partition(number, folder, self.settings, content, ledger, self._id_key)
+            partition = Partition(number, folder, self.settings, content, ledger, self._id_key, self._monotonic_s())
             partition.restore(newest, content)
             partition.committed = partition.saved
             self._seek(partition)
@@ -240,7 +242,7 @@ class Worker:
     def _lose(self, number: int) -> None:
         """Another worker has the partition: nothing of it is saved or committed here (F4)."""
         self.partitions.pop(number).close()
-        self._lost[number] = monotonic_s()
+        self._lost[number] = self._monotonic_s()
         log.warning("partition lost to another worker", partition=number)
 
     def _stop_if_bad(self, partition: Partition) -> None:
@@ -255,7 +257,7 @@ class Worker:
         if lag >= 0 or partition.stopped:
             partition.shorter_since_s = None
             return
-        now_s = monotonic_s()
+        now_s = self._monotonic_s()
         partition.shorter_since_s = partition.shorter_since_s or now_s
         if now_s - partition.shorter_since_s > _SHORTER_S:
             self._stop(partition, f"the topic ends {-lag} records behind its checkpoint; restore the topic")
@@ -305,7 +307,7 @@ class Worker:
             return
         partition.done = int(block.position[-1])
         partition.is_whole = True
-        partition.last_block_s = monotonic_s()
+        partition.last_block_s = self._monotonic_s()
         partition.ticking = False
         self._stop_if_bad(partition)
 
@@ -447,7 +449,7 @@ class Worker:
     # --- upkeep -----------------------------------------------------------------------------------------------------
 
     def _look_after(self) -> None:
-        now_s = monotonic_s()
+        now_s = self._monotonic_s()
         if self._codes is not None and now_s - self._supplied_s >= SUPPLY_S:
             self._supplied_s = now_s
             self._supply(self._codes)
