@@ -112,21 +112,26 @@ class Deployment(Cluster):
     def end(self, feed: Feed, *, wait: bool = False) -> None:
         self.produced += feed.wait() if wait else feed.stop()
 
-    def settle(self, *workers: Part, timeout_s: float = 120.0) -> None:
-        """Return once the workers have nothing left to read and nothing more reaches the gateway."""
+    def settle(self, *workers: Part, handed: bool = True, timeout_s: float = 120.0) -> None:
+        """Return once the workers have nothing left to read, and, if `handed`, the dispatchers nothing to hand over."""
         end_s, quiet_since_s, before = time.monotonic() + timeout_s, time.monotonic(), -1
         while time.monotonic() - quiet_since_s < 2.0:
-            assert time.monotonic() < end_s, f"not settled: lag {[self.lag(one) for one in workers]}"
             lags = [self.lag(one) for one in workers]
-            held = sum(len(lag) for lag in lags)
+            left = {partition: lag for one in lags for partition, lag in one.items()}
+            waiting = self.queued() if handed else 0
+            assert time.monotonic() < end_s, f"not settled: lag {lags}, {waiting} offers wait"
             now = len(self.receiver.got)
-            if (
-                now != before
-                or held < self.partitions
-                or max((max(one.values()) for one in lags if one), default=9) > 3
-            ):
+            # A tick a second is always on its way.
+            if now != before or waiting or len(left) < self.partitions or max(left.values()) > 3:
                 quiet_since_s, before = time.monotonic(), now
             time.sleep(0.1)
+
+    def queued(self) -> int:
+        """How many offers are committed and not claimed."""
+        client = redis.Redis.from_url(read_address(self.redis_url).current())
+        waiting = sum(client.zcard(key) for key in client.scan_iter("*outbox", count=1000))
+        client.close()
+        return waiting
 
     def lag(self, worker: Part) -> dict[str, float]:
         """How many records are left, by partition that this worker has."""

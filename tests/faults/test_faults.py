@@ -460,7 +460,7 @@ def test_an_opt_out_stops_what_is_queued(tmp_path, kafka_address, redis_url):
         users = [f"user-{number}" for number in range(200)]
         feed = one.feed(400, lambda number: number % 200, most=400)
         one.end(feed, wait=True)
-        one.settle(worker)
+        one.settle(worker, handed=False)
         gone = users[::2]
         now_ms = wall_ms()
         one.produce(

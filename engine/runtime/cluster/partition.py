@@ -30,7 +30,7 @@ _NOWHERE = (-1, -1)
 
 
 class Partition:
-    """One partition of the events topic while it is ours.
+    """One partition of the events topic while it is ours; `restore` gives it its state, at first and after a fault.
 
     done       the last record that is processed
     saved      what the newest durable checkpoint reflects
@@ -39,15 +39,11 @@ class Partition:
     stopped    why nothing more is read of it; '' while it is
     """
 
+    pipeline: Pipeline
+    intake: Intake
+
     def __init__(
-        self,
-        number: int,
-        folder: Path,
-        settings: Settings,
-        content: Content,
-        ledger: RedisLedger,
-        id_key: bytes,
-        now_s: float,
+        self, number: int, folder: Path, settings: Settings, ledger: RedisLedger, id_key: bytes, now_s: float
     ) -> None:
         self.number = number
         self.folder = folder
@@ -69,8 +65,6 @@ class Partition:
         self._watched = _NOWHERE
         self._probed = -1
         self.quarantine = Quarantine(folder / "quarantine.jsonl")
-        self.pipeline = self._fresh(content)
-        self._is_untouched = True
         self.measured = Measured(number)
         ledger.authority = lambda: _authority(self.pipeline)
 
@@ -85,9 +79,7 @@ class Partition:
 
     def restore(self, newest: checkpoint.Checkpoint | None, content: Content) -> None:
         """Take the state of a checkpoint made with this content, or begin at the beginning."""
-        if not self._is_untouched:
-            self.pipeline = self._fresh(content)
-        self._is_untouched = False
+        self.pipeline = self._fresh(content)
         self.has_begun = newest is not None
         self.is_whole = True
         self.done = -1

@@ -184,7 +184,7 @@ class Worker:
             newest, content = self._newest(number)
             ledger = self._open_ledger(number, content.policy.assumed_consent)
             folder = self.settings.cluster.checkpoints / f"partition-{number}"
-            partition = Partition(number, folder, self.settings, content, ledger, self._id_key, self._monotonic_s())
+            partition = Partition(number, folder, self.settings, ledger, self._id_key, self._monotonic_s())
             partition.restore(newest, content)
             partition.committed = partition.saved
             self._seek(partition)

@@ -1,0 +1,81 @@
+"""A cluster's day under crashes, zombies and rebalances loses and doubles nothing, seed after seed (T3, D7, F1-F4)."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.runtime.cluster.partition import Partition
+from engine.runtime.cluster.worker import Worker
+from tests.cluster_parts import Shard
+from tests.simulation.cluster import run_cluster_seed
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = range(8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled() -> None:
+    # In a process of its own: here a warning of the compiler would be an error.
+    subprocess.run([sys.executable, "-c", "from engine.runtime.warm import warm; warm()"], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_cluster_day_breaks_no_rule(seed: int) -> None:
+    verdict = run_cluster_seed(seed)
+    assert not verdict.violations, f"again: {verdict.command}\n" + "\n".join(verdict.violations[:10])
+    assert verdict.happened
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(100, 300))
+def test_many_cluster_days_break_no_rule(seed: int) -> None:
+    test_a_cluster_day_breaks_no_rule(seed)
+
+
+def test_the_same_seed_gives_the_same_day() -> None:
+    assert run_cluster_seed(1) == run_cluster_seed(1)
+
+
+def _begins_too_late(patch: pytest.MonkeyPatch) -> None:
+    def seek(self: Worker, partition: Partition) -> None:
+        self.source.seek(partition.number, partition.done + 3)
+
+    patch.setattr(Worker, "_seek", seek)
+
+
+def _replayed_in_silence(patch: pytest.MonkeyPatch) -> None:
+    begin = Partition.begin
+
+    def silent(self: Partition, first: int) -> None:
+        begin(self, first)
+        self.told = max(self.told, self.ledger.position())
+
+    patch.setattr(Partition, "begin", silent)
+
+
+def _claims_are_no_claims(patch: pytest.MonkeyPatch) -> None:
+    claim = Shard.claim
+
+    def lenient(self: Shard, claims: Any, now_ms: int) -> Any:
+        claim(self, claims, now_ms)
+        return ["claimed"] * len(claims)
+
+    def outbox(self: Shard, limit: int) -> Any:
+        known = self.__dict__.setdefault("all_ever", {})
+        known.update({one.offer_id: one for one in type(self).__mro__[2].outbox(self, limit)})
+        return list(known.values())
+
+    patch.setattr(Shard, "claim", lenient)
+    patch.setattr(Shard, "outbox", outbox)
+
+
+@pytest.mark.parametrize("plant", [_begins_too_late, _replayed_in_silence, _claims_are_no_claims])
+def test_defects_planted_in_the_worker_are_found(plant: Any) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        plant(patch)
+        assert any(run_cluster_seed(seed).violations for seed in range(3))
