@@ -10,6 +10,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 import orjson
 import structlog
@@ -121,8 +122,10 @@ class DispatchHost:
                     read[block.partition] = int(block.position[-1])
                 if read and monotonic_s() >= commit_s:
                     # Whatever is read again is claimed once; a commit for each block would hold offers up.
-                    source.commit(read)
-                    read, commit_s = {}, monotonic_s() + _COMMIT_S
+                    with suppress(StoreUnavailable):  # what is not committed is told again, and claimed once
+                        source.commit(read)
+                        read = {}
+                    commit_s = monotonic_s() + _COMMIT_S
                 refresh += 1
                 if refresh % int(_REFRESH_S / 0.02) == 0:
                     self._refresh()
