@@ -165,9 +165,11 @@ class Partition:
         if last < len(block):
             yield part_of(block, last, len(block))
 
-    def begins_watch(self, position: int) -> bool:
-        """Whether what is watched begins with this record."""
-        return position == self._watched[0]
+    def is_worth_saving_before(self, block: Block) -> bool:
+        """Whether the state may have to come back to here: what is watched begins, or cannot be left out."""
+        first = int(block.position[0])
+        is_content = block.kind[0] == RecordKind.CONTENT and self._watched[0] <= first <= self._watched[1]
+        return self.done > self.saved and (first == self._watched[0] or bool(is_content))
 
     def is_probed(self, position: int) -> bool:
         """Whether the events of this record must be tried one by one."""

@@ -287,8 +287,7 @@ class Worker:
 
     def _process_piece(self, partition: Partition, block: Block) -> None:
         first = int(block.position[0])
-        if partition.begins_watch(first) and partition.done > partition.saved:
-            # What comes next may fail and go back to here; whatever came before is not done once more.
+        if partition.is_worth_saving_before(block):
             self.outputs.flush()
             partition.save()
         if partition.is_probed(first):
