@@ -26,12 +26,13 @@ from engine.runtime.archive import content_record
 from engine.runtime.cluster.worker import Parts, Worker
 from engine.settings import Settings
 from tests.cluster_parts import Group, Member, Shard, home_of
+from tests.simulation.cities import make_cities
 from tests.simulation.content import build_content
 from tests.simulation.day import make_day
 from tests.simulation.dispatch import Outcome
 from tests.simulation.faults import draw, spoil
 from tests.simulation.live import part_of
-from tests.simulation.plan import HOUR_MS, KEY, START_MS, make_cities
+from tests.simulation.plan import HOUR_MS, KEY, START_MS
 from tests.simulation.reference import whole
 from tests.simulation.story import LogRecord
 from tests.world import MemoryLedger
