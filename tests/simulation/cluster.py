@@ -131,7 +131,14 @@ class ClusterDay(Group):
             shard.fuse = self.fuse
             return shard
 
-        parts = Parts(Member(self.log, partitions), self.written, Versions(self.contents), open_shard, KEY, lambda: 0.0)
+        parts = Parts(
+            Member(self.log, partitions),
+            self.written,
+            Versions(self.contents),
+            open_shard,
+            KEY,
+            monotonic_s=lambda: 0.0,
+        )
         return Worker(self.settings, threading.Event(), parts)
 
     # --- the day ----------------------------------------------------------------------------------------------------

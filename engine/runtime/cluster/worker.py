@@ -22,7 +22,7 @@ from engine.decide.records import encode
 from engine.errors import OpportuneError, StoreFenced, StoreUnavailable
 from engine.ledger.codes import CodeStore
 from engine.ledger.redis.ledger import RedisLedger
-from engine.model import Block, DeadLetter, DeadReason, RecordKind
+from engine.model import Block, DeadLetter, DeadReason, Reason, RecordKind
 from engine.pipeline import Effects
 from engine.runtime import checkpoint
 from engine.runtime.archive import ContentArchive
@@ -52,6 +52,7 @@ MOST_FAULTS = 100
 _ALARM_S = 60.0
 _SHORTER_S = 10.0
 _FOR_EVER_S = 1e9
+_NO_ANSWER = Reason.STORE_UNAVAILABLE.value
 _WAIT_MS = 20
 
 
@@ -316,6 +317,9 @@ class Worker:
         partition.begin(int(block.position[0]))
         clean = partition.quarantine.without(block)
         effects = partition.pipeline.process(clean, self.control.load_record)
+        if any(one.reason == _NO_ANSWER for one in effects.decisions):
+            # The ledger is waited for, for ever; only who is told to stop hears this, and must not decide by it.
+            raise StoreUnavailable("the ledger did not answer; the batch is decided again")
         first, last = int(block.position[0]), int(block.position[-1])
         unread = [letter for letter in partition.unread if first <= letter.position <= last]
         partition.intake.add_dead(len(unread))
