@@ -8,11 +8,11 @@ run: setup          ## the service, the demo city and a live view; ends by itsel
 
 test: setup         ## everything that must hold, under 20 minutes
 	$(BIN)/opportune warm
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 test-long: setup    ## longer rounds of crashes, seeds and fuzzing
 	$(BIN)/opportune warm
-	$(BIN)/python -m pytest -q --long -n 2 --dist loadgroup --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q --long -n 2 --dist loadfile --no-loadscope-reorder --durations=15
 
 faults: setup       ## every fault of docs/faults-cluster.md on real servers, some 25 minutes
 	$(BIN)/opportune warm

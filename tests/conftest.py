@@ -22,38 +22,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    keep_together(items)
+    # What waits longest comes first, so that the processes end together.
+    items.sort(key=lambda item: "integration" not in item.path.parts)
     if config.getoption("--long"):
         return
     for item in items:
         if "long" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="long suite: make test-long"))
-
-
-def keep_together(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, a file stays in one, and all that need the broker in one, as it is big.
-
-    What waits longest comes first, so that the processes end together.
-    """
-    items.sort(key=lambda item: "integration" not in item.path.parts)
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("kafka" if "kafka_address" in names else str(item.path)))
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if hasattr(session.config, "workeroutput"):  # one of several processes: tell what it counted
-        session.config.workeroutput["delivery"] = asdict(TALLY)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_testnodedown(node: Any) -> None:
-    TALLY.add(getattr(node, "workeroutput", {}).get("delivery", {}))
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if TALLY.offers:
-        terminalreporter.write_line(str(TALLY))
 
 
 @pytest.fixture(scope="session")

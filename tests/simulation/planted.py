@@ -150,12 +150,12 @@ def version_in_the_offer_id(patch: Any) -> None:
 @plants
 def consent_never_asked(patch: Any) -> None:
     patch.setattr(gates, "consent_gate", lambda *_: lambda case, values: None)
-    patch.setattr(handoff, "_has_consent", lambda *_: True)
+    patch.setattr(claiming, "_has_consent", lambda *_: True)
 
 
 @plants_with("claim_unavailable")
 def consent_not_asked_at_the_claim(patch: Any) -> None:
-    patch.setattr(handoff, "_has_consent", lambda *_: True)
+    patch.setattr(claiming, "_has_consent", lambda *_: True)
 
 
 @plants

@@ -98,13 +98,14 @@ def test_looking_at_a_link_redeems_nothing(engine: Engine) -> None:
 def test_a_link_is_redeemed_once_and_told_once(engine: Engine) -> None:
     answer = engine.redeem("key-1", b'{"amount_fen": 500}')
     assert (answer["state"], answer["redeemed_at_ms"], answer["code"]) == ("redeemed", engine.now_ms, "SECRET3")
-    (event,) = engine.journal
+    event, told = engine.journal
+    assert (told["type"], told["id"]) == ("usage", f"told:claim:{OFFER}"), "for scenarios that wait for it"
     assert (event["type"], event["user"], event["offer_id"]) == ("redemption", "u1", OFFER)
     assert (event["id"], event["amount_fen"], event["at"]) == (f"claim:{OFFER}", 500, engine.now_ms)
     first_ms = engine.now_ms
     engine.now_ms += 5000
     assert engine.redeem("key-1", b'{"amount_fen": 500}') == {**answer, "redeemed_at_ms": first_ms}
-    assert {one["id"] for one in engine.journal} == {event["id"]}, "a repetition counts once (T7)"
+    assert {one["id"] for one in engine.journal} == {event["id"], told["id"]}, "a repetition counts once (T7)"
     assert engine.refused("key-1", b'{"amount_fen": 600}') == (422, "another_request")  # A16
     assert engine.refused("key-2") == (409, "already_redeemed")
     assert engine.refused(None) == (409, "already_redeemed")
@@ -154,7 +155,7 @@ def test_a_redemption_that_a_crash_kept_from_the_journal_is_told_at_the_next_sta
     engine.is_down = False
     asyncio.run(engine.claims.tell_forgotten())
     asyncio.run(engine.claims.tell_forgotten())
-    assert [one["id"] for one in engine.journal] == [f"claim:{OFFER}"]
+    assert [one["id"] for one in engine.journal] == [f"claim:{OFFER}", f"told:claim:{OFFER}"]
 
 
 def test_forgetting_a_user_takes_the_link_with_it(engine: Engine) -> None:  # I2
