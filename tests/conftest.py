@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import redis
 
-from tests.peers.invariants import TALLY
 from tests.servers import KafkaServer, RedisCluster, RedisServer
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
