@@ -253,6 +253,32 @@ def test_a_commit_cut_off_between_log_and_redis_is_decided_again_and_its_offers_
     again.close()
 
 
+def test_what_was_put_back_and_never_committed_goes_back_when_its_owner_crashes(redis_url):
+    """F8 and F1 together: wiped, healed and then cut off; no grant, code or count of the lost batch stays."""
+    reservations = MemoryLog()
+    ledger = RedisLedger(redis_url, reservations=reservations)
+    ledger.lease_codes("p", 0, 3, 1)
+    ledger.reserve([ask(1)])
+    ledger.commit(1, T0)
+    film = Take((StockLine("film", 1200, total=1, per_user=1),), "p", 0)
+    everywhere = (Rule(Scope.DEPLOYMENT, T0 - HOUR_MS, 2, "cap:deployment"),)
+    lost = ReserveRequest("u2", "u2", T0, (Option(offer_id(2), "a/s", "sms", "video", "p", everywhere, take=film),))
+    assert ledger.reserve([lost])[0].code == "p#0"
+    client = redis.Redis.from_url(redis_url)
+    client.flushdb()
+    client.close()
+    assert ledger.reserve([ask(3, "u3", take=film)])[0].refusals == ("stock",), "alive, it still counts"
+    assert ledger.rebuilds == 1
+    ledger.close()
+    again = RedisLedger(redis_url, reservations=reservations)
+    again.rebuild(1)
+    assert again.counts()["reservations"] == 1
+    assert again.stock.available("p") == 3
+    assert [(one.count, one.fen) for one in again.stock.given().values()] in ([], [(0, 0)])
+    assert [(one.granted, one.duplicate, one.code) for one in again.reserve([lost])] == [(0, False, "p#0")]
+    again.close()
+
+
 def test_without_a_log_a_wiped_redis_stops_the_shard(own_redis):
     ledger = RedisLedger(own_redis.url)
     ledger.commit(1, T0)

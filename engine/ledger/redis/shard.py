@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from engine.errors import StoreCorrupt, StoreFenced, StoreUnavailable
+from engine.ledger.kernel import WITHHELD
 from engine.ledger.redis.link import RedisLink
 from engine.ledger.redis.log import GrantRow, LoggedCommit, ReleaseRow, ReservationLog, read_commits
 from engine.ledger.redis.packing import binary, decode, encode
@@ -197,13 +198,14 @@ class RedisShard:
                 self._prefix,
                 self._position,
                 self._now_ms,
-                self._asked,
+                self._kept,
                 self._longest_ms,
                 self._logged,
                 OFFER_KEEP_MS,
                 encode(sorted(told.pauses) if told is not None else []),
                 self._everywhere,
                 self.shard,
+                encode(self._opened()),
             ),
         )
         if answer == b"fenced":
@@ -211,6 +213,16 @@ class RedisShard:
         self._needs_heal = False
         self.rebuilds += 1
         log.info("the shard is rebuilt", shard=self.shard, grants=grants)
+
+    def _opened(self) -> list[Any]:
+        """List what was granted and is not committed, as lua/take.lua takes it back; marks are numbered by now."""
+        opened: list[Any] = []
+        for one in self._made:
+            scenario = self._marks[one.scenario, one.category, one.partner, one.channel][0]
+            counted = -1 if one.flags & WITHHELD else scenario
+            key = self._subject_key(one.subject, one.user)
+            opened += [key, binary(bytes.fromhex(one.offer_id)), counted, one.at_ms]
+        return opened
 
     def _put_back(self, base: int, epoch: int, absent: int | str) -> int:
         """Put grants, and what they took of stock, back from the log; return how many grants.

@@ -2,8 +2,9 @@
 --
 -- What was queued may have been claimed and sent before: it is UNKNOWN and never sent.
 -- KEYS: 1 meta, 2 grants not yet committed
--- ARGV: 1 epoch, 2 claims' epoch at least, 3 run id, 4 prefix of the shard, 5 position, 6 now_ms, 7 asked, 8 longest,
--- 9 logged, 10 keep_ms, 11 paused scenarios, 12 prefix of the tenant, 13 shard
+-- ARGV: 1 epoch, 2 claims' epoch at least, 3 run id, 4 prefix of the shard, 5 position, 6 now_ms, 7 requests committed,
+-- 8 longest, 9 logged, 10 keep_ms, 11 paused scenarios, 12 prefix of the tenant, 13 shard, 14 grants put back that are
+-- not committed: key, id, scenario or -1, at_ms, ...
 local prefix = ARGV[4]
 local held = tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0)
 if held > tonumber(ARGV[1]) then return 'fenced' end
@@ -20,6 +21,8 @@ for _, scenario in ipairs(cmsgpack.unpack(ARGV[11])) do
   redis.call('HSETNX', prefix .. 'p', scenario, ARGV[5])
 end
 redis.call('DEL', KEYS[2])
+-- A crash before their commit takes these back (lua/take.lua), as it would without the loss.
+if #cmsgpack.unpack(ARGV[14]) > 0 then redis.call('RPUSH', KEYS[2], ARGV[14]) end
 local place = tonumber(redis.call('HGET', KEYS[1], 'place') or 0)
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'claims', claims, 'run', ARGV[3], 'position', ARGV[5], 'now', ARGV[6],
   'asked', ARGV[7], 'longest', ARGV[8], 'logged', ARGV[9], 'place', place)
