@@ -23,9 +23,10 @@ import numpy as np
 from bench import workload
 from engine.decide.records import encode
 from engine.definitions import Content, PresenceTrigger
+from engine.effects import Effects
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block
-from engine.pipeline import Effects, Pipeline
+from engine.pipeline import Pipeline
 from engine.runtime import collector
 from engine.settings import Settings
 

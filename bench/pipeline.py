@@ -22,7 +22,7 @@ from engine.model import Block, Drop
 from engine.pipeline import Pipeline
 from engine.runtime import collector
 from engine.runtime.outcome import count
-from engine.settings import Settings
+from engine.settings import FeedSettings, Settings, default_feeds
 
 BATCH = 4096
 
@@ -35,6 +35,8 @@ def run(smoke: bool) -> list[dict]:
     for users in sizes:
         made = workload.realistic(users, events, content)
         rows += measure(f"pipeline.realistic.{users}", content, made, warm_share=0.5)
+        if users == sizes[0]:
+            rows += reordering(users, content, made, rows[-1]["value"])
     patterned_users, patterned_events = (20_000, 40_000) if smoke else (200_000, 1_000_000)
     for scenarios in (255,) if smoke else (255, 10_000):
         content = workload.with_patterns(workload.make_content(1_000 if smoke else 10_000, scenarios))
@@ -53,11 +55,20 @@ def run(smoke: bool) -> list[dict]:
     return rows
 
 
-def measure(name: str, content: Content, made: workload.Workload, *, warm_share: float) -> list[dict]:
+def reordering(users: int, content: Content, made: workload.Workload, without: float) -> list[dict]:
+    """The same events, every ping held for 3 s of their time (T5); the peer is the pipeline without."""
+    feeds = {**default_feeds(), "app": FeedSettings(reorder_s=3)}
+    (row,) = measure(f"pipeline.reorder.{users}", content, made, warm_share=0.5, settings=Settings(feeds=feeds))
+    return [{**row, "peer": f"the same without reordering at {without:,.0f}/s", "ratio": row["value"] / without}]
+
+
+def measure(
+    name: str, content: Content, made: workload.Workload, *, warm_share: float, settings: Settings | None = None
+) -> list[dict]:
     """Feed profiles, warm up on the first share of the events, time the rest."""
     with tempfile.TemporaryDirectory() as folder:
         ledger = EmbeddedLedger(Path(folder) / "ledger.db", assumed_consent=frozenset(), fsync="never")
-        pipeline = Pipeline(content, Settings(), ledger, id_key=b"bench bench bench bench")
+        pipeline = Pipeline(content, settings or Settings(), ledger, id_key=b"bench bench bench bench")
         for block in profile_blocks(made.users):
             pipeline.process(block)
         blocks = made.blocks(BATCH)
@@ -101,6 +112,7 @@ def measure(name: str, content: Content, made: workload.Workload, *, warm_share:
             "offers": offers,
             "transitions": transitions,
             "drops": shares,
+            **({"held": pipeline.held_events} if pipeline.held_events else {}),
             **({"patterns": patterns} if any(patterns.values()) else {}),
             "hash": digest.hexdigest(),
         }

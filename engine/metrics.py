@@ -60,6 +60,8 @@ DEAD_LETTERS = _counter("dead_letters_total", "Events that could not be read", "
 TRANSITIONS = _counter("transitions_total", "Presence transitions", "kind")
 USERS_EVICTED = _counter("users_evicted_total", "Users forgotten because they were silent for state_ttl_days")
 PATTERNS = _counter("patterns_total", "Patterns completed, and what their bounds cost (B2, B3)", "what")
+EVENTS_HELD = _gauge("events_held", "Events of reordering feeds that wait to go on sorted (T5)")
+EVENTS_HURRIED = _counter("events_hurried_total", "Held events that went on early, because the reorder buffer was full")
 BATCH_SECONDS = _histogram("batch_seconds", "One batch from records to committed decisions", _SHORT_S)
 BATCH_EVENTS = _histogram("batch_events", "Events in one batch", (1, 4, 16, 64, 256, 1024, 4096, 16384))
 

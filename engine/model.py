@@ -262,7 +262,7 @@ TRANSITION = np.dtype(
 FEED = np.dtype(
     [
         ("period_ms", "i8"),  # how often the feed normally reports a user
-        ("expected_delay_ms", "i8"),
+        ("expected_delay_ms", "i8"),  # as declared, and what the reorder buffer adds (T5, T8)
         ("reorder_ms", "i8"),
         ("allowed_lateness_ms", "i8"),
         ("max_accuracy_m", "f8"),  # inf: no limit

@@ -10,18 +10,19 @@ records (T2), the ledger is handed in. Same records, same effects, however they 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, Protocol
 
 import numpy as np
 import orjson
 
+from engine.batch import NO_EVENTS, NO_RECORDS, Batch
 from engine.behavior import Behavior, compile_plan
 from engine.candidates import CandidateMaker, usage_trigger
 from engine.changes import Change, content_changes
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
+from engine.cuts import CONTENT, CONTROL, between_contents, cut, stops_of
 from engine.decide import Decider, Decision, ProfileTable, Propensity
 from engine.decide.profiles import PERSON_SOURCE
 from engine.decode.decoder import Decoded, Decoder
@@ -35,24 +36,23 @@ from engine.decode.events import (
     UserClosed,
 )
 from engine.decode.users import UserTable
-from engine.definitions import Content, Fence
+from engine.definitions import Content
+from engine.effects import ConsentChange, Effects, Redeemed
+from engine.errors import OpportuneError
 from engine.fired import FiredMaker, Scene
 from engine.hashing_kernel import hash_text
 from engine.locate.index import FenceIndex
 from engine.model import (
-    EVENT,
     HIT,
     Block,
     Candidate,
-    DeadLetter,
     Drop,
-    Offer,
-    RecordKind,
     ReserveAnswer,
     ReserveRequest,
     Trigger,
 )
 from engine.presence import Presence
+from engine.reorder import FOREVER_MS, GoneOn, Reorder
 from engine.settings import FeedTable, Settings
 from engine.transitions import transition_lines
 
@@ -79,78 +79,6 @@ class Reserver(Protocol):
     def accept_return(self, pool: str, spans: Sequence[Sequence[int]]) -> None: ...
 
     def spend_codes(self, pool: str, spans: Sequence[Sequence[int]]) -> None: ...
-
-
-@dataclass(slots=True)
-class ConsentChange:
-    """What the claim store must know before the next hand-off (D7)."""
-
-    user_id: str
-    purpose: str
-    granted: bool | None  # None: void, as if never given
-    at_ms: int
-    source: str
-    text: str | None = None  # of the user's message that said it (A3)
-
-
-@dataclass(frozen=True, slots=True)
-class Redeemed:
-    """A benefit that a user used, told once by its key (T7); `offer_id` as the event said it."""
-
-    key: bytes  # 16 bytes of the event's feed and id, or of its content where it has no id
-    user_id: str
-    at_ms: int
-    offer_id: str | None
-    benefit: str | None
-    amount_fen: int | None
-    is_refund: bool = False
-
-
-@dataclass(slots=True)
-class Effects:
-    """What a block brought about, in log order."""
-
-    now_ms: int
-    first_ms: int = -1  # `now` of the block's first event; -1 where it has none
-    events: int = 0
-    decisions: list[Decision] = field(default_factory=list)
-    offers: list[Offer] = field(default_factory=list)
-    transitions: list[np.ndarray] = field(default_factory=list)
-    dead: list[DeadLetter] = field(default_factory=list)
-    drops: np.ndarray = field(default_factory=lambda: np.zeros(len(Drop), np.int64))
-    consents: list[ConsentChange] = field(default_factory=list)
-    closed_users: list[str] = field(default_factory=list)
-    closed_at: list[tuple[int, int]] = field(default_factory=list)  # consents and offers that came before each close
-    receipts: list[Any] = field(default_factory=list)
-    redemptions: list[Redeemed] = field(default_factory=list)  # told again by a feed, it is here again
-    pauses: list[tuple[str, bool]] = field(default_factory=list)
-    changes: list[Change] = field(default_factory=list)  # for the audit log
-    code_records: int = 0  # leases of codes that were given, recalled or returned
-    candidates: int = 0
-    patterns: dict[str, int] = field(default_factory=dict)  # completed, sums_merged, keys_evicted, ...
-    types: dict[int, int] = field(default_factory=dict)  # EventType -> events
-    alarms: list[Any] = field(default_factory=list)
-    fences: list[tuple[Fence, ...]] = field(default_factory=list)  # what `fence` of transitions[i] counts in
-    left: list[dict[int, str]] = field(default_factory=list)  # users in transitions[i] whose slot is another's by now
-    evicted: int = 0
-
-    @property
-    def is_stored(self) -> bool:
-        """Whether the ledger has anything to keep of this; most batches only move on."""
-        told = self.receipts or self.redemptions or self.pauses or self.code_records or self.changes
-        return bool(self.decisions or self.consents or self.closed_users or told)
-
-    def add_transitions(self, transitions: np.ndarray, fences: tuple[Fence, ...]) -> None:
-        self.transitions.append(transitions)
-        self.fences.append(fences)
-        self.left.append({})
-
-    def note_evicted(self, slots: np.ndarray, users: UserTable) -> None:
-        """Keep the ids that transitions of this batch need, before their slots are given away."""
-        self.evicted += len(slots)
-        for transitions, left in zip(self.transitions, self.left, strict=True):
-            for slot in np.intersect1d(transitions["user"], slots).tolist():
-                left.setdefault(slot, users.id_of(slot))
 
 
 class Pipeline:
@@ -181,6 +109,7 @@ class Pipeline:
         self.users = UserTable()
         self.decoder = Decoder(self.feeds, content.cells, self.users, tenant=settings.tenant)
         self.profiles = ProfileTable(content.policy)
+        self.reorder = Reorder(self.feeds) if self.feeds.array["reorder_ms"].any() else None
         self.behavior = Behavior((), self.feeds, hash_text)
         self.decider = Decider(content, self.profiles, settings.tenant, id_key, ledger.reserve, propensity=propensity)
         self._set_content(content)
@@ -195,12 +124,15 @@ class Pipeline:
         old = self.content
         self._set_content(content)
         self.decoder.set_cells(content.cells)
+        cell_rows = _new_rows(old.cells.ids, content.cells.ids)
+        if self.reorder is not None:
+            self.reorder.renumber_cells(cell_rows)
         removed = self.presence.activate(
             content.fences,
             self.index.arrays,
             self._maker.thresholds,
             open_intervals=self._hours(self.now_ms),
-            cell_rows=_new_rows(old.cells.ids, content.cells.ids),
+            cell_rows=cell_rows,
             now_ms=self.now_ms,
         )
         if len(removed):
@@ -237,7 +169,7 @@ class Pipeline:
         """
         effects = Effects(self.now_ms)
         for piece in self._between_sweeps(block, effects):
-            if len(piece) == 1 and piece.kind[0] == _CONTENT:
+            if len(piece) == 1 and piece.kind[0] == CONTENT:
                 self._pass_time(max(self.now_ms, int(piece.append_ms[0])), effects)
                 if load_content is not None:
                     payload, old = bytes(piece.data[int(piece.start[0]) : int(piece.end[0])]), self.content
@@ -247,7 +179,12 @@ class Pipeline:
                     effects.changes += content_changes(old, self.content, position, self.now_ms, who)
                 continue
             self._process_events(piece, effects)
+        return self._told(effects)
+
+    def _told(self, effects: Effects) -> Effects:
         effects.patterns = self.behavior.take_counts()
+        if self.reorder is not None:
+            effects.hurried = self.reorder.take_early()
         effects.now_ms = self.now_ms
         return effects
 
@@ -265,10 +202,10 @@ class Pipeline:
         start = 0
         for begin in begins:
             if begin > start:
-                yield from _between_contents(_cut(block, start, begin))
+                yield from between_contents(cut(block, start, begin))
             self._evict(int(hour[begin]), effects)
             start = begin
-        yield from _between_contents(_cut(block, start, len(block)) if start else block)
+        yield from between_contents(cut(block, start, len(block)) if start else block)
 
     def _evict(self, hour: int, effects: Effects) -> None:
         """Forget users of one stretch of slots who were silent for `state_ttl_days` and of whom nothing binds.
@@ -289,6 +226,8 @@ class Pipeline:
         slots = slots[self.users.are_used(slots)]
         if bound := self.decider.bound_slots():
             slots = slots[~np.isin(slots, np.fromiter(bound, np.int64))]
+        if self.reorder is not None:
+            slots = slots[~self.reorder.are_held(slots)]
         if not len(slots):
             return
         effects.note_evicted(slots, self.users)
@@ -307,57 +246,79 @@ class Pipeline:
             self.on_decoded(block, decoded)
         self._ensure()
         row = 0
-        for stop, rare, record in _stops(block, decoded):
+        for stop, rare, record in stops_of(block, decoded):
             if stop > row:
-                self._run(block, decoded, row, stop, effects)
+                self._take(block, decoded.events[row:stop], effects)
             if rare >= 0:
                 self._apply_rare(block, decoded, rare, effects)
             else:
                 self._pass_time(max(self.now_ms, int(block.append_ms[record])), effects)
-                if block.kind[record] == _CONTROL:
+                if block.kind[record] == CONTROL:
                     self._apply_control(block, record, effects)
             row = stop + (rare >= 0)
         if row < len(decoded.events):
-            self._run(block, decoded, row, len(decoded.events), effects)
-        effects.drops += np.bincount(decoded.events["drop"], minlength=len(Drop))
+            self._take(block, decoded.events[row:], effects)
+        if self.reorder is None:
+            effects.drops += np.bincount(decoded.events["drop"], minlength=len(Drop))
         for kind, number in enumerate(np.bincount(decoded.events["type"]).tolist()):
             if number:
                 effects.types[kind] = effects.types.get(kind, 0) + number
 
     def _ensure(self) -> None:
         users = self.users.count
+        if self.reorder is not None:
+            self.reorder.ensure(users)
         self.profiles.ensure(users)
         self.presence.ensure(users)
         self.behavior.ensure(users)
 
     def _pass_time(self, now_ms: int, effects: Effects) -> None:
-        """Let `now` move on without an event: timers fire, held candidates are released."""
+        """Let `now` move on without an event: what is held goes on, timers fire, held candidates are released."""
+        if self.reorder is not None:
+            self._go_on(NO_RECORDS, self.reorder.pass_time(now_ms), effects)
         self.now_ms = now_ms
         self._renew_hours(now_ms)
         looks_back = self._fired.looks_back
-        transitions = self.presence.advance(_NO_EVENTS, _NO_HIT_START, _NO_HITS, now_ms, keeps_past=looks_back)
-        fired = self.behavior.advance(_NO_EVENTS, _NO_MATCHES, transitions, now_ms, _read_nothing)
+        transitions = self.presence.advance(NO_EVENTS, _NO_HIT_START, _NO_HITS, now_ms, keeps_past=looks_back)
+        fired = self.behavior.advance(NO_EVENTS, _NO_MATCHES, transitions, now_ms, _read_nothing)
         if len(transitions) or len(fired):
-            self._decide(None, _NO_EVENTS, transitions, _NO_MATCHES, fired, {}, effects)
+            nothing = Batch(self.decoder, NO_RECORDS, NO_EVENTS)
+            self._decide(nothing, transitions, _NO_MATCHES, fired, {}, effects)
         self._release_held(now_ms, effects)
 
     def _renew_hours(self, now_ms: int) -> None:
         if now_ms > self._hours_end_ms:
             self.presence.set_open_intervals(self._hours(now_ms))
 
-    def _run(self, block: Block, decoded: Decoded, start: int, end: int, effects: Effects) -> None:
-        """Take rows start:end, among which nothing changes but time, presence and behavior."""
-        while decoded.events["now_ms"][end - 1] > self._hours_end_ms:
-            # Opening hours are compiled some weeks ahead; a file may leap over them.
-            cut = start + int(np.searchsorted(decoded.events["now_ms"][start:end], self._hours_end_ms, side="right"))
-            if cut > start:
-                self._run_within_hours(block, decoded, start, cut, effects)
-            self._renew_hours(int(decoded.events["now_ms"][cut]))
-            start = cut
-        self._run_within_hours(block, decoded, start, end, effects)
+    def _take(self, block: Block, events: np.ndarray, effects: Effects) -> None:
+        """Take rows among which nothing changes but time, presence and behavior: to the stages, or to wait (T5)."""
+        if self.reorder is None:
+            self._run(Batch(self.decoder, block, events), effects)
+            return
+        now_ms = int(events["now_ms"][-1])
+        # Nothing is held of whom nothing may be looked at; when it goes on, consent is asked again.
+        drop_without_consent(events, *self._consent_columns())
+        self._go_on(block, self.reorder.take(block, events), effects)
+        if now_ms > self.now_ms:
+            self._pass_time(now_ms, effects)
 
-    def _run_within_hours(self, block: Block, decoded: Decoded, start: int, end: int, effects: Effects) -> None:
-        events = decoded.events[start:end]
+    def _go_on(self, block: Block, gone_on: Iterator[GoneOn], effects: Effects) -> None:
+        for one in gone_on:
+            self._run(Batch(self.decoder, block, one.events, one), effects)
+            effects.drops += np.bincount(one.events["drop"], minlength=len(Drop))
+
+    def _run(self, batch: Batch, effects: Effects) -> None:
+        while batch.events["now_ms"][-1] > self._hours_end_ms:
+            # Opening hours are compiled some weeks ahead; a file may leap over them.
+            within = int(np.searchsorted(batch.events["now_ms"], self._hours_end_ms, side="right"))
+            if within:
+                self._run_within_hours(batch[:within], effects)
+            self._renew_hours(int(batch.events["now_ms"][within]))
+            batch = batch[within:]
+        self._run_within_hours(batch, effects)
+
+    def _run_within_hours(self, batch: Batch, effects: Effects) -> None:
+        events = batch.events
         now_ms = int(events["now_ms"][-1])
         drop_without_consent(events, *self._consent_columns())
         hit_start, hits = self.index.locate(events)
@@ -365,11 +326,9 @@ class Pipeline:
         ask = self.behavior.rows_to_look(*matches)
         transitions = self.presence.advance(events, hit_start, hits, now_ms, ask, keeps_past=self._fired.looks_back)
         inside = self.presence.inside_at() if ask is not None else {}
-        fired = self.behavior.advance(
-            events, matches, transitions, now_ms, lambda event: self.decoder.read_usage(block, event)
-        )
+        fired = self.behavior.advance(events, matches, transitions, now_ms, batch.usage)
         if len(transitions) or len(matches[0]) or len(fired):
-            self._decide(block, events, transitions, matches, fired, inside, effects)
+            self._decide(batch, transitions, matches, fired, inside, effects)
         self.now_ms = now_ms
         self._release_held(now_ms, effects)
 
@@ -382,8 +341,7 @@ class Pipeline:
 
     def _decide(
         self,
-        block: Block | None,
-        events: np.ndarray,
+        batch: Batch,
         transitions: np.ndarray,
         matches: tuple[np.ndarray, np.ndarray],
         fired: np.ndarray,
@@ -393,42 +351,25 @@ class Pipeline:
         if len(transitions):
             effects.add_transitions(transitions, self.content.fences)
             self.profiles.activity.note(transitions, self._is_place, self.content.policy.time_zone)
-
-        def places(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-            if block is None:
-                nowhere = np.full(len(rows), -1)
-                return nowhere, nowhere
-            known = rows >= 0
-            position, item = block.position[events["record"][rows]], events["item"][rows]
-            return np.where(known, position, -1), np.where(known, item, -1)
-
-        rows, candidates = self._maker.from_transitions(transitions, self.users.ids_of, places)
+        rows, candidates = self._maker.from_transitions(transitions, self.users.ids_of, batch.places)
         if len(matches[0]):
-            assert block is not None  # usage matches come from events, and events from a block
-            rows, candidates = self._merge(block, events, rows, candidates, matches, inside)
+            rows, candidates = self._merge(batch, rows, candidates, matches, inside)
         if len(fired) or self._fired.has_conditions:
-            scene = self._scene(block, events, transitions)
+            scene = self._scene(batch, transitions)
             candidates = list(self._fired.merge(zip(rows, candidates, strict=True), fired, inside, scene))
         if candidates:
             effects.candidates += len(candidates)
             self._note(self.decider.decide(candidates), effects)
 
-    def _scene(self, block: Block | None, events: np.ndarray, transitions: np.ndarray) -> Scene:
-        def place(row: int) -> tuple[int, int]:
-            assert block is not None
-            event = events[row]
-            return int(block.position[event["record"]]), int(event["item"])
-
+    def _scene(self, batch: Batch, transitions: np.ndarray) -> Scene:
         def usage(row: int) -> Trigger:
-            assert block is not None
-            return self._usage_trigger(events[row], self.decoder.read_names(block, events[row]))
+            return self._usage_trigger(batch.events[row], batch.names(row))
 
-        return Scene(transitions, self.users.id_of, place, usage, self.presence.inside_after)
+        return Scene(transitions, self.users.id_of, batch.place, usage, self.presence.inside_after)
 
     def _merge(
         self,
-        block: Block,
-        events: np.ndarray,
+        batch: Batch,
         made_rows: list[int],
         made: list[Candidate],
         matches: tuple[np.ndarray, np.ndarray],
@@ -447,29 +388,26 @@ class Pipeline:
                 rows.append(made_rows[at])
                 merged.append(made[at])
                 at += 1
-            candidate = self._from_usage(block, events, row, number, inside)
+            candidate = self._from_usage(batch, row, number, inside)
             if candidate is not None:
                 rows.append(row)
                 merged.append(candidate)
         return rows + made_rows[at:], merged + made[at:]
 
-    def _from_usage(
-        self, block: Block, events: np.ndarray, row: int, number: int, inside: dict[int, list[int]]
-    ) -> Candidate | None:
+    def _from_usage(self, batch: Batch, row: int, number: int, inside: dict[int, list[int]]) -> Candidate | None:
         scenario = self._maker.usage_scenarios[number]
         if not self._fired.may_hold(scenario, row, inside):
             return None
-        event = events[row]
-        read: Any
+        event = batch.events[row]
         if self.behavior.needs_event(number):
-            read = self.decoder.read_usage(block, event)
+            read = batch.usage(event)
             if not self.behavior.passes(number, read):
                 return None
         else:
-            read = self.decoder.read_names(block, event)
-        user, position = int(event["user"]), int(block.position[event["record"]])
+            read = batch.names(row)
+        user, (position, item) = int(event["user"]), batch.place(row)
         trigger, now_ms = self._usage_trigger(event, read), int(event["now_ms"])
-        return Candidate(scenario, user, self.users.id_of(user), trigger, now_ms, position, int(event["item"]))
+        return Candidate(scenario, user, self.users.id_of(user), trigger, now_ms, position, item)
 
     def _usage_trigger(self, event: Any, read: Any) -> Trigger:
         made = usage_trigger(self.feeds.names[event["feed"]], read, int(event["at_ms"]), int(event["id_hash"]))
@@ -517,6 +455,8 @@ class Pipeline:
                 # Delivered again: the user who has the slot by now is another one (T7).
                 effects.drops[Drop.DUPLICATE] += 1
             case UserClosed() | AddressChanged():
+                if self.reorder is not None:  # what came before belongs to the user who leaves
+                    self._go_on(NO_RECORDS, self.reorder.let_go(slot, self.now_ms), effects)
                 self._note(self.decider.close(slot, self.now_ms), effects)
                 self.presence.reset_user(slot)
                 self.behavior.close_user(slot)
@@ -597,13 +537,41 @@ class Pipeline:
         self.presence.reset_user(slot)
         self.behavior.reset_user(slot)
         self.profiles.forget(slot)
+        if self.reorder is not None:
+            self.reorder.forget(slot)
         self.users.evict([slot])
         self.users = self.decoder.users = UserTable.from_arrays(self.users.arrays())
         return True
 
-    def finish(self) -> list[Decision]:
-        """Close what is still open at the end of a recording: runs of equal refusals (D5)."""
-        return self.decider.finish()
+    def finish(self) -> Effects:
+        """Close what is still open at the end of a recording: held events (T5), runs of equal refusals (D5)."""
+        effects = Effects(self.now_ms)
+        if self.reorder is not None and len(self.reorder):
+            self._pass_time(self.reorder.last_due_ms, effects)
+        effects.decisions += self.decider.finish()
+        return self._told(effects)
+
+    @property
+    def held_events(self) -> int:
+        """Events that wait to go on sorted (T5)."""
+        return 0 if self.reorder is None else len(self.reorder)
+
+    def first_failing_held(self) -> tuple[int, int] | None:
+        """Let all held events go on, one by one; say position and item of the first that the engine fails on.
+
+        For finding a fault (FAULTS F2): the state is of no use afterwards.
+        """
+        effects = Effects(self.now_ms)
+        for one in self.reorder.pass_time(FOREVER_MS - 1) if self.reorder is not None else ():
+            batch = Batch(self.decoder, NO_RECORDS, one.events, one)
+            for row in range(len(one.events)):
+                try:
+                    self._run(batch[row : row + 1], effects)
+                except (OpportuneError, MemoryError):
+                    raise
+                except Exception:
+                    return batch.place(row)
+        return None
 
     def transition_lines(self, effects: Effects) -> Iterator[bytes]:
         """Yield a block's transitions as the contract's JSON, one line each."""
@@ -624,6 +592,7 @@ class Pipeline:
                 ("presence", self.presence),
                 ("behavior", self.behavior),
                 ("profiles", self.profiles),
+                *((("reorder", self.reorder),) if self.reorder is not None else ()),
             )
             for name, array in part.arrays().items()
         }
@@ -648,6 +617,10 @@ class Pipeline:
         self.behavior.restore(part("behavior"))
         self.profiles.restore(part("profiles"), objects["profiles"])
         self.decider.restore(objects["decider"])
+        if len(held := part("reorder").get("event", NO_EVENTS)) and self.reorder is None:
+            self.reorder = Reorder(self.feeds)  # no feed reorders any more; what is held goes on when it is due
+        if self.reorder is not None and len(held):
+            self.reorder.restore(part("reorder"))
         self._ensure()
         if self.now_ms > self._hours_end_ms:
             self.presence.set_open_intervals(self._hours(self.now_ms))
@@ -655,9 +628,6 @@ class Pipeline:
 
 _DEFINITE_FAILURES = frozenset({"rejected", "failed", "expired"})
 _RECEIVED = frozenset({"accepted", "delivered"})
-# Plain numbers: comparing an array with an enum member asks the member for attributes first, at microseconds each.
-_EVENTS, _CONTENT, _CONTROL = int(RecordKind.EVENTS), int(RecordKind.CONTENT), int(RecordKind.CONTROL)
-_NO_EVENTS = np.zeros(0, EVENT)
 _NO_HIT_START = np.zeros(1, np.int64)
 _NO_HITS = np.zeros(0, HIT)
 _NO_MATCHES = np.zeros(0, np.int32), np.zeros(0, np.int32)
@@ -673,45 +643,3 @@ def _new_rows(old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray | None:
         return None
     row = {name: place for place, name in enumerate(new)}
     return np.array([row.get(name, -1) for name in old], np.int32)
-
-
-def _between_contents(block: Block) -> Iterator[Block]:
-    """Cut a block so that each content record stands alone: what follows is read with the new content."""
-    if not (block.kind == _CONTENT).any():
-        yield block
-        return
-    contents = np.flatnonzero(block.kind == _CONTENT).tolist()
-    start = 0
-    for record in contents:
-        if record > start:
-            yield _cut(block, start, record)
-        yield _cut(block, record, record + 1)
-        start = record + 1
-    if start < len(block):
-        yield _cut(block, start, len(block))
-
-
-def _cut(block: Block, start: int, end: int) -> Block:
-    return Block(
-        block.data,
-        block.start[start:end],
-        block.end[start:end],
-        block.position[start:end],
-        block.append_ms[start:end],
-        block.kind[start:end],
-        block.partition,
-    )
-
-
-def _stops(block: Block, decoded: Decoded) -> list[tuple[int, int, int]]:
-    """List where the array path must pause: (event row, rare row or -1, block record or -1), in log order."""
-    is_other = block.kind != _EVENTS
-    if not is_other.any():
-        return [(row, row, -1) for row in sorted(decoded.rare)]
-    stops = [(row, row, -1) for row in decoded.rare]
-    others = np.flatnonzero(is_other)
-    rows = np.searchsorted(decoded.events["record"], others, side="right")
-    stops += [(int(row), -1, int(record)) for row, record in zip(rows, others, strict=True)]
-    # At the same row a tick or control record comes first: it was appended before the event of that row.
-    stops.sort(key=lambda stop: (stop[0], stop[1] >= 0, stop[2]))
-    return stops

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from engine.errors import Fault, SettingsError
@@ -18,6 +18,16 @@ FILE = "opportune.toml"
 PositiveSeconds = Annotated[float, Field(gt=0)]
 KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
 _FOUND = {"missing": "nothing", "extra_forbidden": "a field that is not known"}
+LONGEST_REORDER_S = 30
+
+
+def _fit_to_wait(seconds: float) -> float:
+    if not 0 <= seconds <= LONGEST_REORDER_S:
+        raise ValueError(
+            f"{seconds:g} s is not between 0 and {LONGEST_REORDER_S}: so long each event of the feed would wait to be "
+            "sorted. Choose 0 for a feed that reports in order, 2 to 5 for signalling (T5)"
+        )
+    return seconds
 
 
 class FeedSettings(BaseModel):
@@ -29,7 +39,9 @@ class FeedSettings(BaseModel):
     zone: str | None = Field(None, description="IANA zone of stamps without offset; without it they are no_zone (T9)")
     period_s: PositiveSeconds = Field(60, description="how often the feed normally reports a user")
     expected_delay_s: Annotated[float, Field(ge=0)] = 2
-    reorder_s: Annotated[float, Field(ge=0, le=0)] = Field(default=0, description="not supported yet: must be 0 (T5)")
+    reorder_s: Annotated[float, AfterValidator(_fit_to_wait)] = Field(
+        0, description="0-30: events wait so long, to go on sorted by their instants; 2 to 5 suit signalling (T5)"
+    )
     allowed_lateness_s: Annotated[float, Field(ge=0)] = 60
     max_accuracy_m: Annotated[float, Field(gt=0)] | None = None
     radius_percent: Literal[68, 95] = 68
@@ -154,7 +166,8 @@ class FeedTable:
         for row, feed in enumerate(feeds.values()):
             self.array[row] = (
                 int(feed.period_s * 1000),
-                int(feed.expected_delay_s * 1000),
+                # What an event waits to be sorted, who waits for the event must wait too.
+                int(feed.expected_delay_s * 1000) + int(feed.reorder_s * 1000),
                 int(feed.reorder_s * 1000),
                 int(feed.allowed_lateness_s * 1000),
                 float("inf") if feed.max_accuracy_m is None else feed.max_accuracy_m,

@@ -87,7 +87,9 @@ def replay(
                 out.write(effects)
                 _add(tally, effects)
                 advance(getattr(source, "done_bytes", 0), tally)
-        out.write_decisions(pipeline.finish())
+        last = pipeline.finish()
+        out.write(last)
+        _add(tally, last)
         seconds = monotonic_s() - started
         ledger.close()
     _summary(console, tally, seconds)
@@ -186,7 +188,8 @@ def _add(tally: Counter[str], effects: Any) -> None:
         if drop and effects.drops[drop]:
             tally[f"dropped: {drop.name.lower()}"] += int(effects.drops[drop])
     for decision in effects.decisions:
-        tally[f"decision: {decision.outcome} / {decision.reason}"] += 1
+        # A record with a count ends a run whose first was counted.
+        tally[f"decision: {decision.outcome} / {decision.reason}"] += max(1, decision.count - 1)
     for letter in effects.dead:
         tally[f"dead: {letter.reason.value}"] += 1
 

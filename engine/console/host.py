@@ -26,10 +26,10 @@ from engine.deliver.contract import Addresses, Callback, Gateway, Reply
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
+from engine.effects import Effects
 from engine.errors import ContentError, StoreUnavailable
 from engine.ledger.links import Link
 from engine.model import Offer, RecordKind
-from engine.pipeline import Effects
 from engine.runtime.id_key import load_id_key
 from engine.runtime.local_day import day_number, midnight_ms
 from engine.runtime.service import Service

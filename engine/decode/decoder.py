@@ -198,25 +198,25 @@ class Decoder:
                 if self._read_item(sheet, record, item, start + from_, start + to) > start + to:
                     break
 
-    def read(self, block: Block, event: np.void) -> Event:
-        """Return the whole event behind a row of this block's events, with its props and text."""
-        read = self._typed.read(bytes(block.data[int(event["span_start"]) : int(event["span_end"])]))
+    def read(self, data: bytes | memoryview, event: np.void) -> Event:
+        """Return the whole event behind a row, with its props and text; `data` is what its span lies in."""
+        read = self._typed.read(bytes(data[int(event["span_start"]) : int(event["span_end"])]))
         assert not isinstance(read, Ignored)
         return read
 
-    def read_names(self, block: Block, event: np.void) -> UsageNames | Event:
+    def read_names(self, data: bytes | memoryview, event: np.void) -> UsageNames | Event:
         """Return what names a usage event, at a tenth of the cost of `read`, which it falls back to for envelopes."""
         try:
-            return _USAGE_NAMES.decode(block.data[int(event["span_start"]) : int(event["span_end"])])
+            return _USAGE_NAMES.decode(data[int(event["span_start"]) : int(event["span_end"])])
         except msgspec.DecodeError:
-            return self.read(block, event)
+            return self.read(data, event)
 
-    def read_usage(self, block: Block, event: np.void) -> UsageFacts | Event:
+    def read_usage(self, data: bytes | memoryview, event: np.void) -> UsageFacts | Event:
         """Return names and properties of a usage event, at a fifth of the cost of `read`, which it falls back to."""
         try:
-            return _USAGE_FACTS.decode(block.data[int(event["span_start"]) : int(event["span_end"])])
+            return _USAGE_FACTS.decode(data[int(event["span_start"]) : int(event["span_end"])])
         except msgspec.DecodeError:
-            return self.read(block, event)
+            return self.read(data, event)
 
     def _cell_row(self, cell: str) -> int:
         return self._cell_ids.slot_of(cell, intern=False)

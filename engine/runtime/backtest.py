@@ -16,11 +16,12 @@ from engine.decide.profiles import ProfileTable
 from engine.decide.records import Decision
 from engine.definitions import Content
 from engine.deliver.sms import count_segments, finish_text
+from engine.effects import Effects
 from engine.ledger.caps import Caps, GrantRow
 from engine.ledger.pool import Lease
 from engine.ledger.stock import Stock
-from engine.model import Block, Drop, ReserveAnswer, ReserveRequest
-from engine.pipeline import Effects, Pipeline
+from engine.model import Drop, ReserveAnswer, ReserveRequest
+from engine.pipeline import Pipeline
 from engine.runtime import collector
 from engine.settings import Settings
 
@@ -142,13 +143,13 @@ def run(
     while blocks := source.poll(MOST_EVENTS):
         for block in blocks:
             effects = pipeline.process(block, load_content)
-            counting.add(effects, block)
+            counting.add(effects)
             if on_effects is not None:
                 on_effects(effects)
         if progress is not None:
             progress(getattr(source, "done_bytes", 0), tally)
-    last = Effects(pipeline.now_ms, decisions=pipeline.finish())
-    counting.count_decisions(last.decisions)
+    last = pipeline.finish()
+    counting.add(last)
     if on_effects is not None:
         on_effects(last)
     tally.seconds = monotonic_s() - started
@@ -167,7 +168,7 @@ class _Counting:
         self._text_of = {one.id: one.offer.text for one in content.scenarios}
         self._benefit_of = {one.id: one.offer.benefit for one in content.scenarios}
 
-    def add(self, effects: Effects, block: Block) -> None:
+    def add(self, effects: Effects) -> None:
         tally = self.tally
         if not tally.first_ms and effects.events:
             tally.first_ms = effects.first_ms

@@ -21,7 +21,9 @@ from numpy.lib.format import descr_to_dtype, dtype_to_descr
 from engine.errors import StoreUnavailable
 
 MAGIC = "opportune-checkpoint"
-FORMAT = 2
+FORMAT = 3
+_READABLE = (2, FORMAT)
+"""2 knew no held events; whoever knows 2 alone would lose them, and so must not read 3."""
 _BLOCK = 4096
 _ALIGN = 64
 _CHUNK = 8 << 20
@@ -137,7 +139,7 @@ def read(path: Path, only: tuple[str, ...] = ("",)) -> Checkpoint | str:
             header = msgspec.json.decode(line)
             if not isinstance(header, dict) or header.get("magic") != MAGIC:
                 return "not a checkpoint"
-            if header.get("format") != FORMAT:
+            if header.get("format") not in _READABLE:
                 return f"format {header.get('format')} is not {FORMAT}"
             text, _, crc = line.rstrip().removesuffix(b"}").rpartition(_CRC_FIELD)
             if crc != str(google_crc32c.value(text)).encode():

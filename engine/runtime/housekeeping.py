@@ -85,6 +85,7 @@ class Housekeeper:
         pipeline = self._pipeline()
         metrics.BACKLOG_BYTES.set(self._backlog())
         metrics.USERS.set(pipeline.users.live)
+        metrics.EVENTS_HELD.set(pipeline.held_events)
         metrics.NOW_SECONDS.set(pipeline.now_ms / 1000)
         metrics.PRESENT_USERS.set(int(pipeline.presence.occupancy.sum()))
         metrics.COMPILED.set(1)

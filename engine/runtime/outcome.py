@@ -11,8 +11,8 @@ import numpy as np
 
 from engine import metrics
 from engine.decide.records import encode
+from engine.effects import Effects
 from engine.model import DispatchState, Drop, EventType, TransitionKind
-from engine.pipeline import Effects
 
 _EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
 _TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
@@ -65,6 +65,8 @@ def count(effects: Effects) -> None:
         metrics.add_counts(metrics.TRANSITIONS, {name: int(kinds[kind]) for kind, name in _TRANSITION_NAMES.items()})
     if effects.evicted:
         metrics.USERS_EVICTED.inc(effects.evicted)
+    if effects.hurried:
+        metrics.EVENTS_HURRIED.inc(effects.hurried)
     if effects.patterns:
         metrics.add_counts(metrics.PATTERNS, effects.patterns)
     if not effects.decisions:

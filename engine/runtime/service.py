@@ -20,11 +20,12 @@ import structlog
 from engine import __version__, metrics
 from engine.clock import monotonic_s, wall_ms
 from engine.definitions import Content
+from engine.effects import Effects
 from engine.errors import OpportuneError, StoreCorrupt, StoreError, StoreUnavailable
 from engine.ledger.codes import CodeStore
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, DeadReason, Offer, RecordKind
-from engine.pipeline import Effects, Pipeline
+from engine.pipeline import Pipeline
 from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive, content_record
 from engine.runtime.code_desk import CodeDesk
@@ -206,6 +207,8 @@ class Service:
         if newest is not None:
             arrays = {name: array for name, array in newest.arrays.items() if not name.startswith("ledger.")}
             pipeline.restore(arrays, newest.objects["pipeline"])
+            if len(self._quarantine) and pipeline.reorder is not None:
+                pipeline.reorder.discard(self._quarantine.holds)
             ledger_arrays = {
                 name.removeprefix("ledger."): array
                 for name, array in newest.arrays.items()
@@ -255,7 +258,10 @@ class Service:
                 break
         if cause is None or culprit.kind[0] == RecordKind.CONTENT:
             raise fault
-        position, item = int(culprit.position[0]), self._failing_item(culprit)
+        # An event that had to wait fails when it goes on, in the middle of another record.
+        self._rebuild()
+        self._replay(before=int(culprit.position[0]))
+        position, item = self.pipeline.first_failing_held() or (int(culprit.position[0]), self._failing_item(culprit))
         self._quarantine.add(position, item, type(cause).__name__)
         metrics.add_counts(metrics.DEAD_LETTERS, {DeadReason.ENGINE_FAULT.value: 1})
         log.error("an event was set aside", position=position, item=item, error=type(cause).__name__, exc_info=cause)

@@ -27,12 +27,13 @@ from engine.definitions import (
     UsageTrigger,
     While,
 )
+from engine.effects import Effects
 from engine.kernels import CACHE, compile_lock, is_warm, warm_mark
 from engine.ledger.codes import CodeStore
 from engine.ledger.codes_import import import_codes
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Mode, RecordKind
-from engine.pipeline import Effects, Pipeline
+from engine.pipeline import Pipeline
 from engine.runtime.cluster.batch_kernel import partitions_of, read_batch
 from engine.settings import FeedSettings, Settings, default_feeds
 
@@ -77,7 +78,7 @@ def warm() -> float:
 
 def _run_a_day() -> None:
     content = _content()
-    feeds = {**default_feeds(), "gcj": FeedSettings(datum="gcj02")}
+    feeds = {**default_feeds(), "gcj": FeedSettings(datum="gcj02", reorder_s=2), "dpi": FeedSettings(reorder_s=2)}
     with tempfile.TemporaryDirectory(prefix="opportune-warm-") as folder:
         ledger = EmbeddedLedger(Path(folder) / "ledger.db", fsync="never")
         pipeline = Pipeline(content, Settings(feeds=feeds), ledger, id_key=b"warming the kernels")

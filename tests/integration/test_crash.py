@@ -37,7 +37,7 @@ from engine.model import RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.archive import ContentArchive
 from engine.runtime.source import JournalSource
-from engine.settings import Settings
+from engine.settings import Settings, load_settings
 from tests.world import MemoryLedger
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -265,7 +265,8 @@ def undisturbed(state: Path, blocks: list) -> dict[str, dict]:
     """Decide the same journal once more, in one go and without a crash."""
     archive = ContentArchive(state / "content")
     version = next(orjson.loads(_value(block, row))["version"] for block in blocks for row in _contents(block))
-    pipeline = Pipeline(archive.load(version), Settings(), MemoryLedger(), id_key=(state / "offer-id.key").read_bytes())
+    settings = load_settings()  # as the service reads them, from the environment
+    pipeline = Pipeline(archive.load(version), settings, MemoryLedger(), id_key=(state / "offer-id.key").read_bytes())
     decided: dict[str, dict] = {}
     for block in blocks:
         block.append_ms[:] = -1
@@ -310,6 +311,14 @@ STOCK = {
 }
 
 
+@pytest.fixture
+def reordering(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Events wait to be sorted when the kill comes: a checkpoint holds them, or the journal behind it (T5)."""
+    monkeypatch.setenv("OPPORTUNE_FEEDS__APP__REORDER_S", "20")
+    monkeypatch.setenv("OPPORTUNE_FEEDS__DPI__REORDER_S", "5")
+
+
+@pytest.mark.usefixtures("reordering")
 def test_kills_oversell_nothing_and_give_no_code_twice(tmp_path: Path) -> None:  # O3
     scenarios, state = with_stock(tmp_path), tmp_path / "state"
     state.mkdir()
@@ -357,4 +366,10 @@ def test_kills_oversell_nothing_and_give_no_code_twice(tmp_path: Path) -> None: 
 
 @pytest.mark.long
 def test_fifty_kills_change_nothing(tmp_path: Path) -> None:
+    run_rounds(tmp_path, rounds=50, seed=int(os.environ.get("OPPORTUNE_CRASH_SEED", "11")))
+
+
+@pytest.mark.long
+@pytest.mark.usefixtures("reordering")
+def test_fifty_kills_change_nothing_where_events_wait_to_be_sorted(tmp_path: Path) -> None:
     run_rounds(tmp_path, rounds=50, seed=int(os.environ.get("OPPORTUNE_CRASH_SEED", "11")))

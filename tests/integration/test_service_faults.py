@@ -87,6 +87,40 @@ def test_an_event_that_wakes_a_bug_is_set_aside_and_its_neighbours_live(settings
     again.stop()
 
 
+def test_an_event_that_wakes_a_bug_only_when_it_goes_on_sorted_is_the_one_set_aside(settings, monkeypatch):
+    """F2, T5: it fails in the middle of a later record, and a checkpoint may hold it by then."""
+    run = Pipeline._run_within_hours
+
+    def fail(self: Pipeline, batch: Any, effects: Any) -> None:
+        run(self, batch, effects)
+        if "poison" in self.users.ids_of(batch.events["user"]):
+            raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Pipeline, "_run_within_hours", fail)
+    settings.feeds["app"] = settings.feeds["app"].model_copy(update={"reorder_s": 5.0})
+    pings = [
+        orjson.dumps({"type": "ping", "feed": "app", "user": user, "lon": 116.4, "lat": 39.9, "at": AT_MS})
+        for user in ("a", "poison", "b")
+    ]
+    agreed = [event(user, type="consent", purpose="location", granted=True, tags=None) for user in ("a", "poison", "b")]
+    first = Service(settings, clock="events")
+    first.start(lambda offers: None)
+    first.journal.append_many([b"\n".join(agreed)], wall_ms=AT_MS)
+    (position,) = first.journal.append_many([b"\n".join(pings)], wall_ms=AT_MS)
+    until(lambda: first.pipeline.held_events == 3)
+    first.stop()
+    second = Service(settings, clock="events")
+    assert second.pipeline.held_events == 3
+    second.start(lambda offers: None)
+    second.journal.append_many([event("after", at=AT_MS + 60_000)], wall_ms=AT_MS)
+    until(lambda: is_seen(second, "after"))
+    assert second.failure is None
+    assert second.pipeline.held_events == 0
+    second.stop()
+    lines = [orjson.loads(line) for line in (settings.state / "quarantine.jsonl").read_bytes().split()]
+    assert [(line["position"], line["item"]) for line in lines] == [(position, 1)]
+
+
 def test_a_bug_met_in_a_replay_does_not_keep_the_service_from_starting(settings, buggy):
     """F2: a control record of another program version, found at a start."""
     service = Service(settings, clock="events")

@@ -45,7 +45,7 @@ def run(content: Content, lines: list[bytes], cut: int) -> tuple[list[bytes], li
         effects = pipeline.process(block_of(lines[start : start + cut], position=start))
         said += told(pipeline, effects)
         decisions += effects.decisions
-    decisions += pipeline.finish()
+    decisions += pipeline.finish().decisions
     return said, decisions
 
 

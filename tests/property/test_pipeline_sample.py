@@ -85,7 +85,7 @@ def compare(content: Content, events: list[Event], seed: int) -> Counter[str]:
         for one in events[first:last]:
             oracle.take(one)
         first = last
-    decisions += pipeline.finish()
+    decisions += pipeline.finish().decisions
     found = differences(transitions, oracle.presence.transitions)
     assert not found, "the pipeline (first) and the oracle differ\n" + "\n".join(found)
     assert not_alternating(transitions) == 0

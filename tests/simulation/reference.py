@@ -38,7 +38,7 @@ def replay(
             ledger.forget(user)
         effects = pipeline.process(part_of(block, row, row + 1), lambda body: contents[orjson.loads(body)["version"]])
         told.append(tell(pipeline, effects))
-    closing = tell_decisions(pipeline.finish())
+    closing = tell_decisions(pipeline.finish().decisions)
     ledger.close()
     return told, closing
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from engine.decide.records import Decision, encode
+from engine.effects import Effects
 from engine.model import TransitionKind, TransitionReason
-from engine.pipeline import Effects, Pipeline
+from engine.pipeline import Pipeline
 from tests.simulation.story import Told
 
 _KINDS = {int(kind): kind.name.lower() for kind in TransitionKind}

@@ -43,7 +43,7 @@ def test_its_time_type_and_subject_stand_in_for_what_data_leaves_out() -> None:
     reader, block = decoder(), block_of([json.dumps(event).encode()])
     row = reader.decode(block, 0).events[0]
     assert (row["at_ms"], row["type"]) == (NOW, EventType.USAGE)
-    read = reader.read(block, row)
+    read = reader.read(block.data, row)
     assert isinstance(read, UsageEvent)
     assert (read.user, read.app, read.id) == ("u5", "taobao", "/phones 7")
 
@@ -91,7 +91,7 @@ def test_an_owntracks_location_is_a_ping_of_its_feed() -> None:
     assert rows["feed"].tolist() == [FEEDS.row["owntracks"]] * 2
     assert rows["accuracy_m"].tolist() == [30.0, 1000.0]
     assert rows["lon_e7"].tolist() == [100_200_000] * 2
-    assert [reader.read(block, row).user for row in rows] == ["NE", "jane"]
+    assert [reader.read(block.data, row).user for row in rows] == ["NE", "jane"]
     assert rows["id_hash"][1] == combine_hashes(hash_text("default"), hash_text("owntracks"), hash_text("x"))
 
 
@@ -112,7 +112,7 @@ def test_what_phones_really_send_is_read(shared_data: Path) -> None:
     assert decoded.events["lon_e7"].tolist() == [round(one["lon"] * 1e7) for one in sent]
     assert decoded.events["accuracy_m"].tolist() == [one["acc"] for one in sent]
     assert set(decoded.events["drop"].tolist()) == {Drop.NONE}
-    assert isinstance(reader.read(block, decoded.events[0]), Ping)
+    assert isinstance(reader.read(block.data, decoded.events[0]), Ping)
 
 
 def test_a_segment_track_is_usage_at_the_devices_corrected_time() -> None:
@@ -124,7 +124,7 @@ def test_a_segment_track_is_usage_at_the_devices_corrected_time() -> None:
     )
     reader, block = decoder(), block_of([json.dumps(call).encode()])
     decoded = reader.decode(block, 0)
-    event = reader.read(block, decoded.events[0])
+    event = reader.read(block.data, decoded.events[0])
     assert isinstance(event, UsageEvent)
     assert event.at_ms == NOW - 10_000
     assert (event.app, event.category, event.action) == ("Shop", "ecommerce", "Order Completed")

@@ -202,7 +202,7 @@ def test_the_whole_event_can_be_read_again_from_its_row() -> None:
     block = block_of([b"[" + b",".join(raw) + b"]"])
     reader = decoder()
     rows = reader.decode(block, 0).events
-    shop, fix = (reader.read(block, row) for row in rows)
+    shop, fix = (reader.read(block.data, row) for row in rows)
     assert isinstance(shop, UsageEvent)
     assert (shop.app, shop.props) == ("taobao", {"price": 9.5, "new": True})
     assert isinstance(fix, Ping)

@@ -48,7 +48,7 @@ def test_the_file_lies_as_the_contract_says(tmp_path):
     path = checkpoint.write(tmp_path, sample())
     data = path.read_bytes()
     header = json.loads(data.split(b"\n", 1)[0])
-    assert (header["magic"], header["format"]) == ("opportune-checkpoint", 2)
+    assert (header["magic"], header["format"]) == ("opportune-checkpoint", 3)
     body = data.index(b"\n") + 1
     assert body % 4096 == 0
     for entry in header["arrays"]:
@@ -92,8 +92,8 @@ def test_a_flipped_bit_anywhere_that_matters_is_noticed(tmp_path):
 
 def test_an_unknown_format_is_refused_with_its_reason(tmp_path):
     path = checkpoint.write(tmp_path, sample(6))
-    path.write_bytes(path.read_bytes().replace(b'"format":2', b'"format":1', 1))
-    assert checkpoint.read(path) == "format 1 is not 2"
+    path.write_bytes(path.read_bytes().replace(b'"format":3', b'"format":1', 1))
+    assert checkpoint.read(path) == "format 1 is not 3"
     path.write_bytes(b'{"magic":"something else"}\n')
     assert checkpoint.read(path) == "not a checkpoint"
 

@@ -20,7 +20,7 @@ def draws(one_in: int, salt: str, users: int, name: str = "draw") -> dict[str, s
     )
     pipeline = make_pipeline(content)
     events = [usage(f"u{number}", NOON_MS, app="wheel", id=f"e{number}") for number in range(users)]
-    decisions = pipeline.process(block_of(events)).decisions + pipeline.finish()
+    decisions = pipeline.process(block_of(events)).decisions + pipeline.finish().decisions
     return {one.user: one.reason for one in decisions}
 
 

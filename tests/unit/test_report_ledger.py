@@ -10,10 +10,10 @@ import pytest
 
 from engine.cli.report import effect, reconcile, settlement
 from engine.console.reports import Reports, month_of
+from engine.effects import Redeemed
 from engine.errors import OpportuneError
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import DispatchState, Offer
-from engine.pipeline import Redeemed
 from engine.runtime.archive import ContentArchive
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,8 +25,9 @@ from engine.definitions import (
     Shape,
     UsageTrigger,
 )
+from engine.effects import Effects
 from engine.model import Block, Mode, RecordKind, ReserveAnswer, ReserveRequest, Scope
-from engine.pipeline import Effects, Pipeline
+from engine.pipeline import Pipeline
 from engine.runtime.backtest import ShadowLedger
 from engine.settings import Settings
 

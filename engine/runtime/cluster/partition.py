@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import orjson
 import structlog
 
 from engine import __version__, metrics
@@ -85,6 +86,8 @@ class Partition:
         self.done = -1
         if newest is not None:
             self.pipeline.restore(newest.arrays, newest.objects["pipeline"])
+            if len(self.quarantine) and self.pipeline.reorder is not None:
+                self.pipeline.reorder.discard(self.quarantine.holds)
             self.ledger.restore({}, newest.objects["ledger"])
             self.intake.restore(newest.objects.get("intake", {}))
             self.done = self.saved = newest.position
@@ -181,13 +184,23 @@ class Partition:
         if len(block) > 1:
             self._watched = (position, int(block.position[-1]))
             return None
-        if block.kind[0] != RecordKind.EVENTS:
-            return position, -1
-        begin, end = int(block.start[0]), int(block.end[0])
-        if len(list(split(bytes(block.data[begin:end])))) <= 1:
-            return position, 0
+        if self.pipeline.reorder is None:  # else it may be an event of an earlier record, which went on with this one
+            if block.kind[0] != RecordKind.EVENTS:
+                return position, -1
+            begin, end = int(block.start[0]), int(block.end[0])
+            if len(list(split(bytes(block.data[begin:end])))) <= 1:
+                return position, 0
         self._probed = position
         return None
+
+    def failing_held(self) -> tuple[int, int] | None:
+        """Say which of the held events the engine fails on, by position and item, asking a copy of the state (T5)."""
+        if not self.pipeline.held_events:
+            return None
+        arrays, objects = self.pipeline.snapshot()
+        twin = Pipeline(self.pipeline.content, self._settings, self.ledger, id_key=self._id_key)
+        twin.restore({name: array.copy() for name, array in arrays.items()}, orjson.loads(orjson.dumps(objects)))
+        return twin.first_failing_held()
 
     def set_aside(self, position: int, item: int, error: BaseException) -> None:
         """Leave an event out of this and every later replay; durable on return."""

@@ -19,11 +19,11 @@ import structlog
 from engine import metrics
 from engine.clock import monotonic_s, wall_ms
 from engine.decide.records import encode
+from engine.effects import Effects
 from engine.errors import OpportuneError, StoreFenced, StoreUnavailable
 from engine.ledger.codes import CodeStore
 from engine.ledger.redis.ledger import RedisLedger
 from engine.model import Block, DeadLetter, DeadReason, Reason, RecordKind
-from engine.pipeline import Effects
 from engine.runtime import checkpoint
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.control import Contents, ControlTopic
@@ -401,6 +401,10 @@ class Worker:
     def _probe(self, partition: Partition, record: Block) -> None:
         """Try the events of one record one by one; the state goes back whatever comes of it."""
         partition.is_whole = False
+        if (held := partition.failing_held()) is not None:
+            self._set_aside(partition, *held, RuntimeError("an event that had waited to be sorted"))
+            self._go_back(partition)
+            return
         found, cause = -1, None
         for item, one in enumerate(single_items(partition.quarantine.without(record))):
             try:
@@ -424,7 +428,8 @@ class Worker:
             error=type(error).__name__,
             exc_info=error,
         )
-        if item < 0:  # the whole record leaves no dead letter when it is passed over
+        if item < 0 or position <= partition.told:
+            # The whole record leaves no dead letter when it is passed over, nor does what was told of before.
             letter = DeadLetter(DeadReason.ENGINE_FAULT, "", position, item, partition.number)
             metrics.add_counts(metrics.DEAD_LETTERS, {letter.reason.value: 1})
             self.outputs.send("dead-letters", [self._dead_letter(letter)], partition=0)
@@ -499,6 +504,7 @@ class Worker:
         for partition in self.partitions.values():
             partition.measured.now.set(partition.pipeline.now_ms / 1000)
         metrics.PARTITIONS.set(len(self.partitions))
+        metrics.EVENTS_HELD.set(sum(one.pipeline.held_events for one in self.partitions.values()))
         metrics.USERS.set(sum(one.pipeline.users.live for one in self.partitions.values()))
 
     def _alarm_misplaced(self, number: int) -> None:

@@ -1,0 +1,55 @@
+"""Where a block must be cut: at content records, and at what else changes more than time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from engine.decode.decoder import Decoded
+from engine.model import Block, RecordKind
+
+# Plain numbers: comparing an array with an enum member asks the member for attributes first, at microseconds each.
+EVENTS, CONTENT, CONTROL = int(RecordKind.EVENTS), int(RecordKind.CONTENT), int(RecordKind.CONTROL)
+
+
+def between_contents(block: Block) -> Iterator[Block]:
+    """Cut a block so that each content record stands alone: what follows is read with the new content."""
+    if not (block.kind == CONTENT).any():
+        yield block
+        return
+    contents = np.flatnonzero(block.kind == CONTENT).tolist()
+    start = 0
+    for record in contents:
+        if record > start:
+            yield cut(block, start, record)
+        yield cut(block, record, record + 1)
+        start = record + 1
+    if start < len(block):
+        yield cut(block, start, len(block))
+
+
+def cut(block: Block, start: int, end: int) -> Block:
+    return Block(
+        block.data,
+        block.start[start:end],
+        block.end[start:end],
+        block.position[start:end],
+        block.append_ms[start:end],
+        block.kind[start:end],
+        block.partition,
+    )
+
+
+def stops_of(block: Block, decoded: Decoded) -> list[tuple[int, int, int]]:
+    """List where the array path must pause: (event row, rare row or -1, block record or -1), in log order."""
+    is_other = block.kind != EVENTS
+    if not is_other.any():
+        return [(row, row, -1) for row in sorted(decoded.rare)]
+    stops = [(row, row, -1) for row in decoded.rare]
+    others = np.flatnonzero(is_other)
+    rows = np.searchsorted(decoded.events["record"], others, side="right")
+    stops += [(int(row), -1, int(record)) for row, record in zip(rows, others, strict=True)]
+    # At the same row a tick or control record comes first: it was appended before the event of that row.
+    stops.sort(key=lambda stop: (stop[0], stop[1] >= 0, stop[2]))
+    return stops
