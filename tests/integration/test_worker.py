@@ -102,6 +102,34 @@ def test_a_poison_event_is_set_aside_and_its_neighbours_decide_as_without_it(tmp
     stop(calm)
 
 
+def test_a_poison_event_that_waits_to_be_sorted_is_the_one_set_aside(tmp_path, monkeypatch):
+    """F2, T5: it fails in the middle of a tick, long after its own record was told of."""
+    run = Pipeline._run_within_hours
+
+    def fail(self: Pipeline, batch: Any, effects: Any) -> None:
+        run(self, batch, effects)
+        if POISON in self.users.ids_of(batch.events["user"]):
+            raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Pipeline, "_run_within_hours", fail)
+    group = fresh(tmp_path)
+    group.settings.feeds["dpi"] = group.settings.feeds["dpi"].model_copy(update={"reorder_s": 2.0})
+    worker = group.worker()
+    group.drain(worker)
+    home = [event for event in purchases(0, 40) if home_of(event["user"], 2) == 0]
+    offset = group.log.append(0, b"\n".join(map(orjson.dumps, [home[0], {**home[0], "user": POISON}, home[1]])))
+    group.drain(worker)
+    assert worker.partitions[0].pipeline.held_events == 3
+    group.log.now_ms += 2000
+    group.log.append(0, b"", RecordKind.TICK)
+    group.drain(worker)
+    assert worker.partitions[0].pipeline.held_events == 0
+    assert group.written.dead() == {(0, offset, 1, "engine_fault")}
+    assert len(group.written.decisions()) == 2
+    assert not worker.partitions[0].stopped
+    stop(worker)
+
+
 def test_a_record_that_cannot_be_left_out_stops_its_partition_alone(tmp_path, monkeypatch):
     """F2: content whose activation fails would decide otherwise if it were passed over."""
     group = fresh(tmp_path)
