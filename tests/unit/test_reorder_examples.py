@@ -30,7 +30,7 @@ from tests.world import (
 )
 
 MALL = {"lon": 116.4, "lat": 39.9}
-AWAY = {"lon": 116.43, "lat": 39.9}
+AWAY = {"lon": 116.37, "lat": 39.9}
 OTHERS = Settings(feeds={**default_feeds(), "app": FeedSettings(reorder_s=3), "dpi": FeedSettings(reorder_s=3)})
 
 
