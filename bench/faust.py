@@ -27,11 +27,12 @@ from aiokafka import AIOKafkaConsumer
 from bench.cluster_rig import FixedContent, Rig, fill, open_content, servers
 from engine.decide.records import encode
 from engine.definitions import Content
+from engine.effects import Effects
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.log import MemoryLog
 from engine.model import Block
-from engine.pipeline import Effects, Pipeline
+from engine.pipeline import Pipeline
 from engine.runtime.cluster.bridge import Loop
 from engine.runtime.cluster.faust_source import FaustSource
 from engine.runtime.cluster.kafka_source import KafkaSource

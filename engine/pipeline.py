@@ -195,7 +195,7 @@ class Pipeline:
         Records without an append time tell no hour before they are decoded: a file of such forgets nobody.
         """
         if len(block) and int(block.append_ms.max()) // HOUR_MS <= self._swept_hour:
-            yield from _between_contents(block)
+            yield from between_contents(block)
             return
         hour = np.maximum.accumulate(np.maximum(block.append_ms // HOUR_MS, self._swept_hour))
         begins = np.flatnonzero(np.diff(hour, prepend=self._swept_hour)).tolist()
