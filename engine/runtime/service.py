@@ -258,13 +258,18 @@ class Service:
                 break
         if cause is None or culprit.kind[0] == RecordKind.CONTENT:
             raise fault
-        # An event that had to wait fails when it goes on, in the middle of another record.
-        self._rebuild()
-        self._replay(before=int(culprit.position[0]))
-        position, item = self.pipeline.first_failing_held() or (int(culprit.position[0]), self._failing_item(culprit))
+        position, item = self._failing_held(culprit) or (int(culprit.position[0]), self._failing_item(culprit))
         self._quarantine.add(position, item, type(cause).__name__)
         metrics.add_counts(metrics.DEAD_LETTERS, {DeadReason.ENGINE_FAULT.value: 1})
         log.error("an event was set aside", position=position, item=item, error=type(cause).__name__, exc_info=cause)
+
+    def _failing_held(self, record: Block) -> tuple[int, int] | None:
+        """Say whether it is an event of an earlier record, which had to wait and goes on in the middle of this one."""
+        if self.pipeline.reorder is None:
+            return None
+        self._rebuild()
+        self._replay(before=int(record.position[0]))
+        return self.pipeline.first_failing_held()
 
     def _failing_item(self, record: Block) -> int:
         """Say which event of a record the engine fails on; WHOLE where none does alone."""
