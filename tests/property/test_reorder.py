@@ -99,6 +99,7 @@ def gone_on(reorder: Reorder, rows: np.ndarray, text: bytes, cuts: list[int], re
             kept = {name: array.copy() for name, array in reorder.arrays().items()}
             reorder = Reorder(_TABLE)
             reorder.restore(kept)
+            reorder.ensure(3)  # only users of whom something was held have a place yet
     held.position = held.position[:0]
     held.start = held.start[:0]
     while len(reorder):
