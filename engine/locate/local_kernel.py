@@ -165,9 +165,11 @@ def choose_near(fences: FenceArrays, fence: int, east: int, north: int, shift: i
     lat_e7 = north + half - 900_000_000
     x = relative_lon(row, east + half - 1_800_000_000)
     y = lat_e7 - row.origin_lat_e7
-    edges = fences.chunk[row.chunk_end - 1].last - fences.chunk[row.chunk_start].first
     is_wide = np.int64(row.max_x) - row.min_x > 1_800_000_000
-    if row.shape != POLYGON or edges < MANY_EDGES or abs(lat_e7) > 700_000_000 or is_wide:
+    if row.shape != POLYGON or abs(lat_e7) > 700_000_000 or is_wide:
+        return 0
+    edges = fences.chunk[row.chunk_end - 1].last - fences.chunk[row.chunk_start].first
+    if edges < MANY_EDGES:
         return 0
     kx, ky = scales(lat_e7 * RADIANS_PER_E7)
     nearest = nearest_edge_m(fences, row, x, lat_e7)
