@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: run test test-long faults check setup bench sim lock clean
+.PHONY: run test test-long bounds faults check setup bench sim lock clean
 run: setup          ## the service, the demo city and a live view; ends by itself
 	$(BIN)/opportune run
 
@@ -13,6 +13,10 @@ test: setup         ## everything that must hold, under 20 minutes
 test-long: setup    ## longer rounds of crashes, seeds and fuzzing
 	$(BIN)/opportune warm
 	$(BIN)/python -m pytest -q --long -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+
+bounds: setup       ## property and unit tests with every array access of the kernels checked, some 15 minutes
+	NUMBA_BOUNDSCHECK=1 $(BIN)/opportune warm
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/property tests/unit
 
 faults: setup       ## every fault of docs/faults-cluster.md on real servers, some 25 minutes
 	$(BIN)/opportune warm

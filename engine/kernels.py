@@ -52,7 +52,8 @@ def _platform() -> bytes:
     from importlib.metadata import version
 
     facts = (sys.version, numpy.__version__, version("numba"), version("llvmlite"), platform.machine())
-    return "\0".join((*facts, os.environ.get("NUMBA_CPU_NAME", ""))).encode()
+    checked = ("bounds",) if os.environ.get("NUMBA_BOUNDSCHECK") else ()
+    return "\0".join((*facts, os.environ.get("NUMBA_CPU_NAME", ""), *checked)).encode()
 
 
 def _closure(source: Path) -> set[Path]:
