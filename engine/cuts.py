@@ -22,23 +22,11 @@ def between_contents(block: Block) -> Iterator[Block]:
     start = 0
     for record in contents:
         if record > start:
-            yield cut(block, start, record)
-        yield cut(block, record, record + 1)
+            yield block.part(start, record)
+        yield block.part(record, record + 1)
         start = record + 1
     if start < len(block):
-        yield cut(block, start, len(block))
-
-
-def cut(block: Block, start: int, end: int) -> Block:
-    return Block(
-        block.data,
-        block.start[start:end],
-        block.end[start:end],
-        block.position[start:end],
-        block.append_ms[start:end],
-        block.kind[start:end],
-        block.partition,
-    )
+        yield block.part(start, len(block))
 
 
 def stops_of(block: Block, decoded: Decoded) -> list[tuple[int, int, int]]:

@@ -305,6 +305,20 @@ class Block:
     def __len__(self) -> int:
         return len(self.start)
 
+    def part(self, first: int, last: int) -> Block:
+        """Return the records first:last, over the same bytes and arrays."""
+        if first == 0 and last == len(self):
+            return self
+        return Block(
+            self.data,
+            self.start[first:last],
+            self.end[first:last],
+            self.position[first:last],
+            self.append_ms[first:last],
+            self.kind[first:last],
+            self.partition,
+        )
+
 
 @dataclass(slots=True)
 class DeadLetter:

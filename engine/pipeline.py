@@ -22,7 +22,7 @@ from engine.candidates import CandidateMaker, usage_trigger
 from engine.changes import Change, content_changes
 from engine.consent_kernel import drop_without_consent
 from engine.content.hours import open_intervals
-from engine.cuts import CONTENT, CONTROL, between_contents, cut, stops_of
+from engine.cuts import CONTENT, CONTROL, between_contents, stops_of
 from engine.decide import Decider, Decision, ProfileTable, Propensity
 from engine.decide.profiles import PERSON_SOURCE
 from engine.decode.decoder import Decoded, Decoder
@@ -202,10 +202,10 @@ class Pipeline:
         start = 0
         for begin in begins:
             if begin > start:
-                yield from between_contents(cut(block, start, begin))
+                yield from between_contents(block.part(start, begin))
             self._evict(int(hour[begin]), effects)
             start = begin
-        yield from between_contents(cut(block, start, len(block)) if start else block)
+        yield from between_contents(block.part(start, len(block)))
 
     def _evict(self, hour: int, effects: Effects) -> None:
         """Forget users of one stretch of slots who were silent for `state_ttl_days` and of whom nothing binds.

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import orjson
 
 from engine.decode.split import split
@@ -88,27 +90,11 @@ class Quarantine:
 def single_records(block: Block) -> Iterator[Block]:
     """Cut a block into blocks of one record."""
     for row in range(len(block)):
-        yield part_of(block, row, row + 1)
-
-
-def part_of(block: Block, first: int, last: int) -> Block:
-    """Return the records first:last of a block, over the same bytes."""
-    span = slice(first, last)
-    return Block(
-        block.data,
-        block.start[span].copy(),
-        block.end[span].copy(),
-        block.position[span].copy(),
-        block.append_ms[span].copy(),
-        block.kind[span].copy(),
-        block.partition,
-    )
+        yield block.part(row, row + 1)
 
 
 def single_items(block: Block) -> Iterator[Block]:
     """Cut a block of one record into blocks of one event each, all at the record's position."""
     begin, end = int(block.start[0]), int(block.end[0])
     for start, stop in split(bytes(block.data[begin:end])):
-        one = part_of(block, 0, 1)
-        one.start[0], one.end[0] = begin + start, begin + stop
-        yield one
+        yield replace(block, start=np.array([begin + start]), end=np.array([begin + stop]))

@@ -35,7 +35,7 @@ from engine.runtime.id_key import load_id_key
 from engine.runtime.journal import Journal
 from engine.runtime.outcome import count, dispatch_rows, encode_all
 from engine.runtime.ownership import own
-from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, part_of, single_items, single_records
+from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, single_items, single_records
 from engine.runtime.saving import Saver
 from engine.runtime.source import JournalSource
 from engine.runtime.waiters import Waiters
@@ -232,7 +232,7 @@ class Service:
         while blocks := self._source.poll(MOST_EVENTS):
             for block in blocks:
                 if before is not None and block.position[-1] >= before:
-                    head = part_of(block, 0, int(np.searchsorted(block.position, before)))
+                    head = block.part(0, int(np.searchsorted(block.position, before)))
                     if len(head):
                         self._process(head, replay=True)
                     return

@@ -22,7 +22,7 @@ from engine.pipeline import Pipeline
 from engine.runtime import checkpoint
 from engine.runtime.cluster.intake import Intake
 from engine.runtime.code_desk import CodeDesk
-from engine.runtime.quarantine import Quarantine, part_of, single_records
+from engine.runtime.quarantine import Quarantine, single_records
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.worker")
@@ -153,8 +153,8 @@ class Partition:
         end = self.ledger.history_end
         cut = 0 if end is None else int(np.searchsorted(block.position, end + 1))
         if 0 < cut < len(block):
-            yield from self._watched_pieces(part_of(block, 0, cut))
-            block = part_of(block, cut, len(block))
+            yield from self._watched_pieces(block.part(0, cut))
+            block = block.part(cut, len(block))
         yield from self._watched_pieces(block)
 
     def _watched_pieces(self, block: Block) -> Iterator[Block]:
@@ -163,10 +163,10 @@ class Partition:
             yield block
             return
         if first:
-            yield part_of(block, 0, first)
-        yield from single_records(part_of(block, first, last))
+            yield block.part(0, first)
+        yield from single_records(block.part(first, last))
         if last < len(block):
-            yield part_of(block, last, len(block))
+            yield block.part(last, len(block))
 
     def is_worth_saving_before(self, block: Block) -> bool:
         """Whether the state may have to come back to here: what is watched begins, or cannot be left out."""

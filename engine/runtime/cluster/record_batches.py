@@ -99,7 +99,7 @@ class Fetched:
             elif len(block) and block.position[self._row] < wanted:
                 self._row = int(np.searchsorted(block.position, wanted))
             last = min(self._row + most, len(block))
-            taken = _rows(block, self._row, last)
+            taken = block.part(self._row, last)
             self._row = last
             self._block = block if last < len(block) else None
             if len(taken):
@@ -158,21 +158,6 @@ class Fetched:
                 f"{self.topic}/{self.partition}: the record batch at offset {head[0]} cannot be decompressed "
                 f"(codec {codec}, {type(error).__name__})"
             ) from None
-
-
-def _rows(block: Block, first: int, last: int) -> Block:
-    """Return some rows of a block; short of a copy the spans keep pointing into the whole buffer."""
-    if first == 0 and last == len(block):
-        return block
-    return Block(
-        block.data,
-        block.start[first:last],
-        block.end[first:last],
-        block.position[first:last],
-        block.append_ms[first:last],
-        block.kind[first:last],
-        block.partition,
-    )
 
 
 # --- aiokafka's fetcher, without its records --------------------------------------------------------------------------
