@@ -21,6 +21,7 @@ from engine.console.contract import Component, FenceOccupancy
 from engine.console.idempotency import Answers
 from engine.console.intake import Refused
 from engine.console.server import HttpServer
+from engine.decide.local_time import calendar_window, to_local
 from engine.definitions import Content
 from engine.deliver.contract import Addresses, Callback, Gateway, Reply
 from engine.deliver.dispatcher import Dispatcher
@@ -31,7 +32,6 @@ from engine.errors import ContentError, StoreUnavailable
 from engine.ledger.links import Link
 from engine.model import Offer, RecordKind
 from engine.runtime.id_key import load_id_key
-from engine.runtime.local_day import day_number, midnight_ms
 from engine.runtime.service import Service
 from engine.settings import Settings
 
@@ -254,10 +254,10 @@ class Host:
         return policy.signature, policy.opt_out_text
 
     def _day(self) -> int:
-        return day_number(wall_ms(), self.service.pipeline.content.policy.time_zone)
+        return to_local(self.service.pipeline.content.policy.time_zone, wall_ms()).toordinal()
 
     def _sent_today(self, gateway: str) -> int:
-        since_ms = midnight_ms(wall_ms(), self.service.pipeline.content.policy.time_zone)
+        since_ms, _ = calendar_window("day", self.service.pipeline.content.policy.time_zone, wall_ms())
         return self.service.ledger.parts_since(gateway, since_ms)
 
     def _why_not_again(self, offer: Offer) -> str | None:

@@ -17,6 +17,7 @@ import structlog
 
 from engine import metrics
 from engine.clock import monotonic_s, wall_ms
+from engine.decide.local_time import calendar_window, to_local
 from engine.deliver.contract import Addresses, Callback, Reply
 from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, routes
@@ -32,7 +33,6 @@ from engine.runtime.cluster.control import Contents, ControlTopic
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.topics import ensure_topics
-from engine.runtime.local_day import day_number, midnight_ms
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.dispatch")
@@ -74,7 +74,7 @@ class DispatchHost:
             executor=self._calls,
             why_not_again=self.store.why_not_again,
             due_fallbacks=self.store.due_fallbacks,
-            day=lambda: day_number(wall_ms(), self.policy.time_zone),
+            day=lambda: to_local(self.policy.time_zone, wall_ms()).toordinal(),
             sent_today=self._sent_today,
             reveal=self.codes.reveal,
         )
@@ -195,7 +195,8 @@ class DispatchHost:
         return await self.dispatcher.on_callback(name, callback)
 
     def _sent_today(self, gateway: str) -> int:
-        return self.store.receipts.parts_since(gateway, midnight_ms(wall_ms(), self.policy.time_zone))
+        since_ms, _ = calendar_window("day", self.policy.time_zone, wall_ms())
+        return self.store.receipts.parts_since(gateway, since_ms)
 
     def why_not_ready(self) -> str:
         """Say why nothing is handed over now; '' where it is."""
