@@ -385,6 +385,13 @@ class Scenario:
     lottery: Lottery | None = None
     while_: While | None = None
 
+    @property
+    def places(self) -> tuple[str, ...]:
+        """Ids of the fences that its trigger knows one of: the trigger's own, else those of `while`."""
+        if isinstance(self.trigger, PresenceTrigger):
+            return self.trigger.fences
+        return self.while_.inside if self.while_ else ()
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:

@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults
-from engine.definitions import Content, PresenceTrigger, Scenario
+from engine.definitions import Content, Scenario
 from engine.errors import OpportuneError
 from engine.settings import load_settings
 
@@ -132,8 +132,6 @@ def of_user(content: Content, scenario_id: str, answer: dict[str, Any]) -> OfUse
     scenario = next((one for one in content.scenarios if one.id == scenario_id), None)
     if scenario is None:
         return OfUser(profile["attributes"], None, None)  # whoever writes says so
-    trigger, besides = scenario.trigger, scenario.while_
-    places = trigger.fences if isinstance(trigger, PresenceTrigger) else besides.inside if besides else ()
     inside = {one["fence"] for one in answer["presence"] if one["state"] in ("INSIDE", "EXITING")}
     channels = scenario.offer.channels
     if scenario.offer.offer_class != "service":
@@ -143,7 +141,7 @@ def of_user(content: Content, scenario_id: str, answer: dict[str, Any]) -> OfUse
         channels = tuple(one for one in channels if said.get(purposes[one], purposes[one] in assumed))
     return OfUser(
         profile["attributes"],
-        next((one for one in places if one in inside), None),
+        next((one for one in scenario.places if one in inside), None),
         channels[0] if channels else None,
     )
 
@@ -236,10 +234,8 @@ def _gateway(name: str) -> tuple[Capabilities, str]:
 
 
 def _fence_name(content: Content, scenario: Scenario, fence: str | None) -> str | None:
-    trigger, besides = scenario.trigger, scenario.while_
-    places = trigger.fences if isinstance(trigger, PresenceTrigger) else besides.inside if besides else ()
-    if fence is None and places:
-        fence = places[0]
+    if fence is None and scenario.places:
+        fence = scenario.places[0]
     if fence is None:
         return None
     for one in content.fences:

@@ -37,14 +37,8 @@ class View:
         if not found:
             self._console.print(f"no decision about {user} in the 7 days before")
             return
-        table = Table(
-            title=f"decisions about {user}, newest first ({self._zone_name})",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-        )
-        for column in ("time", "scenario", "outcome", "reason", "trigger", "hand-off"):
-            table.add_column(column, overflow="fold")
+        columns = ("time", "scenario", "outcome", "reason", "trigger", "hand-off")
+        table = _table(f"decisions about {user}, newest first ({self._zone_name})", *columns)
         for one in found[:limit]:
             times = f" ×{one['count']}" if one["count"] > 1 else ""
             table.add_row(
@@ -66,11 +60,9 @@ class View:
         """All that is stored of one decision: why, on what evidence, under which content, and what became of it."""
         one = self._answer["decisions"][0]
         trigger = one["trigger"]
-        table = Table(
-            title=f"decision {one['decision_id']}", title_justify="left", box=None, show_header=False, pad_edge=False
-        )
-        table.add_column(style="bold")
-        table.add_column(overflow="fold")
+        table = _table(f"decision {one['decision_id']}", "", "")
+        table.show_header = False
+        table.columns[0].style = "bold"
         table.add_row("user", one["user"])
         table.add_row("scenario", one["scenario"])
         for before in self._answer.get("before", ()):
@@ -109,9 +101,7 @@ class View:
             for trace in traces:
                 self._print_gates(trace)
             return
-        table = Table(title="if its trigger came now", title_justify="left", box=None, pad_edge=False)
-        for column in ("scenario", "outcome", "reason", "possible again"):
-            table.add_column(column, overflow="fold")
+        table = _table("if its trigger came now", "scenario", "outcome", "reason", "possible again")
         for trace in traces:
             outcome = Text(trace["outcome"], _STYLES.get(trace["outcome"], ""))
             table.add_row(trace["scenario"], outcome, trace["reason"], self._again(trace["again"]))
@@ -144,14 +134,8 @@ class View:
         together = "with one event"
         if contest["window_ms"]:
             together = f"within {_span(contest['window_ms'] / 1000)} of each other"
-        table = Table(
-            title=f"if all of these came now, {together}: {contest['winner'] or 'nobody'} would win",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-        )
-        for column in ("scenario", "score", "factors", "outcome", "reason"):
-            table.add_column(column, overflow="fold")
+        title = f"if all of these came now, {together}: {contest['winner'] or 'nobody'} would win"
+        table = _table(title, "scenario", "score", "factors", "outcome", "reason")
         for one in contest["competitors"]:
             outcome = Text(one["outcome"], _STYLES.get(one["outcome"], ""))
             name = f"{one['scenario']} (waits)" if one["waits"] else one["scenario"]
@@ -160,9 +144,7 @@ class View:
 
     def _print_gates(self, trace: dict[str, Any]) -> None:
         title = f"{trace['scenario']}, if its trigger came now: {trace['outcome']} / {trace['reason']}"
-        table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-        for column in ("gate", "answer", "compared"):
-            table.add_column(column, overflow="fold")
+        table = _table(title, "gate", "answer", "compared")
         for step in trace["steps"]:
             if step["asked"]:
                 answer = Text("passed", "green") if step["passed"] else Text(step["reason"], "red")
@@ -187,14 +169,8 @@ class View:
         return Text(f"{told['channel']} {told['state']}{code}", _STATES.get(told["state"], "yellow"))
 
     def _print_steps(self, told: dict[str, Any]) -> None:
-        table = Table(
-            title=f"hand-off on {told['channel']} by {told['gateway']}: {told['state']}",
-            title_justify="left",
-            box=None,
-            pad_edge=False,
-        )
-        for column in ("time", "state", "code", "the gateway's id", ""):
-            table.add_column(column, overflow="fold")
+        title = f"hand-off on {told['channel']} by {told['gateway']}: {told['state']}"
+        table = _table(title, "time", "state", "code", "the gateway's id", "")
         for step in told["steps"]:
             note = "" if step["applied"] else "came after the end; changed nothing"
             table.add_row(self.instant(step["at"]), step["state"], step["code"] or "", step["gateway_id"] or "", note)
@@ -231,6 +207,13 @@ class View:
         if name.endswith("_s") and isinstance(value, int | float):
             return _span(value)
         return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _table(title: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
 
 
 def _spoken(name: str) -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from engine.decide.case import Case
-from engine.decide.wave import build_request
+from engine.decide.wave import build_request, in_shadow
 from engine.errors import StoreUnavailable
-from engine.model import Option, Reason, ReserveRequest
+from engine.model import Reason, ReserveRequest
 
 if TYPE_CHECKING:
     from engine.decide.plan import Plan
@@ -107,8 +107,7 @@ def _first_free(
     def refusal(instant_ms: int) -> str | None:
         case = case_at(instant_ms)
         request, _ = build_request(subject, [case], zone, case.user_id, instant_ms)
-        options = tuple(in_shadow(option) for option in request.options)
-        answer = reserve([ReserveRequest(subject, case.user_id, now_ms, options)])[0]
+        answer = reserve([msgspec.structs.replace(in_shadow(request), now_ms=now_ms)])[0]
         return None if answer.granted >= 0 else str(answer.refusals[0])
 
     try:
@@ -127,8 +126,3 @@ def _first_free(
     except StoreUnavailable:
         return Reason.STORE_UNAVAILABLE.value
     return free_ms, reason
-
-
-def in_shadow(option: Option) -> Option:
-    """The same question, of which nothing is written."""
-    return msgspec.structs.replace(option, shadow=True)

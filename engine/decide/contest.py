@@ -7,12 +7,11 @@ from typing import Any
 
 import msgspec
 
-from engine.decide.again import in_shadow
 from engine.decide.case import Case
 from engine.decide.explain import subject_and_zone
 from engine.decide.held import Held
 from engine.decide.profiles import ProfileTable
-from engine.decide.wave import build_request, judge, rank
+from engine.decide.wave import build_request, in_shadow, judge, rank
 from engine.errors import StoreUnavailable
 from engine.model import Outcome, Reason, ReserveAnswer, ReserveRequest
 
@@ -67,7 +66,7 @@ class _Asking:
 
     def ask(self, requests: list[ReserveRequest]) -> list[ReserveAnswer] | None:
         try:
-            return self._reserve([_in_shadow(request) for request in requests])
+            return self._reserve([in_shadow(request) for request in requests])
         except StoreUnavailable:
             return None
 
@@ -131,8 +130,3 @@ def hold_contest(
 
 
 _SPEAKS = (Outcome.OFFER.value, Outcome.WITHHELD.value)
-
-
-def _in_shadow(request: ReserveRequest) -> ReserveRequest:
-    options = tuple(in_shadow(option) for option in request.options)
-    return msgspec.structs.replace(request, options=options)

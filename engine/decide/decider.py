@@ -22,7 +22,7 @@ from engine.decide.recorder import Recorder
 from engine.decide.records import Decision
 from engine.decide.responses import Responses
 from engine.decide.wave import Alarm, Group, build_group, request_alone, settle_alone, settle_group
-from engine.definitions import Content, PresenceTrigger
+from engine.definitions import Content
 from engine.errors import StoreUnavailable
 from engine.model import Candidate, Outcome, Reason, ReserveAnswer, ReserveRequest, Trigger
 
@@ -461,8 +461,7 @@ class Decider:
         A trigger that knows a fence is judged at the first of them: texts and quiet hours ask which one it was.
         """
         plan = self.plans[row]
-        asked, besides = plan.scenario.trigger, plan.scenario.while_
-        fences = asked.fences if isinstance(asked, PresenceTrigger) else besides.inside if besides else ()
+        asked, fences = plan.scenario.trigger, plan.scenario.places
         fence = fences[0] if fences else None
         zone = self._fence_zones.get(fence) if fence is not None else None
         trigger = Trigger(

@@ -7,15 +7,15 @@ from typing import Any
 
 import msgspec
 
-from engine.decide.again import Again, find_again, in_shadow
+from engine.decide.again import Again, find_again
 from engine.decide.case import Case
 from engine.decide.compose import is_fixed
 from engine.decide.gates import GATES
 from engine.decide.profiles import ProfileTable
 from engine.decide.stock import stock_values
-from engine.decide.wave import build_request
+from engine.decide.wave import build_request, in_shadow
 from engine.errors import StoreUnavailable
-from engine.model import Outcome, Reason, ReserveRequest
+from engine.model import Outcome, Reason
 
 
 class Step(msgspec.Struct):
@@ -100,7 +100,6 @@ def subject_and_zone(case: Case, profiles: ProfileTable, default_zone: str) -> t
 def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) -> tuple[str | None, dict[str, Any]]:
     subject, zone = subject_and_zone(case, profiles, default_zone)
     request, _ = build_request(subject, [case], zone, case.user_id, case.now_ms)
-    options = tuple(in_shadow(option) for option in request.options)
     values: dict[str, Any] = {
         "subject": subject,
         "zone": zone,
@@ -112,12 +111,12 @@ def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) ->
     if take is not None:
         values |= stock_values(take)
     try:
-        answer = reserve([ReserveRequest(subject, case.user_id, case.now_ms, options)])[0]
+        answer = reserve([in_shadow(request)])[0]
     except StoreUnavailable:
         return Reason.STORE_UNAVAILABLE.value, values
     if answer.duplicate:
         return Reason.DUPLICATE.value, values
     if answer.granted < 0:
         return answer.refusals[0], values
-    values["channel"] = options[answer.granted].channel
+    values["channel"] = request.options[answer.granted].channel
     return None, values

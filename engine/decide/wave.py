@@ -178,6 +178,12 @@ def build_request(
     return ReserveRequest(subject, user_id, now_ms, tuple(options)), owners
 
 
+def in_shadow(request: ReserveRequest) -> ReserveRequest:
+    """Return the same question, of which nothing is written."""
+    options = tuple(msgspec.structs.replace(option, shadow=True) for option in request.options)
+    return msgspec.structs.replace(request, options=options)
+
+
 def settle_group(decider: Decider, group: Group, answers: list[ReserveAnswer] | None) -> None:
     """Emit one outcome for every case of a group, in log order.
 
