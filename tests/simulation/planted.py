@@ -112,7 +112,7 @@ def release_lost(patch: Any) -> None:
 
 @plants
 def every_outcome_released(patch: Any) -> None:
-    patch.setattr("engine.pipeline._DEFINITE_FAILURES", frozenset({"rejected", "failed", "expired", "delivered"}))
+    patch.setattr("engine.pipeline.facts._DEFINITE_FAILURES", frozenset({"rejected", "failed", "expired", "delivered"}))
 
 
 @plants_with("crash")

@@ -12,12 +12,12 @@ from engine.decide import gates, plan, timing_gates, wave
 from engine.decide.profiles import ProfileTable
 from engine.decide.responses import Responses
 from engine.definitions import FieldTest, PatternTrigger, UsageTrigger
-from engine.fired import FiredMaker
 from engine.ledger import handoff
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.pool import CodePool
 from engine.ledger.stock import Stock
-from engine.pipeline import Pipeline
+from engine.pipeline import facts
+from engine.pipeline.fired import FiredMaker
 from tests.simulation.planted import plants, plants_with
 
 
@@ -155,7 +155,7 @@ def _with_patterns(patch: Any, change: Callable[[PatternTrigger], PatternTrigger
         )
         return compile_plan(replace(content, scenarios=scenarios), *rest)
 
-    patch.setattr("engine.pipeline.compile_plan", patched)
+    patch.setattr("engine.pipeline.stages.compile_plan", patched)
 
 
 @plants
@@ -187,18 +187,18 @@ def conditions_of_a_trigger_ignored(patch: Any) -> None:
 
 @plants_with("redemption_twice")
 def redemptions_counted_twice(patch: Any) -> None:
-    redeemed, number = Pipeline._redeemed, count()
+    redeemed, number = facts._redeemed, count()
 
-    def another(self: Pipeline, read: Any) -> Any:
-        return replace(redeemed(self, read), key=next(number).to_bytes(16, "big"))
+    def another(feeds: Any, read: Any) -> Any:
+        return replace(redeemed(feeds, read), key=next(number).to_bytes(16, "big"))
 
-    patch.setattr(Pipeline, "_redeemed", another)
+    patch.setattr(facts, "_redeemed", another)
 
 
 @plants
 def refunds_counted_as_redemptions(patch: Any) -> None:
-    redeemed = Pipeline._redeemed
-    patch.setattr(Pipeline, "_redeemed", lambda self, read: replace(redeemed(self, read), is_refund=False))
+    redeemed = facts._redeemed
+    patch.setattr(facts, "_redeemed", lambda feeds, read: replace(redeemed(feeds, read), is_refund=False))
 
 
 @plants_with("receipt_before_answer")

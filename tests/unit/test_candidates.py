@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine.candidates import CandidateMaker
 from engine.definitions import PresenceTrigger
 from engine.model import TRANSITION, TransitionKind
+from engine.pipeline.candidates import CandidateMaker
 from tests.world import circle, scenario, small_content
 
 CINEMA, MALL = 0, 1

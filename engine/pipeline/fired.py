@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.behavior.plan import Plan
-from engine.candidates import KIND_NAMES
 from engine.definitions import Content
 from engine.model import Candidate, Trigger
+from engine.pipeline.candidates import KIND_NAMES
 
 _BY_ITSELF, _BY_MATCH = -1, -2
 _COLUMNS = ("row", "by_timer", "now_ms", "user", "transition", "pattern", "source") + (

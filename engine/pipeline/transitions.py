@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import numpy as np
 import orjson
 
-from engine.candidates import CONFIDENCE_NAMES, KIND_NAMES, METHOD_NAMES
 from engine.definitions import Fence
 from engine.model import TransitionReason
+from engine.pipeline.candidates import CONFIDENCE_NAMES, KIND_NAMES, METHOD_NAMES
 
 _REASON_NAMES = {int(reason): reason.name.lower() for reason in TransitionReason}
 

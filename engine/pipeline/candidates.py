@@ -1,4 +1,4 @@
-"""From what happened to what might be said: transitions and usage matches become candidates, in log order.
+"""From what happened to what might be said: transitions become candidates, in log order.
 
 Called per batch; cost grows with the transitions that some scenario waits for, not with all of them.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.definitions import Content, PresenceTrigger, UsageTrigger
+from engine.definitions import Content, PresenceTrigger
 from engine.model import (
     TRANSITION,
     Candidate,
@@ -56,21 +56,12 @@ class CandidateMaker:
         self._fences = content.fences
         self._named = [(fence.id, fence.time_zone) for fence in content.fences]
         self._size_m = fence_size_m.tolist()
-        self._scenarios = content.scenarios
         self._routes, self.thresholds = _routes(content)
         self._is_awaited = np.zeros((len(TransitionKind) + 1, max(1, len(content.fences))), np.bool_)
         for kind, fence, _ in self._routes:
             self._is_awaited[kind, fence] = True
         self._is_loud = np.ones(len(TransitionReason), np.bool_)
         self._is_loud[list(QUIET_REASONS)] = False
-        self.usage_scenarios = [
-            row for row, scenario in enumerate(content.scenarios) if isinstance(scenario.trigger, UsageTrigger)
-        ]
-
-    def usage_triggers(self) -> list[UsageTrigger]:
-        """List the usage triggers in the order that `from_usage` numbers them."""
-        triggers = (self._scenarios[row].trigger for row in self.usage_scenarios)
-        return [trigger for trigger in triggers if isinstance(trigger, UsageTrigger)]
 
     def from_transitions(
         self, transitions: np.ndarray, ids_of: Callable[[np.ndarray], list[str]], places: Places
@@ -181,13 +172,6 @@ def _starts(transitions: np.ndarray, alike: tuple[str, ...]) -> np.ndarray:
         column = transitions[name]
         differs[1:] |= column[1:] != column[:-1]
     return np.flatnonzero(differs)
-
-
-def usage_trigger(feed: str, event: Any, at_ms: int, id_hash: int) -> Trigger:
-    """Make the trigger of one usage event; its key is feed and event id (D4)."""
-    identity = event.id or f"{id_hash:016x}"
-    values = {name: text for name in ("app", "category", "action") if (text := getattr(event, name))}
-    return Trigger("usage", f"{feed}|{identity}", at_ms, None, None, (), values)
 
 
 def _routes(content: Content) -> tuple[dict[tuple[int, int, int], tuple[int, ...]], dict[int, tuple[int, ...]]]:
