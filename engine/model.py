@@ -96,6 +96,10 @@ class TransitionReason(IntEnum):
     RETURNED = 7
 
 
+LOUD_REASONS = (TransitionReason.FIX, TransitionReason.TIMER)
+"""Transitions for any other reason make no offer by themselves and move no pattern (L8, L9, L10, P7)."""
+
+
 class DeadReason(StrEnum):
     """Why an event went to dead letters. Codes are only ever added."""
 

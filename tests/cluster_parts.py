@@ -22,8 +22,6 @@ from engine.runtime.fake_source import FakeRecord, FakeSource
 from engine.settings import ClusterSettings, Settings
 from tests.world import KEY
 
-SECOND_MS = 1000
-
 
 class Log:
     """The events topic: partitions of records, stamped as they are appended."""

@@ -15,20 +15,12 @@ from engine.behavior.layout_kernel import FIRED, Steps
 from engine.behavior.patterns import PatternStore
 from engine.behavior.plan import Plan
 from engine.definitions import AppTable, UsageTrigger
-from engine.model import TransitionReason
+from engine.model import LOUD_REASONS, TransitionReason
 from engine.settings import FeedTable
 
 _SMALLEST_TABLE = 1 << 12
 _NO_FIRED = np.zeros(0, FIRED)
-_QUIET = (
-    TransitionReason.CLOSED,
-    TransitionReason.OPENED,
-    TransitionReason.GAP,
-    TransitionReason.EXPIRED,
-    TransitionReason.REMOVED,
-    TransitionReason.RETURNED,
-)
-_IS_LOUD = ~np.isin(np.arange(len(TransitionReason)), _QUIET)
+_IS_LOUD = np.isin(np.arange(len(TransitionReason)), LOUD_REASONS)
 Read = Callable[[Any], Any]
 
 

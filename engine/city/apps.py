@@ -20,7 +20,6 @@ class UsageSort:
     action: str | None
     props: dict[str, Any] = field(default_factory=dict)
     weight: float = 1.0
-    for_scenario: str = ""
 
     @property
     def body(self) -> str:
@@ -49,7 +48,7 @@ def usage_sorts(content: Content) -> list[UsageSort]:
     sorts = list(BACKGROUND)
     for scenario in content.scenarios:
         for trigger in _usage_triggers(scenario.trigger):
-            sorts.append(_passing(trigger, scenario.id))
+            sorts.append(_passing(trigger))
     return sorts
 
 
@@ -61,7 +60,7 @@ def _usage_triggers(trigger: Any) -> Iterator[UsageTrigger]:
             yield from _usage_triggers(step)
 
 
-def _passing(trigger: UsageTrigger, scenario: str) -> UsageSort:
+def _passing(trigger: UsageTrigger) -> UsageSort:
     named: dict[str, Any] = {}
     props: dict[str, Any] = {}
     for test in trigger.tests:
@@ -77,7 +76,7 @@ def _passing(trigger: UsageTrigger, scenario: str) -> UsageSort:
         app = next((one.app for one in BACKGROUND if one.category == category), None)
     elif category is None:
         category = next((one.category for one in BACKGROUND if one.app == app), None)
-    return UsageSort(app, category, named.get("action"), props, weight=0.8, for_scenario=scenario)
+    return UsageSort(app, category, named.get("action"), props, weight=0.8)
 
 
 def _value(test: FieldTest) -> Any:

@@ -21,9 +21,7 @@ class Feeder:
     def __init__(self, city: City, client: httpx.AsyncClient) -> None:
         self.city = city
         self.sent = 0
-        self.throttled = 0
         self.now_ms = city.begin_ms
-        self.behind_s = 0.0
         self._client = client
         self._slice_s = 1.0 / SLICES_PER_S
         self._step = timedelta(minutes=1)
@@ -58,7 +56,6 @@ class Feeder:
             self.sent += one.events
             self.now_ms = one.until_ms
             ahead_s = begin_s + number * self._slice_s - monotonic_s()
-            self.behind_s = max(0.0, -ahead_s)
             await asyncio.sleep(max(0.0, ahead_s))
 
     def posted_ms(self, at_ms: int) -> int | None:
@@ -75,5 +72,4 @@ class Feeder:
                 return
             if answer.status_code != 429:
                 raise OpportuneError(f"the service answered {answer.status_code} to events: {answer.text[:200]}")
-            self.throttled += 1
             await asyncio.sleep(float(answer.headers.get("retry-after", "1")))

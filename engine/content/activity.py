@@ -8,7 +8,7 @@ Adding a template is adding a file to `engine/content/templates/`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import pairwise
@@ -245,11 +245,3 @@ def _shown(number: float | None) -> str:
     if number is None:
         return "any"
     return str(int(number)) if number == int(number) else str(number)
-
-
-def by_goal(templates: Sequence[Template]) -> dict[str, list[Template]]:
-    """Group templates by their goal, in order."""
-    groups: dict[str, list[Template]] = {}
-    for one in templates:
-        groups.setdefault(one.goal, []).append(one)
-    return groups

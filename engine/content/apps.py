@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-from engine.content.faults import Faults, Shown, did_you_mean
-from engine.content.files import ReadLimits, read_bytes
+from engine.content.faults import Faults, Shown
+from engine.content.files import ReadLimits, read_csv
 from engine.definitions import AppTable
 
 APPS_FOLDER = "apps"
@@ -29,28 +27,12 @@ def load_apps(folder: Path, limits: ReadLimits, faults: Faults) -> AppTable:
 
 
 def _file(path: Path, file: str, category: dict[str, str], limits: ReadLimits, faults: Faults) -> None:
-    data = read_bytes(path, file, limits.csv_bytes, faults)
-    if data is None:
+    table = read_csv(path, file, COLUMNS, _REQUIRED, limits, faults)
+    if table is None:
         return
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
-    except UnicodeDecodeError as error:
-        faults.add(file, f"$ (byte {error.start})", Shown("bytes that are not UTF-8"), "text in UTF-8")
-        return
-    except csv.Error as error:
-        faults.add(file, "$", Shown(str(error)), "comma-separated values", "quote a value that holds a comma")
-        return
-    header = [name.strip().lower() for name in rows[0]] if rows else []
-    wrong = [name for name in header if name not in COLUMNS]
-    for name in wrong:
-        faults.add(file, "row 1", Shown(f"the column {name!r}"), "known columns", did_you_mean(name, COLUMNS))
-    for name in _REQUIRED:
-        if name not in header:
-            faults.add(file, "row 1", Shown(f"no column {name!r}"), f"a header with {', '.join(_REQUIRED)}")
-    if wrong or not set(_REQUIRED) <= set(header):
-        return
+    header, rows = table
     app_at, category_at = header.index("app"), header.index("category")
-    for number, row in enumerate(rows[1:], 2):
+    for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             if row:
                 faults.add(file, f"row {number}", Shown(f"{len(row)} values"), f"{len(header)} values, as the header")

@@ -23,7 +23,6 @@ SUB_CLASSES: dict[str, tuple[str, ...]] = {
     "education": ("platform", "language", "exam"),
     "health": ("beauty_fitness", "appointments", "check_up"),
 }
-BENEFIT_CLASSES = tuple(SUB_CLASSES)
 STAGES = ("draft", "listed", "running", "paused", "stopped")
 PRODUCT_KINDS = ("package", "card", "bundle")
 

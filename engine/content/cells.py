@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from engine.content.faults import Faults, Shown, did_you_mean
-from engine.content.files import ReadLimits, read_bytes
+from engine.content.faults import Faults, Shown
+from engine.content.files import ReadLimits, read_csv
 from engine.content.geometry import to_wgs84
 from engine.definitions import CellTable
 from engine.model import DEGREE_E7, Datum
@@ -63,37 +61,20 @@ def load_cells(folder: Path, limits: ReadLimits, faults: Faults) -> CellTable:
 
 
 def _file(path: Path, file: str, limits: ReadLimits, faults: Faults) -> tuple[list[str], dict[str, np.ndarray]] | None:
-    data = read_bytes(path, file, limits.csv_bytes, faults)
-    if data is None:
+    table = read_csv(path, file, COLUMNS, _REQUIRED, limits, faults)
+    if table is None:
         return None
-    try:
-        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
-    except UnicodeDecodeError as error:
-        faults.add(file, f"$ (byte {error.start})", Shown("bytes that are not UTF-8"), "text in UTF-8")
-        return None
-    except csv.Error as error:
-        faults.add(file, "$", Shown(str(error)), "comma-separated values", "quote a value that holds a comma")
-        return None
-    header = [name.strip().lower() for name in rows[0]] if rows else []
-    wrong = [name for name in header if name not in COLUMNS]
-    for name in wrong:
-        faults.add(file, "row 1", Shown(f"the column {name!r}"), "known columns", did_you_mean(name, COLUMNS))
-    for name in _REQUIRED:
-        if name not in header:
-            faults.add(file, "row 1", Shown(f"no column {name!r}"), f"a header with {', '.join(_REQUIRED)}")
-    if wrong or not set(_REQUIRED) <= set(header):
-        return None
-    lines = rows[1:]
-    numbers: Sequence[int] = range(2, len(rows) + 1)
-    if any(len(row) != len(header) for row in lines):
-        numbers = [number for number, row in enumerate(lines, 2) if row]
-        lines = [row for row in lines if row]
-    uneven = [(number, row) for number, row in zip(numbers, lines, strict=True) if len(row) != len(header)]
+    header, rows = table
+    numbers: Sequence[int] = range(2, len(rows) + 2)
+    if any(len(row) != len(header) for row in rows):
+        numbers = [number for number, row in enumerate(rows, 2) if row]
+        rows = [row for row in rows if row]
+    uneven = [(number, row) for number, row in zip(numbers, rows, strict=True) if len(row) != len(header)]
     for number, row in uneven:
         faults.add(file, f"row {number}", Shown(f"{len(row)} values"), f"{len(header)} values, as the header has")
-    if uneven or not lines:
+    if uneven or not rows:
         return None
-    texts = dict(zip(header, zip(*lines, strict=True), strict=True))
+    texts = dict(zip(header, zip(*rows, strict=True), strict=True))
     return _columns(texts, numbers, file, faults)
 
 

@@ -7,7 +7,10 @@ day and `NO` is Norway.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 import orjson
 import yaml
 
-from engine.content.faults import Faults, Shown
+from engine.content.faults import Faults, Shown, did_you_mean
 
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,17})")
@@ -47,6 +50,33 @@ def read_bytes(path: Path, shown_as: str, most: int, faults: Faults) -> bytes | 
     except OSError as error:
         faults.add(shown_as, "$", Shown(error.strerror or "an unreadable file"), "a readable file")
         return None
+
+
+def read_csv(
+    path: Path, shown_as: str, columns: Sequence[str], required: Sequence[str], limits: ReadLimits, faults: Faults
+) -> tuple[list[str], list[list[str]]] | None:
+    """Read a CSV file as (header in lower case, the rows behind it); None after a fault of the file or its header."""
+    data = read_bytes(path, shown_as, limits.csv_bytes, faults)
+    if data is None:
+        return None
+    try:
+        rows = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    except UnicodeDecodeError as error:
+        faults.add(shown_as, f"$ (byte {error.start})", Shown("bytes that are not UTF-8"), "text in UTF-8")
+        return None
+    except csv.Error as error:
+        faults.add(shown_as, "$", Shown(str(error)), "comma-separated values", "quote a value that holds a comma")
+        return None
+    header = [name.strip().lower() for name in rows[0]] if rows else []
+    wrong = [name for name in header if name not in columns]
+    for name in wrong:
+        faults.add(shown_as, "row 1", Shown(f"the column {name!r}"), "known columns", did_you_mean(name, columns))
+    for name in required:
+        if name not in header:
+            faults.add(shown_as, "row 1", Shown(f"no column {name!r}"), f"a header with {', '.join(required)}")
+    if wrong or not set(required) <= set(header):
+        return None
+    return header, rows[1:]
 
 
 def read_json(path: Path, shown_as: str, limits: ReadLimits, faults: Faults) -> Any:

@@ -10,9 +10,6 @@ from engine.decode.times import LARGEST_MS, read_instant
 from engine.errors import EventError
 from engine.model import EVENT_TYPE_NAMES, DeadReason
 
-ENVELOPE_KEYS = ("specversion", "_type")
-"""Keys that no plain event has; the scanner hands every object with one of them to the typed reader."""
-
 
 @dataclass(frozen=True, slots=True)
 class Ignored:

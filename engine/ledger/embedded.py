@@ -386,11 +386,6 @@ class EmbeddedLedger:
         with self._database.reading() as cursor:
             return list(used.read_redemptions(cursor, from_ms, until_ms, "refunds"))
 
-    def redeemed_and_refunded(self, offer_id: str) -> tuple[int, int]:
-        """Count how often an offer was redeemed and refunded; reads both tables."""
-        with self._database.reading() as cursor:
-            return used.count_of_offer(cursor, offer_id)
-
     def link(self, offer_id: str) -> Link:
         """Say how a claim link stands."""
         with self._database.reading() as cursor:

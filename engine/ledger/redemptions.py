@@ -67,15 +67,6 @@ def read_redemptions(
     return (Redemption(*row) for row in rows)
 
 
-def count_of_offer(cursor: sqlite3.Cursor, offer_id: str) -> tuple[int, int]:
-    """Count how often an offer was redeemed and refunded; reads both tables."""
-    counts = [
-        cursor.execute(f"SELECT count(*) FROM {table} WHERE offer_id = ?", (offer_id,)).fetchone()[0]
-        for table in ("redemptions", "refunds")
-    ]
-    return counts[0], counts[1]
-
-
 def forget(cursor: sqlite3.Cursor, user: str) -> None:
     for table in ("redemptions", "refunds"):
         cursor.execute(f"DELETE FROM {table} WHERE user = ?", (user,))

@@ -12,6 +12,7 @@ import numpy as np
 
 from engine.definitions import Content, PresenceTrigger
 from engine.model import (
+    LOUD_REASONS,
     TRANSITION,
     Candidate,
     Confidence,
@@ -23,16 +24,6 @@ from engine.model import (
 
 Places = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Positions and items of event rows, -1 both for row -1."""
-
-QUIET_REASONS = (
-    TransitionReason.CLOSED,
-    TransitionReason.OPENED,
-    TransitionReason.GAP,
-    TransitionReason.EXPIRED,
-    TransitionReason.REMOVED,
-    TransitionReason.RETURNED,
-)
-"""Transitions that never make an offer by themselves (L8, L9, L10, P7)."""
 
 KIND_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
 CONFIDENCE_NAMES = {int(confidence): confidence.name for confidence in Confidence}
@@ -60,8 +51,7 @@ class CandidateMaker:
         self._is_awaited = np.zeros((len(TransitionKind) + 1, max(1, len(content.fences))), np.bool_)
         for kind, fence, _ in self._routes:
             self._is_awaited[kind, fence] = True
-        self._is_loud = np.ones(len(TransitionReason), np.bool_)
-        self._is_loud[list(QUIET_REASONS)] = False
+        self._is_loud = np.isin(np.arange(len(TransitionReason)), LOUD_REASONS)
 
     def from_transitions(
         self, transitions: np.ndarray, ids_of: Callable[[np.ndarray], list[str]], places: Places

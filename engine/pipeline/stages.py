@@ -116,8 +116,8 @@ class Stages:
         self._maker = CandidateMaker(content, size_m)
         plan = compile_plan(content, self.feeds, hash_text)
         self._fired = FiredMaker(content, plan, size_m)
-        self._usage = UsageMaker(content, self._fired, self.behavior, self.feeds)
-        self.behavior.activate(self._usage.triggers, plan)
+        self._usage = UsageMaker(content, plan, self._fired, self.behavior, self.feeds)
+        self.behavior.activate(plan.usage_triggers, plan)
         self.behavior.set_apps(content.apps)
 
     def _hours(self, now_ms: int) -> dict[int, np.ndarray]:

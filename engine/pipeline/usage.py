@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from engine.behavior import Behavior
-from engine.definitions import Content, UsageTrigger
+from engine.behavior.plan import Plan
+from engine.definitions import Content
 from engine.model import Candidate, Trigger
 from engine.pipeline.batch import Batch
 from engine.pipeline.fired import FiredMaker
@@ -16,16 +17,12 @@ from engine.settings import FeedTable
 
 
 class UsageMaker:
-    """Knows which scenario waits for which usage events, and reads those that matched; made anew for each content.
+    """Knows which scenario waits for which usage events, and reads those that matched; made anew for each content."""
 
-    triggers  in the order that `Behavior` numbers them; numbers behind are steps of patterns
-    """
-
-    def __init__(self, content: Content, conditions: FiredMaker, behavior: Behavior, feeds: FeedTable) -> None:
-        waiting = [(row, one.trigger) for row, one in enumerate(content.scenarios)]
-        usage = [(row, trigger) for row, trigger in waiting if isinstance(trigger, UsageTrigger)]
-        self._scenarios = [row for row, _ in usage]
-        self.triggers = [trigger for _, trigger in usage]
+    def __init__(
+        self, content: Content, plan: Plan, conditions: FiredMaker, behavior: Behavior, feeds: FeedTable
+    ) -> None:
+        self._scenarios = plan.usage
         self._apps = content.apps
         self._conditions = conditions
         self._behavior = behavior
