@@ -65,7 +65,7 @@ class Explainer:
         user, scenario = versions[-1]["user"], versions[-1]["scenario"]
         answer = self._answer(user, now_ms, versions[-1:])
         answer["before"] = versions[:-1]
-        offer = self._ledger.offer(decision_id)
+        offer = self._ledger.find_offer(decision_id)
         if offer is not None:
             answer["message"] = {
                 "channel": offer.channel,
