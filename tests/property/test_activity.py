@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from engine.decide.activity import Activity
 from engine.model import TRANSITION, TransitionKind, TransitionReason
 from engine.settings import Settings
-from tests.property.test_eviction import make_month, restarted
-from tests.world import block_of, make_pipeline
+from tests.property.test_eviction import make_month
+from tests.world import block_of, make_pipeline, restarted
 
 DAY_MS = 86_400_000
 T0 = 1_767_196_800_000  # 2026-01-01 in Shanghai
@@ -115,7 +115,7 @@ def counted(records, cuts, chosen):
                 if row["kind"] == TransitionKind.ENTER and row["reason"] != TransitionReason.RETURNED:
                     user = left.get(int(row["user"])) or pipeline.users.id_of(int(row["user"]))
                     model.setdefault((month_of(int(row["now_ms"])), user), set()).add(int(row["confirmed_ms"]))
-        pipeline = restarted(pipeline, chosen)
+        pipeline = restarted(pipeline)
     activity = pipeline.profiles.activity
     held: dict[int, dict[str, int]] = {}
     for month in (activity.month, activity.month - 1):

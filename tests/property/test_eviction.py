@@ -7,7 +7,6 @@ import random
 from typing import Any
 
 import numpy as np
-import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,6 +20,7 @@ from tests.world import (
     make_pipeline,
     ping,
     profile,
+    restarted,
     scenario,
     small_content,
     told,
@@ -70,17 +70,8 @@ def run(
         lines += told(pipeline, effects)
         evicted += effects.evicted
         if restarts:
-            pipeline = restarted(pipeline, chosen)
+            pipeline = restarted(pipeline)
     return lines, evicted, pipeline
-
-
-def restarted(pipeline: Pipeline, chosen: Settings) -> Pipeline:
-    arrays, objects = pipeline.snapshot()
-    fresh = make_pipeline(pipeline.content, chosen)
-    fresh.ledger = pipeline.ledger
-    fresh.decider.reserve = pipeline.ledger.reserve
-    fresh.restore({name: array.copy() for name, array in arrays.items()}, orjson.loads(orjson.dumps(objects)))
-    return fresh
 
 
 @settings(max_examples=25, deadline=None)

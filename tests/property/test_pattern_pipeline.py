@@ -14,7 +14,20 @@ from hypothesis import strategies as st
 from engine.definitions import Content, FieldTest, PatternTrigger, PresenceTrigger, Scenario, UsageTrigger, While
 from engine.model import Block, RecordKind, TransitionKind
 from engine.settings import FeedSettings, Settings
-from tests.world import NOON_MS, block_of, consent, make_pipeline, ping, profile, scenario, small_content, told, usage
+from tests.world import (
+    NOON_MS,
+    block_between,
+    block_of,
+    consent,
+    make_pipeline,
+    ping,
+    profile,
+    restarted,
+    scenario,
+    small_content,
+    told,
+    usage,
+)
 
 S = 1000
 OPEN = UsageTrigger((FieldTest("category", "==", "ecommerce"),))
@@ -110,29 +123,13 @@ def load(payload: bytes) -> Content:
     return small_content(version, scenarios=EVERY.scenarios[2:])
 
 
-def block(records: list[tuple[Any, int, int]], first: int, last: int) -> Block:
-    part = records[first:last]
-    return block_of(
-        [value for value, _, _ in part],
-        position=first,
-        append_ms=[append_ms for _, append_ms, _ in part],
-        kinds=[kind for _, _, kind in part],
-    )
-
-
 def run(records: list[tuple[Any, int, int]], cuts: list[int], *, restart_at: int | None = None) -> list[bytes]:
     pipeline, lines = make_pipeline(EVERY), []
     for first, last in itertools.pairwise([0, *cuts, len(records)]):
-        effects = pipeline.process(block(records, first, last), load)
+        effects = pipeline.process(block_between(records, first, last), load)
         lines += [line for line in told(pipeline, effects) if b"decision_id" in line]
         if restart_at is not None and first <= restart_at < last:
-            arrays, objects = pipeline.snapshot()
-            arrays = {name: array.copy() for name, array in arrays.items()}
-            fresh = make_pipeline(pipeline.content)
-            caps = pipeline.ledger.caps
-            fresh.ledger.caps.restore({name: array.copy() for name, array in caps.arrays().items()}, caps.objects())
-            fresh.restore(arrays, orjson.loads(orjson.dumps(objects)))
-            pipeline = fresh
+            pipeline = restarted(pipeline)
     return lines
 
 
@@ -201,7 +198,7 @@ def joined_at_once(records: list[tuple[Any, int, int]]) -> tuple[dict[Known, str
             timers.add(one.now_ms)
 
     listen(pipeline, hear)
-    pipeline.process(block(records, 0, len(records)))
+    pipeline.process(block_between(records, 0, len(records)))
     return found, sorted(timers)
 
 
@@ -261,7 +258,7 @@ def joined_one_by_one(records: list[tuple[Any, int, int]], timers: list[int]) ->
             take(block_of([b""], position=10_000, append_ms=at_ms, kinds=RecordKind.TICK), None)
         now_ms = append_ms
         before = {user: pipeline.presence.open_visits(user) for user in range(pipeline.users.count)}
-        take(block(records, place, place + 1), value["at"] if isinstance(value, dict) else None)
+        take(block_between(records, place, place + 1), value["at"] if isinstance(value, dict) else None)
     return found
 
 
@@ -309,7 +306,7 @@ def test_the_made_up_stays_hold_and_break_every_condition():
 
         listen(pipeline, hear)
         records = make_stay(seed)
-        pipeline.process(block(records, 0, len(records)))
+        pipeline.process(block_between(records, 0, len(records)))
     assert held == set(JOINED)
     assert all(joined[name] < bare[name] for name in JOINED), (joined, bare)
 

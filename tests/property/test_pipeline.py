@@ -11,8 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.model import Block, RecordKind
-from tests.world import NOON_MS, block_of, consent, make_pipeline, ping, profile, small_content, told, usage
+from engine.model import RecordKind
+from tests.world import (
+    NOON_MS,
+    block_between,
+    consent,
+    make_pipeline,
+    ping,
+    profile,
+    restarted,
+    small_content,
+    told,
+    usage,
+)
 
 
 def make_day(seed: int, records: int = 160) -> list[tuple[Any, int, int]]:
@@ -73,37 +84,15 @@ def load(payload: bytes) -> Any:
     return small_content(version, fences=content.fences, scenarios=content.scenarios[:-1])
 
 
-def block(records: list[tuple[Any, int, int]], first: int, last: int) -> Block:
-    part = records[first:last]
-    return block_of(
-        [value for value, _, _ in part],
-        position=first,
-        append_ms=[append_ms for _, append_ms, _ in part],
-        kinds=[kind for _, _, kind in part],
-    )
-
-
 def run(records: list[tuple[Any, int, int]], cuts: list[int], *, restart_at: int | None = None) -> list[bytes]:
     pipeline, lines = make_pipeline(), []
     edges = [0, *cuts, len(records)]
     for first, last in itertools.pairwise(edges):
-        effects = pipeline.process(block(records, first, last), load)
+        effects = pipeline.process(block_between(records, first, last), load)
         lines += told(pipeline, effects)
         if restart_at is not None and first <= restart_at < last:
             pipeline = restarted(pipeline)
     return lines
-
-
-def restarted(pipeline: Any) -> Any:
-    """Take a snapshot through JSON and bytes into a new pipeline, as a checkpoint would."""
-    arrays, objects = pipeline.snapshot()
-    arrays = {name: array.copy() for name, array in arrays.items()}
-    fresh = make_pipeline(pipeline.content)
-    fresh.ledger.caps.restore(
-        {name: array.copy() for name, array in pipeline.ledger.caps.arrays().items()}, pipeline.ledger.caps.objects()
-    )
-    fresh.restore(arrays, orjson.loads(orjson.dumps(objects)))
-    return fresh
 
 
 def by_kind(lines: list[bytes]) -> list[list[bytes]]:

@@ -7,7 +7,6 @@ import random
 from typing import Any
 
 import numpy as np
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,8 +16,8 @@ from engine.model import EVENT, Block, EventType, RecordKind
 from engine.reorder import Reorder
 from engine.settings import FeedSettings, FeedTable, Settings, default_feeds
 from tests.oracle.reorder_oracle import FOREVER_MS, PlainReorder
-from tests.property.test_pipeline import block, by_kind, load, make_day
-from tests.world import NOON_MS, block_of, consent, make_pipeline, ping, profile, told, usage
+from tests.property.test_pipeline import by_kind, load, make_day
+from tests.world import NOON_MS, block_between, block_of, consent, make_pipeline, ping, profile, restarted, told, usage
 
 HOLD_S = {"app": 3.0, "signalling": 5.0, "dpi": 2.0}
 
@@ -156,15 +155,9 @@ def test_t5_what_comes_less_than_the_wait_out_of_order_leaves_wholly_sorted(seed
 def run(records: list[Any], cuts: list[int], *, restart_at: int | None = None) -> list[bytes]:
     pipeline, lines = make_pipeline(settings=SORTING), []
     for first, last in itertools.pairwise([0, *cuts, len(records)]):
-        lines += told(pipeline, pipeline.process(block(records, first, last), load))
+        lines += told(pipeline, pipeline.process(block_between(records, first, last), load))
         if restart_at is not None and first <= restart_at < last:
-            arrays, objects = pipeline.snapshot()
-            arrays = {name: array.copy() for name, array in arrays.items()}
-            fresh = make_pipeline(pipeline.content, SORTING)
-            caps = {name: array.copy() for name, array in pipeline.ledger.caps.arrays().items()}
-            fresh.ledger.caps.restore(caps, pipeline.ledger.caps.objects())
-            fresh.restore(arrays, orjson.loads(orjson.dumps(objects)))
-            pipeline = fresh
+            pipeline = restarted(pipeline)
     return lines + told(pipeline, pipeline.finish())
 
 

@@ -132,6 +132,21 @@ def block_of(
     )
 
 
+def block_between(records: Sequence[tuple[Any, int, int]], first: int, last: int) -> Block:
+    """Make a block of records first:last of a log: value, append time and kind of each."""
+    values, append_ms, kinds = zip(*records[first:last], strict=True)
+    return block_of(values, position=first, append_ms=append_ms, kinds=kinds)
+
+
+def restarted(pipeline: Pipeline) -> Pipeline:
+    """Take a snapshot through JSON and bytes into a new pipeline, as a checkpoint would."""
+    arrays, objects = pipeline.snapshot()
+    fresh, caps = make_pipeline(pipeline.content, pipeline.settings), pipeline.ledger.caps
+    fresh.ledger.caps.restore({name: array.copy() for name, array in caps.arrays().items()}, caps.objects())
+    fresh.restore({name: array.copy() for name, array in arrays.items()}, orjson.loads(orjson.dumps(objects)))
+    return fresh
+
+
 def ping(user: str, at_ms: int, lon: float, lat: float, **more: Any) -> dict[str, Any]:
     event = {"type": "ping", "feed": "app", "user": user, "lon": lon, "lat": lat, "accuracy_m": 10, "method": "gps"}
     return {**event, "at": at_ms, **more}
