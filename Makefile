@@ -1,6 +1,8 @@
 # Needs Python 3.11+ and make; everything else goes into .venv from requirements.lock.
 PYTHON ?= python3
 BIN := .venv/bin
+# Two processes of tests, a file in one of them; where one dies its file fails and the run goes on to its end.
+TWO := -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart=0
 
 .PHONY: run test test-long bounds faults check setup bench sim lock clean
 run: setup          ## the service, the demo city and a live view; ends by itself
@@ -8,15 +10,15 @@ run: setup          ## the service, the demo city and a live view; ends by itsel
 
 test: setup         ## everything that must hold, under 20 minutes
 	$(BIN)/opportune warm
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q $(TWO) --durations=15
 
 test-long: setup    ## longer rounds of crashes, seeds and fuzzing
 	$(BIN)/opportune warm
-	$(BIN)/python -m pytest -q --long -n 2 --dist loadfile --no-loadscope-reorder --durations=15
+	$(BIN)/python -m pytest -q --long $(TWO) --durations=15
 
 bounds: setup       ## property and unit tests with every array access of the kernels checked, some 15 minutes
 	NUMBA_BOUNDSCHECK=1 $(BIN)/opportune warm
-	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests/property tests/unit
+	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -q $(TWO) tests/property tests/unit
 
 faults: setup       ## every fault of docs/faults-cluster.md on real servers, some 25 minutes
 	$(BIN)/opportune warm
