@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import re
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -26,48 +23,24 @@ from engine.deliver.operators import sgip
 from engine.deliver.operators.wire import Frames
 from engine.settings import Settings
 from tests.peers.programs import free_port
+from tests.peers.service import ServiceProcess, scenario, usage
 
-ROOT = Path(__file__).resolve().parents[1]
 NODE = 3010012345
 PACE = 1_000
 """Messages a second that the gateway is allowed."""
-POLICY = """
-caps: [{at_most: 50, rolling: 24 h}]
-quiet_hours: {from: "03:00", to: "03:01"}
-assumed_consent: [location, usage, marketing.sms]
-signature: 测试
-opt_out_text: 拒收请回复R
-"""
-SCENARIO = """
-id: national/shop
-name: 购物
-mode: live
-goal: touchpoints
-trigger: {usage: {category: ecommerce, action: open}}
-offer:
-  benefit: {id: voucher, name: 代金券, class: living, partner: shop}
-  channels: [sms]
-  text: 您好，购物满百减十
-reentry: every
-"""
-FENCES = """{"type":"FeatureCollection","features":[{"type":"Feature","geometry":{"type":"Point","coordinates":[116.4,
-39.9]},"properties":{"id":"national/mall","name":"商场","kind":"mall","radius_m":100,"time_zone":"Asia/Shanghai"}}]}"""
-TOML = """
-[gateways.unicom]
-kind = "sgip"
-channel = "sms"
-host = "127.0.0.1"
-port = {port}
-login = "sp"
-password = "pw"
-node = {node}
-corporation = "12345"
-sender = "10655000"
-connections = 2
-messages_per_s = {pace}
-listen_host = "127.0.0.1"
-listen_port = {listen}
-"""
+GATEWAY = {
+    "KIND": "sgip",
+    "CHANNEL": "sms",
+    "HOST": "127.0.0.1",
+    "LOGIN": "sp",
+    "PASSWORD": "pw",
+    "NODE": str(NODE),
+    "CORPORATION": "12345",
+    "SENDER": "10655000",
+    "CONNECTIONS": "2",
+    "MESSAGES_PER_S": str(PACE),
+    "LISTEN_HOST": "127.0.0.1",
+}
 
 
 class Centre(asyncio.Protocol):
@@ -106,9 +79,10 @@ async def _storm(folder: Path, count: int) -> dict[str, Any]:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Centre(submitted), "127.0.0.1", 0)
     listen, more = free_port(), count // 2
-    _write(folder, server.sockets[0].getsockname()[1], listen, count + more)
-    service, url = await _serve(folder)
+    service = _service(folder, server.sockets[0].getsockname()[1], listen, count + more)
+    await asyncio.to_thread(service.start)
     try:
+        url = str(service.client.base_url)
         async with httpx.AsyncClient(base_url=url, trust_env=False, timeout=30) as client:
             await _events(client, range(count))
             await _until(lambda: len(submitted) == count, 60)
@@ -119,7 +93,7 @@ async def _storm(folder: Path, count: int) -> dict[str, Any]:
             await _until(lambda: len(submitted) == count + more, 60)
     finally:
         service.terminate()
-        await service.wait()
+        await asyncio.to_thread(service.wait_ended, 40)
         server.close()
     sent_s = [at_s for at_s, _ in submitted[count:]]
     gaps_ms = [(later - earlier) * 1000 for earlier, later in itertools.pairwise(sent_s)]
@@ -168,17 +142,9 @@ async def _report(port: int, sequences: list[sgip.Sequence]) -> tuple[float, flo
 
 async def _events(client: httpx.AsyncClient, users: range) -> None:
     for first in range(users.start, users.stop, 500):
-        lines = [
-            orjson.dumps(
-                {
-                    "type": "usage", "feed": "dpi", "user": f"u{user}", "app": "shop", "category": "ecommerce",
-                    "action": "open", "id": f"e{user}", "at": time.time_ns() // 1_000_000,
-                }
-            )
-            for user in range(first, min(first + 500, users.stop))
-        ]  # fmt: skip
+        group = [usage(user, "ecommerce", "open") for user in range(first, min(first + 500, users.stop))]
         answer = await client.post(
-            "/v1/events", content=b"\n".join(lines), headers={"content-type": "application/x-ndjson"}
+            "/v1/events", content=b"\n".join(map(orjson.dumps, group)), headers={"content-type": "application/x-ndjson"}
         )
         assert answer.status_code == 202, answer.text
 
@@ -189,28 +155,12 @@ async def _until(holds: Any, timeout_s: float) -> None:
             await asyncio.sleep(0.005)
 
 
-def _write(folder: Path, port: int, listen: int, users: int) -> None:
-    for name in ("geofences", "scenarios", "state"):
-        (folder / name).mkdir()
-    (folder / "geofences" / "places.geojson").write_text(FENCES)
-    (folder / "scenarios" / "policy.yaml").write_text(POLICY)
-    (folder / "scenarios" / "shop.yaml").write_text(SCENARIO)
-    (folder / "opportune.toml").write_text(TOML.format(port=port, node=NODE, pace=PACE, listen=listen))
-    book = open_address_book(Settings(state=folder / "state"))
+def _service(folder: Path, port: int, listen: int, users: int) -> ServiceProcess:
+    gateway = {**GATEWAY, "PORT": str(port), "LISTEN_PORT": str(listen)}
+    settings = {f"OPPORTUNE_GATEWAYS__UNICOM__{field}": value for field, value in gateway.items()}
+    shop = scenario("shop", "{usage: {category: ecommerce, action: open}}", "您好，购物满百减十")
+    service = ServiceProcess(folder, [shop], settings)
+    book = open_address_book(Settings(state=service.state))
     book.put((f"u{number}", "sms", f"139{number:08d}") for number in range(users))
     book.close()
-
-
-async def _serve(folder: Path) -> tuple[asyncio.subprocess.Process, str]:
-    service = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "engine.cli", "serve", "--port", "0", "--state", str(folder / "state")),
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=asyncio.subprocess.PIPE,
-        stderr=(folder / "log").open("wb"),
-    )
-    assert service.stdout is not None
-    line = (await service.stdout.readline()).decode()
-    found = re.search(r"http://\S+?:\d+", line)
-    assert found, f"{line!r}\n{(folder / 'log').read_text()[-2000:]}"
-    return service, found[0]
+    return service

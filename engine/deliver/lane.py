@@ -31,8 +31,8 @@ RETRY_BASE_S = 0.5
 RETRY_LONGEST_S = 60.0
 THROTTLED_S = 0.25
 LONG_WAIT_S = 1.0
-ENDED = frozenset({"deadline", "user_closed"})
-"""Codes of failures after which no other channel may speak (G5)."""
+ENDED = frozenset({"deadline", "no_consent", "user_closed"})
+"""Codes of failures after which no other channel may speak (G5, A3)."""
 NOT_READY_S = 0.1
 
 

@@ -2,23 +2,28 @@
 
 connection refused, unknown name, forbidden address, TLS not agreed     nothing was sent    GatewayRetryable
 timeout or cut after the request began                                  nobody knows        GatewayUnknown
+a header that HTTP cannot carry                                         nothing was sent    GatewayPermanent
 """
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
 from email.utils import parsedate_to_datetime
-from typing import Any
+from urllib.parse import urlencode
 
+import h11
 import httpcore
 import httpx
 
+from engine.clock import monotonic_s
 from engine.deliver.egress import GuardedBackend, Network
-from engine.errors import GatewayRetryable, GatewayUnknown, SettingsError
+from engine.deliver.http_exchange import Answer, Connections, Refused
+from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown, SettingsError
 
 LONGEST_WAIT_S = 3600.0
-MOST_ANSWER_BYTES = 64 << 10
+_BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, h11.ProtocolError, OSError)
 
 
 class Outbound:
@@ -39,18 +44,15 @@ class Outbound:
     ) -> None:
         self._name = name
         self._allow_http = allow_http
+        self._timeout_s = timeout_s
         context = ssl.create_default_context()
-        transport = httpx.AsyncHTTPTransport(verify=context, trust_env=False)
-        # httpx offers no way to give a network backend; its transport only needs a pool, which is public in httpcore.
-        transport._pool = httpcore.AsyncConnectionPool(
-            ssl_context=context,
-            max_connections=window,
-            max_keepalive_connections=window,
-            keepalive_expiry=4.0,  # below common servers' 5 s: one closed under a request would read as unknown
-            network_backend=backend or GuardedBackend(exceptions),
-        )
-        self._client = httpx.AsyncClient(
-            transport=transport, timeout=timeout_s, follow_redirects=False, trust_env=False, max_redirects=0
+        context.set_alpn_protocols(["http/1.1"])
+        self._connections = Connections(
+            backend or GuardedBackend(exceptions),
+            context,
+            most_idle=window,
+            idle_s=4.0,  # below common servers' 5 s: one closed under a request would read as unknown
+            monotonic_s=monotonic_s,
         )
 
     def target(self, url: str) -> httpx.URL:
@@ -69,23 +71,32 @@ class Outbound:
         self,
         url: httpx.URL,
         *,
-        content: bytes | None = None,
-        data: Mapping[str, Any] | None = None,
+        content: bytes = b"",
+        form: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
-        auth: tuple[str, str] | None = None,
-    ) -> httpx.Response:
+    ) -> Answer:
         """POST once; raises GatewayRetryable where provably nothing was sent, else GatewayUnknown."""
+        sent = dict(headers or {})
+        if form is not None:
+            content = urlencode(form).encode("ascii")
+            sent["content-type"] = "application/x-www-form-urlencoded"
         try:
-            return await self._client.post(
-                url, content=content, data=data, headers=headers, auth=auth or httpx.USE_CLIENT_DEFAULT
-            )
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._connections.take(url, self._timeout_s)
+        except (httpcore.ConnectError, httpcore.ConnectTimeout, TimeoutError) as error:
             raise GatewayRetryable(f"{self._name}: no connection ({type(error).__name__})") from None
-        except httpx.HTTPError as error:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                return await connection.post(url, sent, content)
+        except Refused:
+            raise GatewayPermanent("bad_request") from None
+        except (*_BROKEN, TimeoutError) as error:
             raise GatewayUnknown(f"{self._name}: no answer ({type(error).__name__})") from None
+        finally:
+            await self._connections.give_back(connection)
 
     async def close(self) -> None:
-        await self._client.aclose()
+        await self._connections.close()
 
 
 def retry_after_s(value: str | None, now_ms: int) -> float | None:

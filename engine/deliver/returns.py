@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,7 +32,8 @@ from engine.opt_out import folded, is_opt_out
 
 log = structlog.get_logger("opportune.deliver")
 
-MOST_AT_ONCE = 1_000
+AT_ONCE = 256
+"""Receipts matched and journaled in one go, some milliseconds. Between two such groups the hand-off goes on (F21)."""
 EVENTS_A_RECORD = 100
 SILENCE_EVERY_S = 30.0
 LONGEST_SAID = 64
@@ -67,7 +69,7 @@ class Returns:
         self._call = call
         self._now_ms = now_ms
         self._tenant = tenant
-        self._waiting: list[_Group] = []
+        self._waiting: deque[_Group] = deque()
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -79,12 +81,15 @@ class Returns:
         """Match and journal; return once that is durable. Raises StoreUnavailable where it is not."""
         if self._is_closed:
             raise StoreUnavailable("shutting down")
-        if receipts:
-            group = _Group(receipts)
-            self._waiting.append(group)
-            self._idle.clear()
-            self._wake.set()
-            await group.done
+        if not receipts:
+            return
+        groups = [_Group(receipts[at : at + AT_ONCE]) for at in range(0, len(receipts), AT_ONCE)]
+        self._waiting += groups
+        self._idle.clear()
+        self._wake.set()
+        for failure in await asyncio.gather(*(group.done for group in groups), return_exceptions=True):
+            if failure is not None:
+                raise failure
 
     async def inbound(self, messages: Sequence[InboundText]) -> None:
         """Journal users' messages; one from a number that is nobody's is counted and dropped.
@@ -155,10 +160,11 @@ class Returns:
             self._wake.clear()
             while self._waiting:
                 groups, count = [], 0
-                while self._waiting and count < MOST_AT_ONCE:
-                    groups.append(self._waiting.pop(0))
+                while self._waiting and count + len(self._waiting[0].receipts) <= AT_ONCE:
+                    groups.append(self._waiting.popleft())
                     count += len(groups[-1].receipts)
                 await self._take(groups)
+                await asyncio.sleep(0)  # nothing above need have waited for anything
             self._idle.set()
 
     async def watch_silence(self) -> None:
@@ -183,7 +189,7 @@ class Returns:
     def close(self) -> None:
         """Take no more receipts, for nobody will match them; gateways are asked to repeat these and what waits."""
         self._is_closed = True
-        waiting, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, deque()
         for group in waiting:
             if not group.done.done():
                 group.done.set_exception(StoreUnavailable("shutting down"))
@@ -198,9 +204,12 @@ class Returns:
             log.error("receipts cannot be stored; gateways are asked to repeat them", error=type(error).__name__)
             failure = StoreUnavailable("receipts cannot be stored now")
         else:
-            for receipt, match in zip(receipts, matches, strict=True):
-                outcome = receipt.state.value if match is not None else "unmatched"
-                metrics.RECEIPTS.labels(receipt.gateway, outcome).inc()
+            outcomes = Counter(
+                (receipt.gateway, receipt.state.value if match is not None else "unmatched")
+                for receipt, match in zip(receipts, matches, strict=True)
+            )
+            for (gateway, outcome), count in outcomes.items():
+                metrics.RECEIPTS.labels(gateway, outcome).inc(count)
         for group in groups:
             if not group.done.done():
                 if failure is None:

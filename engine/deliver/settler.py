@@ -43,6 +43,7 @@ class Settler:
     """
 
     RETRY_S = 0.2
+    AT_ONCE = 256  # of what has gathered while nothing could be written; between two groups the hand-off goes on
     GATHER_S = 0.005  # outcomes are no part of the hand-off: together they take one transaction from the claims
 
     def __init__(
@@ -76,10 +77,11 @@ class Settler:
             await asyncio.sleep(self.GATHER_S)
             self._wake.clear()
             while self._waiting:
-                group, self._waiting = self._waiting, []
+                group, self._waiting = self._waiting[: self.AT_ONCE], self._waiting[self.AT_ONCE :]
                 if not await self._write(group):
                     self._waiting = group + self._waiting
                     await asyncio.sleep(self.RETRY_S)
+                await asyncio.sleep(0)
             self._written.set()
 
     async def flushed(self) -> None:

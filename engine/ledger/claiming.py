@@ -14,7 +14,7 @@ import orjson
 
 from engine.ledger import fallbacks
 from engine.ledger.dispatch import NOT_SENT, Claim
-from engine.ledger.groups import KEY, pack, read, write
+from engine.ledger.groups import KEY, field, fields, leave_outbox, pack, read, write
 from engine.model import DispatchState
 
 
@@ -39,7 +39,7 @@ class _Facts:
     is_service: bool
     deadline_ms: int
     dispatches: list[tuple[str, DispatchState, int]]
-    granted: list[int]  # what user and subject said of this purpose: one, two or no rows
+    said: list[tuple[str, int]]  # purpose and answer of user and subject, for the channel asked and the offer's first
 
 
 _FACTS = f"""
@@ -47,8 +47,9 @@ SELECT json_group_array(json_array(
     o.scenario, o.channel, o.service, o.deadline_ms,
     json((SELECT json_group_array(json_array(d.dispatch_id, d.state, d.applied))
           FROM (SELECT * FROM dispatches WHERE offer_id = o.offer_id ORDER BY seq) AS d)),
-    json((SELECT json_group_array(c.granted) FROM consents AS c
-          WHERE c.user IN (o.user, o.subject) AND c.purpose = 'marketing.' || coalesce(asked.value, o.channel)))))
+    json((SELECT json_group_array(json_array(c.purpose, c.granted)) FROM consents AS c
+          WHERE c.user IN (o.user, o.subject)
+          AND c.purpose IN ('marketing.' || o.channel, 'marketing.' || asked.value)))))
 FROM json_each(?2) AS asked LEFT JOIN offers AS o ON o.offer_id = {KEY} ORDER BY asked.key
 """
 
@@ -74,7 +75,7 @@ def claim(cursor: sqlite3.Cursor, asking: Asking, claims: Sequence[tuple[bytes, 
     if keys:
         write(
             cursor,
-            f"INSERT INTO dispatches SELECT {KEY}, value ->> 0, value ->> 1, 'submitting', ?3, ?4, 1, NULL, NULL "
+            f"INSERT INTO dispatches SELECT {KEY}, {fields(2)}, 'submitting', ?3, ?4, 1, NULL, NULL "
             "FROM json_each(?2) AS asked",
             keys,
             rows,
@@ -83,11 +84,11 @@ def claim(cursor: sqlite3.Cursor, asking: Asking, claims: Sequence[tuple[bytes, 
         )
         write(
             cursor,
-            f"INSERT OR REPLACE INTO submitting SELECT {KEY}, value ->> 0 FROM json_each(?2) AS asked",
+            f"INSERT OR REPLACE INTO submitting SELECT {KEY}, {field(0)} FROM json_each(?2) AS asked",
             keys,
             rows,
         )
-        write(cursor, f"DELETE FROM outbox WHERE offer_id IN (SELECT {KEY} FROM json_each(?2) AS asked)", keys, rows)
+        leave_outbox(cursor, keys)
     return answers
 
 
@@ -111,12 +112,12 @@ def _facts(cursor: sqlite3.Cursor, claims: Sequence[tuple[bytes, str]]) -> list[
     shared: dict[bytes, list[tuple[str, DispatchState, int]]] = {}
     facts: list[_Facts | None] = []
     for (key, _), channel, row in zip(claims, channels, found, strict=True):
-        scenario, first_channel, service, deadline_ms, dispatches, granted = row
+        scenario, first_channel, service, deadline_ms, dispatches, said = row
         if scenario is None:
             facts.append(None)
             continue
         states = shared.setdefault(key, [(name, DispatchState(state), applied) for name, state, applied in dispatches])
-        known = _Facts(scenario, first_channel, bool(service), deadline_ms, states, granted)
+        known = _Facts(scenario, first_channel, bool(service), deadline_ms, states, said)
         facts.append(seen.setdefault((key, channel), known))
     return facts
 
@@ -146,10 +147,16 @@ def _judge(cursor: sqlite3.Cursor, asking: Asking, key: bytes, dispatch_id: str,
 
 
 def _has_consent(known: _Facts, channel: str, asking: Asking) -> bool:
-    """Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4)."""
+    """Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4).
+
+    Who refuses the first channel of an offer refuses the offer: its second channel is silent too (A3, G5).
+    """
     if known.is_service:
         return True
-    return all(known.granted) if known.granted else f"marketing.{channel}" in asking.assumed_consent
+    if not all(granted for _, granted in known.said):
+        return False
+    purpose = f"marketing.{channel}"
+    return purpose in asking.assumed_consent or any(one == purpose for one, _ in known.said)
 
 
 def _is_expired(cursor: sqlite3.Cursor, key: bytes, asking: Asking) -> bool:

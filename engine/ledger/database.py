@@ -4,30 +4,77 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from engine.errors import StoreCorrupt, StoreUnavailable
+from engine.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from engine.ledger import schema
 
 SYNCHRONOUS = {"always": "FULL", "interval": "NORMAL", "never": "OFF"}
+LEAST_SQLITE = (3, 31)
+
+
+class Turns:
+    """A lock that goes to whoever has waited longest.
+
+    `threading.Lock` lets a thread that has just let go take it again at once, so that one which writes much in small
+    transactions would keep all others out.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._held = False
+        self._waiting: deque[threading.Lock] = deque()
+
+    def locked(self) -> bool:
+        return self._held
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._held:
+                self._held = True
+                return
+            turn = threading.Lock()
+            turn.acquire()
+            self._waiting.append(turn)
+        try:
+            turn.acquire()
+        except BaseException:
+            with self._guard:
+                if turn in self._waiting:
+                    self._waiting.remove(turn)
+                    raise
+            self.__exit__()
+            raise
+
+    def __exit__(self, *error: object) -> None:
+        with self._guard:
+            if self._waiting:
+                self._waiting.popleft().release()
+            else:
+                self._held = False
 
 
 class Database:
-    """Writes go through one connection under one lock, held for a transaction (well below a millisecond); reads have
-    a connection of their own and wait for no writer.
+    """Writes go through one connection under one lock, held for a transaction (some milliseconds at most), in turn;
+    reads have a connection of their own and wait for no writer.
 
-    Raises StoreUnavailable where SQLite cannot write, StoreCorrupt where it cannot read.
+    Raises StoreUnavailable where SQLite cannot write, StoreCorrupt where it cannot read, SettingsError where it is too
+    old.
     """
 
     def __init__(self, path: Path, fsync: Literal["always", "interval", "never"]) -> None:
         self.path = path
         self.is_closed = False
         self._is_synced = fsync == "always"
-        self._lock = threading.Lock()
+        self._lock = Turns()
         self._reader_lock = threading.Lock()
+        if sqlite3.sqlite_version_info < LEAST_SQLITE:
+            least = ".".join(map(str, LEAST_SQLITE))
+            raise SettingsError(f"{path}: needs SQLite {least} or newer, this Python has {sqlite3.sqlite_version}")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             self._writer = _connect(path, SYNCHRONOUS[fsync])

@@ -163,9 +163,12 @@ class EmbeddedLedger(Stored):
     ) -> None:
         """Store everything up to and with the record at `position`, in one transaction.
 
+        Only what receipts say of dispatches goes before, in transactions of its own: a flood of them would hold up
+        claims, and repeated it changes nothing.
+
         What was reserved and released since the last commit goes with it. What a replay brings again changes nothing,
         even where its batches are cut differently; above all a consent withdrawn later stays withdrawn meanwhile.
-        After StoreUnavailable call it again with the same arguments; nothing was stored.
+        After StoreUnavailable call it again with the same arguments; nothing else was stored.
 
         closed_at  for each closed user how many of `consents` and of `offers` came before: what the new user of the
                    number said and was granted in the same batch stays (T4). Not given: all of them.
@@ -173,6 +176,9 @@ class EmbeddedLedger(Stored):
         if position <= self._position:
             self._forget_uncommitted()
             return
+        for first in range(0, len(dispatches), outcomes.AT_ONCE):
+            with self._database.writing() as cursor:
+                outcomes.put_reports(cursor, dispatches[first : first + outcomes.AT_ONCE], self.epoch)
         with self._database.writing() as cursor:
             if self._made:
                 history.put_reservations(cursor, self._made, position, now_ms)
@@ -195,8 +201,6 @@ class EmbeddedLedger(Stored):
                 handoff.close_user(cursor, user, now_ms, self.epoch, later)
             handoff.put_consents(cursor, consents[said:])
             handoff.put_pauses(cursor, pauses, position)
-            if dispatches:
-                outcomes.put_reports(cursor, dispatches, self.epoch)
             if redemptions:
                 used.put_redemptions(cursor, redemptions, position)
             if changes:

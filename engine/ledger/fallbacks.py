@@ -15,8 +15,8 @@ import orjson
 from engine.model import DispatchState as S
 from engine.model import Offer
 
-ENDED = frozenset({"deadline", "user_closed", "power_loss"})
-"""Codes of a failure after which no channel may speak."""
+ENDED = frozenset({"deadline", "no_consent", "user_closed", "power_loss"})
+"""Codes of a failure after which no channel may speak; above all not where the first was refused (A3)."""
 
 
 def put(cursor: sqlite3.Cursor, key: bytes, offer: Offer) -> None:

@@ -8,7 +8,7 @@ statement and written by a few, whatever its size: keys go in as one blob of 16 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import orjson
@@ -16,6 +16,15 @@ import orjson
 KEY_BYTES = 16
 KEY = "substr(?1, 1 + 16 * asked.key, 16)"
 """The key of the row at hand, in statements over `json_each(?2) AS asked` whose first parameter are packed keys."""
+
+
+def field(place: int, row: str = "value") -> str:
+    """Name one field of a row that is a JSON array; `->>` says the same, but only from SQLite 3.38 on."""
+    return f"json_extract({row}, '$[{place}]')"
+
+
+def fields(count: int, row: str = "value") -> str:
+    return ", ".join(field(place, row) for place in range(count))
 
 
 def pack(keys: Iterable[bytes]) -> bytes:
@@ -40,3 +49,14 @@ def read(cursor: sqlite3.Cursor, sql: str, *given: Any) -> Any:
 def write(cursor: sqlite3.Cursor, sql: str, keys: Iterable[bytes], rows: Iterable[Any], *more: Any) -> None:
     """Run a statement over `json_each(?2) AS asked`, whose keys are packed in ?1; `more` are ?3 and so on."""
     cursor.execute(sql, (pack(keys), orjson.dumps(list(rows)).decode(), *more))
+
+
+def leave_outbox(cursor: sqlite3.Cursor, keys: Sequence[bytes]) -> None:
+    """Take offers out of the outbox: claimed, or ended before anybody claimed them."""
+    if keys:
+        write(
+            cursor,
+            f"DELETE FROM outbox WHERE offer_id IN (SELECT {KEY} FROM json_each(?2) AS asked)",
+            keys,
+            [0] * len(keys),
+        )

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from engine.ledger import fallbacks, receipts
 from engine.ledger.dispatch import may_follow
-from engine.ledger.groups import KEY, key_of, pack, read, write
+from engine.ledger.groups import KEY, field, fields, key_of, leave_outbox, pack, read, write
 from engine.model import DispatchState as S
 
 
@@ -35,6 +35,9 @@ class DispatchRow(Protocol):
     @property
     def gateway_ids(self) -> Sequence[str]: ...
 
+
+AT_ONCE = 256
+"""Reports written by one transaction, some milliseconds: between two of them claims have their turn (F21)."""
 
 Said = tuple[str, S, int]
 """A dispatch id, a state it was said to reach, and whether that changed anything."""
@@ -91,7 +94,9 @@ def _put(cursor: sqlite3.Cursor, records: Sequence[DispatchRow], epoch: int, *, 
         before = next(
             (reached for name, reached, applied in reversed(known) if applied and name == record.dispatch_id), None
         )
-        if before is state or (only_known and before is None):
+        # Said before: a receipt that came twice, or a replay; one that was too late then is not written again either.
+        is_known = any(name == record.dispatch_id and reached is state for name, reached, _ in known)
+        if is_known or (only_known and before is None):
             changed.append(False)
             continue
         applied = may_follow(before, state)
@@ -114,8 +119,8 @@ def _put(cursor: sqlite3.Cursor, records: Sequence[DispatchRow], epoch: int, *, 
     if written:
         write(
             cursor,
-            f"INSERT INTO dispatches SELECT {KEY}, value ->> 0, value ->> 1, value ->> 2, value ->> 3, ?3, "
-            "value ->> 4, value ->> 5, value ->> 6 FROM json_each(?2) AS asked",
+            f"INSERT INTO dispatches SELECT {KEY}, {fields(4)}, ?3, {field(4)}, {field(5)}, {field(6)} "
+            "FROM json_each(?2) AS asked",
             written_keys,
             written,
             epoch,
@@ -128,9 +133,7 @@ def _put(cursor: sqlite3.Cursor, records: Sequence[DispatchRow], epoch: int, *, 
             [key for key, _ in ended],
             [dispatch_id for _, dispatch_id in ended],
         )
-    if dropped:
-        rows = [0] * len(dropped)
-        write(cursor, f"DELETE FROM outbox WHERE offer_id IN (SELECT {KEY} FROM json_each(?2) AS asked)", dropped, rows)
+    leave_outbox(cursor, dropped)
     seconds.write(cursor)
     receipts.await_receipts(cursor, awaited)
     return changed

@@ -132,7 +132,8 @@ class LedgerReader:
 
     def versions(self) -> list[str]:
         """List the content versions that stored decisions were made with."""
-        query = "SELECT DISTINCT value ->> 'content_version' FROM decisions, json_each(CAST(body AS TEXT))"
+        version = "json_extract(value, '$.content_version')"
+        query = f"SELECT DISTINCT {version} FROM decisions, json_each(CAST(body AS TEXT))"
         return sorted(str(version) for (version,) in self.rows(query))
 
 

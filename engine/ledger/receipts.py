@@ -16,7 +16,7 @@ import orjson
 
 from engine.ledger import fallbacks
 from engine.ledger.dispatch import FINAL
-from engine.ledger.groups import KEY, read, write
+from engine.ledger.groups import KEY, field, fields, read, write
 from engine.model import DispatchState as S
 from engine.model import GatewayReceipt, Match
 
@@ -52,6 +52,7 @@ class _Part:
 
 Name = tuple[str, str]
 """A gateway and its name for a part."""
+_NAME = fields(2, "asked.value")
 
 
 def put_parts(cursor: sqlite3.Cursor, records: Sequence[Sent]) -> list[Name]:
@@ -66,8 +67,7 @@ def put_parts(cursor: sqlite3.Cursor, records: Sequence[Sent]) -> list[Name]:
     write(
         cursor,
         "INSERT OR REPLACE INTO parts (gateway, gateway_id, offer_id, dispatch_id, part, parts, at_ms) "
-        f"SELECT value ->> 0, value ->> 1, {KEY}, value ->> 2, value ->> 3, value ->> 4, value ->> 5 "
-        "FROM json_each(?2) AS asked",
+        f"SELECT {fields(2)}, {KEY}, {field(2)}, {field(3)}, {field(4)}, {field(5)} FROM json_each(?2) AS asked",
         keys,
         rows,
     )
@@ -75,9 +75,8 @@ def put_parts(cursor: sqlite3.Cursor, records: Sequence[Sent]) -> list[Name]:
         return []
     early = read(
         cursor,
-        "SELECT json_group_array(json_array(asked.value ->> 0, asked.value ->> 1)) FROM json_each(?1) AS asked "
-        "WHERE EXISTS (SELECT 1 FROM unmatched AS u WHERE u.gateway = asked.value ->> 0 "
-        "AND u.gateway_id = asked.value ->> 1)",
+        f"SELECT json_group_array(json_array({_NAME})) FROM json_each(?1) AS asked "
+        f"WHERE EXISTS (SELECT 1 FROM unmatched AS u WHERE (u.gateway, u.gateway_id) = ({_NAME}))",
         orjson.dumps([row[:2] for row in rows]).decode(),
     )
     return [(gateway, gateway_id) for gateway, gateway_id in early]
@@ -101,8 +100,7 @@ def match(cursor: sqlite3.Cursor, receipts: Sequence[GatewayReceipt], now_ms: in
             )
     if unknown:
         cursor.execute(
-            "INSERT OR REPLACE INTO unmatched SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, "
-            "value ->> 5 FROM json_each(?)",
+            f"INSERT OR REPLACE INTO unmatched SELECT {fields(6)} FROM json_each(?)",
             (orjson.dumps(unknown).decode(),),
         )
     return found
@@ -113,7 +111,7 @@ def _parts(cursor: sqlite3.Cursor, names: Sequence[Name]) -> list[_Part | None]:
         cursor,
         "SELECT json_group_array(json_array(hex(p.offer_id), p.dispatch_id, p.part, p.parts, o.user)) "
         "FROM (SELECT key, value FROM json_each(?1)) AS asked "
-        "LEFT JOIN parts AS p ON p.gateway = asked.value ->> 0 AND p.gateway_id = asked.value ->> 1 "
+        f"LEFT JOIN parts AS p ON (p.gateway, p.gateway_id) = ({_NAME}) "
         "LEFT JOIN offers AS o ON o.offer_id = p.offer_id",
         orjson.dumps(names).decode(),
     )
@@ -156,7 +154,7 @@ def await_receipts(cursor: sqlite3.Cursor, dispatches: Sequence[tuple[int, str]]
     """Note of pairs of instant and dispatch id that they must reach a final state, if need be by silence."""
     if dispatches:
         cursor.execute(
-            "INSERT OR IGNORE INTO awaited SELECT (value ->> 0) + ?, value ->> 1 FROM json_each(?)",
+            f"INSERT OR IGNORE INTO awaited SELECT {field(0)} + ?, {field(1)} FROM json_each(?)",
             (SILENT_MS, orjson.dumps(dispatches).decode()),
         )
 

@@ -17,13 +17,18 @@ CREATE TABLE IF NOT EXISTS progress (
 INSERT OR IGNORE INTO progress VALUES (1, -1, -1, 0);
 CREATE TABLE IF NOT EXISTS reservations (position INTEGER PRIMARY KEY, now_ms INTEGER NOT NULL, body BLOB NOT NULL);
 CREATE VIEW IF NOT EXISTS reservations_read AS
-    SELECT position, value ->> 0 AS offer_id, value ->> 1 AS subject, value ->> 2 AS user,
-           value ->> '$[3][0]' AS scenario, value ->> '$[3][1]' AS category, value ->> '$[3][2]' AS partner,
-           value ->> '$[3][3]' AS channel,
-           value ->> 4 AS flags,  -- 1 counts, 2 withheld, 8 kept for ever
-           value ->> 5 AS at_ms,
-           value ->> 6 AS code,   -- pool#number
-           value ->> 7 AS taken   -- the day in ms, and of each benefit id, cost in fen, whether users are counted
+    SELECT position,
+           json_extract(value, '$[0]') AS offer_id,
+           json_extract(value, '$[1]') AS subject,
+           json_extract(value, '$[2]') AS user,
+           json_extract(value, '$[3][0]') AS scenario,
+           json_extract(value, '$[3][1]') AS category,
+           json_extract(value, '$[3][2]') AS partner,
+           json_extract(value, '$[3][3]') AS channel,
+           json_extract(value, '$[4]') AS flags,  -- 1 counts, 2 withheld, 8 kept for ever
+           json_extract(value, '$[5]') AS at_ms,
+           json_extract(value, '$[6]') AS code,   -- pool#number
+           json_extract(value, '$[7]') AS taken   -- day in ms, and by benefit: id, cost in fen, users counted?
     FROM reservations, json_each(CAST(body AS TEXT));
 CREATE TABLE IF NOT EXISTS code_leases (
     pool TEXT NOT NULL, first INTEGER NOT NULL, count INTEGER NOT NULL, epoch INTEGER NOT NULL,
@@ -38,8 +43,13 @@ CREATE TABLE IF NOT EXISTS decision_users (
     users BLOB NOT NULL          -- uint32 crc32 of the user of every decision of that commit
 );
 CREATE VIEW IF NOT EXISTS decisions_read AS
-    SELECT position, value ->> 'decision_id' AS decision_id, value ->> 'user' AS user,
-           value ->> 'scenario' AS scenario, value ->> 'outcome' AS outcome, value ->> 'reason' AS reason, value AS body
+    SELECT position,
+           json_extract(value, '$.decision_id') AS decision_id,
+           json_extract(value, '$.user') AS user,
+           json_extract(value, '$.scenario') AS scenario,
+           json_extract(value, '$.outcome') AS outcome,
+           json_extract(value, '$.reason') AS reason,
+           value AS body
     FROM decisions, json_each(CAST(body AS TEXT));
 CREATE TABLE IF NOT EXISTS offers (
     offer_id BLOB PRIMARY KEY, user TEXT NOT NULL, subject TEXT NOT NULL, scenario TEXT NOT NULL,

@@ -15,7 +15,8 @@ from standardwebhooks.webhooks import Webhook
 from engine.clock import wall_ms
 from engine.deliver.contract import Callback, Capabilities, Dispatch, GatewayReceipt, Sessionless, Submitted
 from engine.deliver.gateways.webhook import WebhookGateway
-from engine.errors import GatewayPermanent, GatewayUnknown
+from engine.effects import ConsentChange
+from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown
 from engine.model import DispatchState as S
 from tests.peers.in_redis import InRedis
 from tests.peers.rig import ASSUMED, Rig
@@ -224,3 +225,64 @@ def test_a_signed_callback_that_says_failed_leads_to_the_second_channel(tmp_path
     receipts = [one for one in rig.events if one["type"] == "receipt"]
     assert [one["state"] for one in receipts] == ["failed", "delivered"]
     assert receipts[0]["definite"] is False, "what the offer took is kept for the second channel"
+
+
+def say(rig: Rig, user: str, purpose: str, granted: bool) -> None:
+    rig.position += 1
+    text = None if granted else "R"
+    rig.ledger.commit(
+        rig.position, wall_ms(), consents=[ConsentChange(user, purpose, granted, wall_ms(), "test", text)]
+    )
+
+
+def test_a3_g5_who_refuses_the_first_channel_hears_of_that_offer_on_no_other(tmp_path: Path) -> None:
+    """A2, A3: consent of its own for the second channel counts for later offers, not for the one that was refused."""
+    sms, app = Scripted("sms"), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        refused, other = rig.offer([1, 2], fallback_channel="app", fallback_after_ms=300)
+        await rig.until(lambda: rig.state_of(refused) is rig.state_of(other) is S.ACCEPTED)
+        say(rig, "u1", "marketing.app", True)
+        say(rig, "u1", "marketing.sms", False)
+        await rig.until(lambda: rig.state_of(refused) is S.FAILED)
+        await rig.until(lambda: app.seen == [f"{other.offer_id}/app/2"])
+        last = rig.ledger.dispatches(refused.offer_id)[-1]
+        assert (last["dispatch_id"], last["code"]) == (f"{refused.offer_id}/app/2", "no_consent")
+        (later,) = rig.offer([1], channel="app")
+        await rig.until(lambda: rig.state_of(later) is S.ACCEPTED)
+
+    run(tmp_path, sms, app, work)
+    assert len(app.seen) == 2
+
+
+def test_a3_what_waits_on_the_refused_channel_ends_gives_back_and_takes_no_other(tmp_path: Path) -> None:
+    sms, app = Scripted("sms"), Scripted("app")
+
+    async def work(rig: Rig) -> None:
+        rig.dispatcher.pause("*", True)
+        (waiting,) = rig.offer([1], fallback_channel="app", fallback_after_ms=0)
+        say(rig, "u1", "marketing.app", True)
+        say(rig, "u1", "marketing.sms", False)
+        rig.dispatcher.pause("*", False)
+        await rig.until(lambda: rig.state_of(waiting) is S.FAILED)
+        await asyncio.sleep(0.2)
+
+    rig = run(tmp_path, sms, app, work)
+    assert sms.seen == app.seen == []
+    (told,) = [one for one in rig.events if one["type"] == "receipt"]
+    assert (told["code"], told.get("definite", True)) == ("no_consent", True)
+
+
+def test_a3_g5_a_submit_of_the_second_channel_is_not_repeated_after_a_refusal_of_the_first(tmp_path: Path) -> None:
+    sms, app = Scripted("sms", GatewayPermanent("blacklist")), Scripted("app", GatewayRetryable("not now", 0.3))
+
+    async def work(rig: Rig) -> None:
+        (one,) = rig.offer([1], fallback_channel="app", fallback_after_ms=0)
+        await rig.until(lambda: bool(app.seen))
+        say(rig, "u1", "marketing.app", True)
+        say(rig, "u1", "marketing.sms", False)
+        app.failure = None
+        await rig.until(lambda: rig.state_of(one) is S.FAILED)
+
+    run(tmp_path, sms, app, work)
+    assert len(app.seen) == 1, "provably not accepted, and then refused"

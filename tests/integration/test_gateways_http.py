@@ -44,7 +44,7 @@ from engine.deliver.outbound import Outbound
 from engine.deliver.sms import count_segments
 from engine.errors import GatewayGone, GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
 from engine.model import DispatchState, GatewayReceipt
-from tests.peers.http_gateways import Kannel, push_server, twilio_mock
+from tests.peers.http_gateways import Kannel, body_of, push_server, twilio_mock
 from tests.peers.programs import free_port
 from tests.peers.rig import Book, Rig
 
@@ -102,12 +102,7 @@ async def called_back(gateway: CallsBack, port: int) -> AsyncIterator[list[int]]
     statuses: list[int] = []
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        body = await body_of(receive)
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         callback = Callback(scope["method"], scope["query_string"].decode(), headers, body, scope["client"][0])
         try:
@@ -437,12 +432,7 @@ class Firebase:
         self.address = ""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        body = await body_of(receive)
         headers = dict(scope["headers"])
         extra: list[tuple[bytes, bytes]] = []
         if scope["path"] == "/token":

@@ -25,6 +25,7 @@ from engine.deliver.contract import Gateway
 from engine.deliver.gateways.build import GatewayMaker
 from engine.model import DispatchState as S
 from engine.settings import Settings
+from tests.peers.http_gateways import body_of
 from tests.peers.invariants import Handsets
 from tests.peers.programs import free_port
 from tests.peers.receiver import SECRET
@@ -45,12 +46,7 @@ class StandIn:
         self.rule: Callable[[int], int | None] = lambda number: None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = b""
-        while True:
-            message = await receive()
-            body += message.get("body", b"")
-            if not message.get("more_body"):
-                break
+        body = await body_of(receive)
         headers = {name.decode(): value.decode() for name, value in scope["headers"]}
         whom = self._whom(scope["path"], headers, body)
         self.asked.append(whom)

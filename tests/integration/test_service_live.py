@@ -2,125 +2,45 @@
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 
-from engine.deliver.addressbook import open_address_book
-from engine.settings import Settings
+from tests.peers.service import ServiceProcess, scenario
 
-ROOT = Path(__file__).resolve().parents[2]
-POLICY = """
-time_zone: Asia/Shanghai
-caps: [{at_most: 50, rolling: 24 h}]
-quiet_hours: {from: "03:00", to: "03:00"}
-assumed_consent: [location, usage, marketing.sms]
-signature: 测试
-opt_out_text: 拒收请回复R
-"""
-SCENARIO = """
-id: national/shop
-name: 购物
-mode: live
-goal: touchpoints
-trigger:
-  usage: {category: ecommerce, action: open}
-offer:
-  benefit: {id: voucher, name: 代金券, class: living, partner: shop}
-  channels: [sms]
-  text: 您好，TEXT
-reentry: every
-"""
-FENCES = """{"type":"FeatureCollection","features":[{"type":"Feature",
-"geometry":{"type":"Point","coordinates":[116.4,39.9]},"properties":{"id":"national/mall","name":"商场","kind":"mall","radius_m":100,"time_zone":"Asia/Shanghai"}}]}"""
+SHOPPING = "{usage: {category: ecommerce, action: open}}"
 
 
-class Live:
-    """`opportune serve` over content of its own in a temporary folder."""
+class Live(ServiceProcess):
+    """A service whose messages stay in the sandbox."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        for name in ("geofences", "scenarios"):
-            (folder / name).mkdir(exist_ok=True)
-        (folder / "geofences" / "places.geojson").write_text(FENCES)
-        (folder / "scenarios" / "policy.yaml").write_text(self.policy())
-        self.write_scenario("第一版")
-        state = folder / "state"
-        state.mkdir(exist_ok=True)
-        book = open_address_book(Settings(state=state))
-        book.put((f"u{number}", "sms", f"1390000{number:04d}") for number in range(2000))
-        book.close()
-        self.log = (folder / "log").open("wb")
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "engine.cli", "serve", "--port", "0", "--state", str(state)]
-            + ["--geofences", str(folder / "geofences"), "--scenarios", str(folder / "scenarios")],
-            cwd=ROOT,
-            env=dict(os.environ),
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        line = self.process.stdout.readline()
-        found = re.search(r"http://\S+?:\d+", line)
-        assert found, f"{line!r}\n{(folder / 'log').read_text()[-2000:]}"
-        self.client = httpx.Client(base_url=found[0], trust_env=False, timeout=10)
+        super().__init__(folder, [scenario("shop", SHOPPING, "您好，第一版")], {})
+        self.give_addresses(2000, ["sms"])
         self.users = iter(range(2000))
 
-    @staticmethod
-    def policy() -> str:
-        # A window of no length is refused by the checker; one minute of the night is as good as none.
-        return POLICY.replace('{from: "03:00", to: "03:00"}', '{from: "03:00", to: "03:01"}')
-
     def write_scenario(self, text: str) -> None:
-        (self.folder / "scenarios" / "shop.yaml").write_text(SCENARIO.replace("TEXT", text))
+        (self.folder / "scenarios" / "shop.yaml").write_text(scenario("shop", SHOPPING, f"您好，{text}"))
 
     def open_shop(self, user: str | None = None) -> str:
         """Let a user open a shopping app; return who."""
         name = user or f"u{next(self.users)}"
-        event = {"type": "usage", "feed": "dpi", "user": name, "app": "shop", "category": "ecommerce", "action": "open"}
-        self.post({**event, "id": f"{name}-{time.time_ns()}", "at": time.time_ns() // 1_000_000})
+        self.shop([int(name[1:])])
         return name
-
-    def post(self, event: dict[str, Any]) -> None:
-        answer = self.client.post("/v1/events", json=event)
-        assert answer.status_code == 202, answer.text
 
     def messages(self) -> list[dict[str, Any]]:
         return list(self.client.get("/v1/sandbox/messages", params={"limit": "1000"}).json()["messages"])
-
-    def until(self, holds: Callable[[], bool], within_s: float) -> float:
-        """Wait until it holds, at most so long; return how long it took."""
-        started = time.monotonic()
-        while not holds():
-            assert time.monotonic() - started < within_s, "did not happen in time"
-            time.sleep(0.02)
-        return time.monotonic() - started
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-            self.process.wait(timeout=40)
-        self.client.close()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self.log.close()
 
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     service = Live(tmp_path_factory.mktemp("live"))
+    service.start()
     yield service
-    service.close()
+    service.kill()
 
 
 def test_an_event_becomes_a_message_with_signature_and_opt_out(live: Live) -> None:
@@ -168,7 +88,8 @@ def test_a3_an_opt_out_stops_everything_within_a_second(live: Live) -> None:
     user = live.open_shop()
     live.until(lambda: len(live.messages()) > before, 5)
     now_ms = time.time_ns() // 1_000_000
-    live.post({"type": "inbound-message", "user": user, "at": now_ms, "channel": "sms", "text": " td "})
+    said = {"type": "inbound-message", "user": user, "at": now_ms, "channel": "sms", "text": " td "}
+    assert live.post([said]).status_code == 202
     time.sleep(1)
     before = len(live.messages())
     for _ in range(5):
@@ -181,8 +102,7 @@ def test_a3_an_opt_out_stops_everything_within_a_second(live: Live) -> None:
 
 
 def test_a12_no_phone_number_is_in_any_log_line_or_metric(live: Live) -> None:
-    live.log.flush()
-    told = (live.folder / "log").read_text() + live.client.get("/metrics").text
+    told = live.log_text() + live.client.get("/metrics").text
     assert "1390000" not in told
     assert "opportune_offers_total" in told
 
@@ -191,7 +111,7 @@ def test_f24_sigterm_drains_and_a_restart_forgets_nothing(live: Live) -> None:
     for _ in range(30):
         live.open_shop()
     started = time.monotonic()
-    live.process.send_signal(signal.SIGTERM)
-    assert live.process.wait(timeout=30) == 0
+    live.terminate()
+    live.wait_ended(30)
     assert time.monotonic() - started < 25
     assert list((live.folder / "state" / "checkpoints").glob("*.checkpoint"))

@@ -14,6 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tests.peers.programs import absent, cache_folder, free_port, is_open, need, one_at_a_time, wait_for
 
@@ -194,3 +195,13 @@ def push_server(folder: Path) -> Iterator[str]:
     command = [shutil.which("node") or "node", "-e", script]
     with running(command, folder / "push.log", port, "web-push-testing"):
         yield f"http://127.0.0.1:{port}"
+
+
+async def body_of(receive: Any) -> bytes:
+    """Read the whole body of a request to an ASGI application."""
+    body = b""
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if not message.get("more_body"):
+            return body

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import jwt
 import orjson
 
 from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
+from engine.deliver.http_exchange import Answer
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import (
     GatewayGone,
@@ -121,7 +121,7 @@ class FcmGateway(Sessionless):
         )
         form = {"grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer", "assertion": assertion}
         try:
-            answer = await self._out.post(self._token_url, data=form)
+            answer = await self._out.post(self._token_url, form=form)
         except GatewayUnknown as error:
             raise GatewayRetryable(f"{self.name}: no access token ({error})") from None
         granted = _document(answer)
@@ -133,7 +133,7 @@ class FcmGateway(Sessionless):
 
     # --- the answer -------------------------------------------------------------------------------------------------
 
-    def _judge(self, answer: httpx.Response) -> Submitted:
+    def _judge(self, answer: Answer) -> Submitted:
         status = answer.status_code
         if answer.is_success:
             named = _document(answer).get("name")
@@ -169,7 +169,7 @@ def _read_account(name: str, path: Path) -> dict[str, str]:
     return {key: account[key] for key in needed}
 
 
-def _document(answer: httpx.Response) -> dict[str, Any]:
+def _document(answer: Answer) -> dict[str, Any]:
     try:
         document = orjson.loads(answer.content)
     except orjson.JSONDecodeError:
@@ -177,7 +177,7 @@ def _document(answer: httpx.Response) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _error_code(answer: httpx.Response) -> str:
+def _error_code(answer: Answer) -> str:
     """Return FCM's own code where the answer has one, else the general status."""
     error = _document(answer).get("error")
     if not isinstance(error, dict):

@@ -17,8 +17,6 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from urllib.parse import parse_qs, quote, urlencode
 
-import httpx
-
 from engine.deliver.contract import (
     Callback,
     CallbackRefused,
@@ -31,6 +29,7 @@ from engine.deliver.contract import (
     Submitted,
 )
 from engine.deliver.egress import Network, is_from
+from engine.deliver.http_exchange import Answer
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.deliver.sms import count_segments
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
@@ -174,7 +173,7 @@ class KannelGateway:
         """The validity period in minutes (D6), at least one: what is past its deadline is never submitted."""
         return max(1, min((deadline_ms - self._now_ms()) // 60_000, _UNTIL_GIVEN_UP_MIN))
 
-    def _judge(self, answer: httpx.Response, dispatch: Dispatch) -> Submitted:
+    def _judge(self, answer: Answer, dispatch: Dispatch) -> Submitted:
         status = answer.status_code
         if answer.is_success:
             return Submitted((dispatch.dispatch_id,))

@@ -15,7 +15,6 @@ import hmac
 from collections.abc import Callable, Sequence
 from urllib.parse import parse_qsl
 
-import httpx
 import orjson
 
 from engine.deliver.contract import (
@@ -29,6 +28,7 @@ from engine.deliver.contract import (
     Standing,
     Submitted,
 )
+from engine.deliver.http_exchange import Answer
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
 from engine.model import DispatchState, GatewayReceipt
@@ -80,7 +80,8 @@ class TwilioGateway:
         self.channel = channel
         self.capabilities = capabilities or Capabilities(sms=True, receipts=bool(callback_url))
         self._from = {"From": sender} if sender else {"MessagingServiceSid": messaging_service}
-        self._auth = (account, token)
+        proof = base64.b64encode(f"{account}:{token}".encode()).decode()
+        self._headers = {"authorization": f"Basic {proof}"}
         self._token = token
         self._callback_url = f"{callback_url.rstrip('/')}/v1/callbacks/{name}" if callback_url else None
         self._now_ms = now_ms
@@ -101,7 +102,7 @@ class TwilioGateway:
         }
         if self._callback_url:
             form["StatusCallback"] = self._callback_url
-        answer = await self._out.post(self._url, data=form, auth=self._auth)
+        answer = await self._out.post(self._url, form=form, headers=self._headers)
         return self._judge(answer)
 
     async def close(self, timeout_s: float = 5.0) -> None:
@@ -145,7 +146,7 @@ class TwilioGateway:
         if not hmac.compare_digest(given.encode(), expected.encode()):
             raise CallbackRefused
 
-    def _judge(self, answer: httpx.Response) -> Submitted:
+    def _judge(self, answer: Answer) -> Submitted:
         status = answer.status_code
         if answer.is_success:
             sid = _field(answer, "sid")
@@ -162,7 +163,7 @@ class TwilioGateway:
         raise GatewayUnknown(f"{self.name}: answered {status}")
 
 
-def _field(answer: httpx.Response, name: str) -> str:
+def _field(answer: Answer, name: str) -> str:
     try:
         document = orjson.loads(answer.content)
     except orjson.JSONDecodeError:

@@ -14,14 +14,14 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
 import httpcore
-import httpx
 import orjson
 from standardwebhooks.webhooks import Webhook
 
 from engine.deliver.contract import Callback, CallbackRefused, Capabilities, Dispatch, Inbox, Reply, Standing, Submitted
 from engine.deliver.egress import Network
 from engine.deliver.gateways.webhook_callbacks import SignedCallbacks
-from engine.deliver.outbound import MOST_ANSWER_BYTES, Outbound, retry_after_s
+from engine.deliver.http_exchange import Answer
+from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown, SettingsError
 
 NOT_TAKEN = frozenset({429, 503})
@@ -111,7 +111,7 @@ class WebhookGateway:
     async def close(self, timeout_s: float = 5.0) -> None:
         await self._out.close()
 
-    def _judge(self, answer: httpx.Response, dispatch: Dispatch) -> Submitted:
+    def _judge(self, answer: Answer, dispatch: Dispatch) -> Submitted:
         status = answer.status_code
         if answer.is_success:
             return Submitted((_named(answer) or dispatch.dispatch_id,))
@@ -124,10 +124,8 @@ class WebhookGateway:
         raise GatewayUnknown(f"{self.name}: answered {status}")
 
 
-def _named(answer: httpx.Response) -> str | None:
+def _named(answer: Answer) -> str | None:
     """Return the receiver's own id for the message, where its answer names one."""
-    if len(answer.content) > MOST_ANSWER_BYTES:
-        return None
     try:
         document = orjson.loads(answer.content)
     except orjson.JSONDecodeError:

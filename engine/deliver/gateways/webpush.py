@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx
 import orjson
 from py_vapid import Vapid02, VapidException
 from pywebpush import WebPusher, WebPushException
 
 from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Submitted
+from engine.deliver.http_exchange import Answer
 from engine.deliver.outbound import Outbound, retry_after_s
 from engine.errors import (
     GatewayGone,
@@ -126,7 +126,7 @@ class WebPushGateway(Sessionless):
             self._tokens[origin] = headers, until_s
         return headers
 
-    def _judge(self, answer: httpx.Response, dispatch: Dispatch) -> Submitted:
+    def _judge(self, answer: Answer, dispatch: Dispatch) -> Submitted:
         status = answer.status_code
         if answer.is_success:
             return Submitted((answer.headers.get("location", dispatch.dispatch_id)[:128],))

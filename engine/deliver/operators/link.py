@@ -28,6 +28,8 @@ from engine.deliver.operators.wire import Frames, WireError
 
 log = structlog.get_logger("opportune.deliver")
 
+READ_BYTES = 16 << 10
+"""Read and understood in one turn of the loop, some milliseconds of work: a flood must not hold up the others (F21)."""
 MOST_TAKEN = 4_000
 """Receipts and messages taken and not yet acknowledged; beyond it the socket is not read until half of them are."""
 
@@ -49,7 +51,7 @@ class Timing:
 Back = Reported | Received | Heard
 
 
-class Link(asyncio.Protocol):
+class Link(asyncio.BufferedProtocol):
     """One connection.
 
     take   takes what came back in one read; acknowledges by `write`. Its failure is its own.
@@ -79,16 +81,18 @@ class Link(asyncio.Protocol):
         self._now_ms = now_ms
         self._monotonic_s = monotonic_s
         self._frames = Frames(dialect.header)
+        self._buffer = bytearray(READ_BYTES)
         self._transport: asyncio.Transport | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._taken = 0
+        self._is_full = False
         self._heard_s = self._active_s = monotonic_s()
         self._tests = 0
         self._tested_s = 0.0
         self._is_closing = False
         self._out: list[bytes] = []
 
-    # --- asyncio.Protocol -------------------------------------------------------------------------------------------
+    # --- asyncio.BufferedProtocol -----------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
@@ -96,7 +100,17 @@ class Link(asyncio.Protocol):
         self._tasks.add(watch)
         watch.add_done_callback(self._tasks.discard)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> bytearray:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if nbytes == READ_BYTES and self._transport is not None:
+            # There is more. Loops read a socket again and again as long as it fills the buffer.
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+        self._read(bytes(self._buffer[:nbytes]))
+
+    def _read(self, data: bytes) -> None:
         now_s = self._monotonic_s()
         self._heard_s = now_s
         try:
@@ -212,6 +226,7 @@ class Link(asyncio.Protocol):
     def _pass_on(self, back: list[Back]) -> None:
         self._taken += len(back)
         if self._taken > MOST_TAKEN and self._transport is not None:
+            self._is_full = True
             self._transport.pause_reading()
         task = asyncio.get_running_loop().create_task(self._take_all(back))
         self._tasks.add(task)
@@ -221,10 +236,14 @@ class Link(asyncio.Protocol):
         try:
             await self._take(self, back)
         finally:
-            was_full = self._taken > MOST_TAKEN // 2
             self._taken -= len(back)
-            if was_full and self._taken <= MOST_TAKEN // 2 and self._transport is not None and not self._is_closing:
-                self._transport.resume_reading()
+            if self._is_full and self._taken <= MOST_TAKEN // 2:
+                self._is_full = False
+                self._read_on()
+
+    def _read_on(self) -> None:
+        if not self._is_full and not self._is_closing and self._transport is not None:
+            self._transport.resume_reading()
 
     async def _watch(self) -> None:
         """Give up what has waited too long, test an idle link, leave one that is dead or not needed."""

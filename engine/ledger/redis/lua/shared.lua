@@ -56,7 +56,7 @@ local function put_offer(prefix, id, offer, keep_ms)
 end
 
 -- The second channel of an offer (G5): `b` holds {channel, after_ms} while it may still be tried, `bz` when it is due.
-local ENDED = {deadline = true, user_closed = true, store_lost = true}
+local ENDED = {deadline = true, no_consent = true, user_closed = true, store_lost = true}
 
 local function drop_fallback(prefix, id)
   redis.call('HDEL', prefix .. 'b', id)
@@ -82,9 +82,10 @@ end
 local function add_dispatch(prefix, id, offer, dispatch_id, state, at_ms, epoch, gateway_id, code, reports)
   local before = ''
   for _, one in ipairs(offer[10]) do
+    -- Said before: a receipt that came twice, or a replay; one that was too late then is not written again either.
+    if one[1] == dispatch_id and one[2] == state then return false, false end
     if one[5] and one[1] == dispatch_id then before = one[2] end
   end
-  if before == state then return false, false end
   local applied = FOLLOWS[before][state] or false
   table.insert(offer[10], {dispatch_id, state, at_ms, epoch, applied, gateway_id, code, false})
   if applied then
@@ -112,12 +113,23 @@ local function ended_by_close(prefix, id, offer, epoch, keep_ms)
   return true
 end
 
--- Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4).
-local function has_consent(prefix, offer, channel, assumed)
-  local purpose = 'marketing.' .. channel
+local function said_of(prefix, offer, purpose)
   local user = redis.call('HGET', prefix .. 'c:' .. offer[1], purpose)
   local subject = offer[2] ~= offer[1] and redis.call('HGET', prefix .. 'c:' .. offer[2], purpose)
-  if user or subject then return user ~= '0' and subject ~= '0' end
+  return user or subject, user == '0' or subject == '0'
+end
+
+-- Whoever withdrew it anywhere has withdrawn it: user and subject are both asked (A4).
+-- Who refuses the first channel of an offer refuses the offer: its second channel is silent too (A3, G5).
+local function has_consent(prefix, offer, channel, assumed)
+  local purpose = 'marketing.' .. channel
+  local is_said, is_refused = said_of(prefix, offer, purpose)
+  if channel ~= offer[4] and not is_refused then
+    local _, refused_first = said_of(prefix, offer, 'marketing.' .. offer[4])
+    is_refused = refused_first
+  end
+  if is_refused then return false end
+  if is_said then return true end
   for _, one in ipairs(assumed) do
     if one == purpose then return true end
   end
