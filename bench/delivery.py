@@ -3,6 +3,8 @@
 `delivery.KIND.per_s`      offers claimed, submitted, answered and recorded through dispatcher and ledger on disk; over
                            two connections of 32 unanswered submits where the protocol has connections. `per_cpu_s` is
                            the same for each second of our own processor time, shares are processors used by each side
+`delivery.post.cpu_ms`     our own processor time for a message by HTTP, from claim to record, against a server that
+                           costs next to nothing; peer: as many POSTs by the library's client alone
 `delivery.receipts.per_s`  Report frames over a socket: read, matched in the ledger, journaled, acknowledged
 `delivery.flood.pause_ms`  the longest time in which nothing left while 10,000 receipts came within a second (F21)
 `delivery.mix.p99_ms`      from enqueueing to the gateway's answer at 1,000/s over four gateways, of the three that are
@@ -26,7 +28,7 @@ import pytest
 import structlog
 
 from bench.delivery_flood import storm
-from bench.delivery_peers import NODE, PEERS, measure
+from bench.delivery_peers import NODE, PEERS, measure, post_cost
 from engine.clock import wall_ms
 from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Sessionless, Submitted
 from engine.deliver.dispatcher import Dispatcher
@@ -55,6 +57,7 @@ def run(smoke: bool) -> list[dict[str, Any]]:
             rows.append(measure(kind, 200 if smoke else 12_000, 1 if smoke else 3))
         except (pytest.skip.Exception, pytest.fail.Exception) as absent:
             print(f"delivery.{kind}.per_s: not measured: {absent}", file=sys.stderr)
+    rows.append(post_cost(100 if smoke else 3_000))
     rows.append(storm(500 if smoke else 10_000))
     return [*rows, _receipts(2_000 if smoke else 30_000), _mix(0.5 if smoke else 5.0)]
 

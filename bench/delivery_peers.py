@@ -18,12 +18,14 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from bench.http_sink import sink
 from engine.deliver.contract import Addresses, Gateway
 from engine.deliver.gateways.build import GatewayMaker
 from engine.model import DispatchState
 from engine.settings import Settings
 from tests.peers.http_gateways import Kannel, push_server, twilio_mock
 from tests.peers.programs import free_port
+from tests.peers.receiver import SECRET
 from tests.peers.rig import Book, Rig
 from tests.peers.smsc import Smsc
 from tests.peers.smsgate import LOGIN, PASSWORD, SmsGate, classpath
@@ -109,6 +111,13 @@ def webpush(folder: Path) -> Iterator[Peer]:
         yield Peer({**settings, **_HTTP}, [], _OneBrowser(json.dumps(told)))
 
 
+@contextlib.contextmanager
+def webhook(folder: Path) -> Iterator[Peer]:
+    """A server that costs next to nothing: what is measured is our own side of a POST."""
+    with sink() as (url, pid):
+        yield Peer({"kind": "webhook", "url": url, "secret": SECRET, **_HTTP}, [pid], Book())
+
+
 _HTTP = {"allow_http": True, "allow_networks": ["127.0.0.0/8"], "messages_per_s": 1e6}
 
 
@@ -130,8 +139,9 @@ PEERS: dict[str, Callable[[Path], AbstractContextManager[Peer]]] = {
     "kannel": kannel,
     "twilio": twilio,
     "webpush": webpush,
+    "webhook": webhook,
 }
-SLOW = frozenset({"kannel", "twilio", "webpush"})
+SLOW = frozenset({"kannel", "twilio", "webpush", "webhook"})
 """HTTP: a tenth of the messages is enough to measure them."""
 
 
@@ -169,8 +179,36 @@ async def _submit_all(folder: Path, gateway: Gateway, peer: Peer, count: int) ->
     if peer.count is not None:
         assert peer.count() == count + warm, "what the peer has accepted is not what we were told"
     await rig.close()
-    row = {"value": count / passed_s, "per_cpu_s": round(count / used_s), "cpu_share": round(used_s / passed_s, 2)}
+    row = {
+        "value": count / passed_s,
+        "per_cpu_s": round(count / used_s),
+        "cpu_ms": round(used_s / count * 1000, 3),
+        "cpu_share": round(used_s / passed_s, 2),
+    }
     return row | ({"peer_cpu_share": round(peer_cpu_s / passed_s, 2)} if peer.group else {})
+
+
+def post_cost(count: int) -> dict[str, Any]:
+    """Return the row of what one POST costs us, from claim to record; peer: the library's client posting as much."""
+    rows = [_round("webhook", count) for _ in range(3)]
+    with sink() as (url, _):
+        library_ms = min(asyncio.run(_post_all(url, count)) for _ in range(2))
+    value = min(row["cpu_ms"] for row in rows)
+    return {"name": "delivery.post.cpu_ms", "value": value, "unit": "ms", "httpx_cpu_ms": round(library_ms, 3)}
+
+
+async def _post_all(url: str, count: int) -> float:
+    """Post with httpx, 32 at once; return its processor time a request in ms."""
+    async with httpx.AsyncClient(trust_env=False, limits=httpx.Limits(max_connections=32)) as client:
+        numbers = iter(range(count))
+
+        async def post() -> None:
+            for _ in numbers:
+                (await client.post(url, content=b"x" * 300)).raise_for_status()
+
+        begin_s = time.process_time()
+        await asyncio.gather(*(post() for _ in range(32)))
+        return (time.process_time() - begin_s) / count * 1000
 
 
 def cpu_s(pids: Sequence[int]) -> float:

@@ -122,12 +122,14 @@ async def _worker(settings: Settings) -> None:
 
 
 async def _dispatch(settings: Settings) -> None:
+    from engine.console.rerouting import reroute_on_hangup
     from engine.deliver.addressbook import open_address_book
     from engine.runtime.cluster.dispatch import DispatchHost
 
     stop = _stop_event()
     host = DispatchHost(settings, open_address_book(settings))
     await host.start()
+    reroute_on_hangup(host.dispatcher, settings, load_settings)
     await _serve(
         settings, "dispatch", host.why_not_ready, stop, lambda: host.failure is None, host.stop, host.on_callback
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,14 +36,16 @@ def serve(
     cluster: Annotated[bool, typer.Option("--cluster", help="put events into Kafka instead; workers decide")] = False,
 ) -> None:
     """Take events over HTTP, decide, hand offers to gateways, until SIGTERM or Ctrl-C."""
-    settings = load_settings(geofences=geofences, scenarios=scenarios, state=state, host=host, port=port)
+    load = partial(load_settings, geofences=geofences, scenarios=scenarios, state=state, host=host, port=port)
+    settings = load()
     if clock not in ("log", "events"):
         raise typer.BadParameter("log or events", param_hint="--clock")
-    uvloop.run(_front(settings) if cluster else _serve(settings, clock))
+    uvloop.run(_front(settings) if cluster else _serve(settings, clock, load))
 
 
-async def _serve(settings: Settings, clock: str) -> None:
+async def _serve(settings: Settings, clock: str, load: Callable[[], Settings]) -> None:
     from engine.console.host import Host
+    from engine.console.rerouting import reroute_on_hangup
     from engine.deliver.addressbook import open_address_book
     from engine.runtime.warm import warm_aloud
 
@@ -52,6 +56,7 @@ async def _serve(settings: Settings, clock: str) -> None:
     warm_aloud()
     host = Host(settings, open_address_book(settings), clock=clock)
     await host.start()
+    reroute_on_hangup(host.dispatcher, settings, load)
     print(f"opportune listens on http://{settings.host}:{host.port}, state in {settings.state}", flush=True)
     await stop.wait()
     print("draining ...", flush=True)

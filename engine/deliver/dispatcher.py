@@ -26,8 +26,9 @@ from engine.deliver.contract import (
     Gateway,
     Reply,
 )
-from engine.deliver.lane import dispatch_id, gives_back
+from engine.deliver.lane import gives_back
 from engine.deliver.lanes import Lanes
+from engine.deliver.making import dispatch_id
 from engine.deliver.returns import Returns
 from engine.deliver.routing import Route
 from engine.deliver.settler import Settled, Settler
@@ -158,6 +159,10 @@ class Dispatcher:
         else:
             self._paused.discard(scenario)
             self._unpark()
+
+    def reroute(self, routes: Mapping[str, Route]) -> None:
+        """Let gateways take other offers than before, by their names; what is claimed stays where it is."""
+        self._lanes.reroute(routes)
 
     # --- what lanes ask ---------------------------------------------------------------------------------------------
 

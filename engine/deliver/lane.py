@@ -7,8 +7,6 @@ looked up. What is not claimed stays in the ledger's outbox and survives a crash
 from __future__ import annotations
 
 import asyncio
-import heapq
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
@@ -17,9 +15,11 @@ from engine import metrics
 from engine.deliver.breaker import Breaker, Bucket, Quota
 from engine.deliver.contract import ClaimAnswer, Dispatch, DispatchRecord, Gateway
 from engine.deliver.fair_queue import FairQueue
+from engine.deliver.making import dispatch_id, make
+from engine.deliver.retries import Retries, Retry, delay_s
 from engine.deliver.settler import Settled
 from engine.errors import GatewayGone, GatewayPermanent, GatewayRetryable, GatewayThrottled, GatewayUnknown
-from engine.model import CODE_MARK, DispatchState, Offer
+from engine.model import DispatchState, Offer
 
 if TYPE_CHECKING:
     from engine.deliver.dispatcher import Dispatcher
@@ -27,23 +27,11 @@ if TYPE_CHECKING:
 log = structlog.get_logger("opportune.deliver")
 
 CLAIMS_AT_ONCE = 128
-RETRY_BASE_S = 0.5
-RETRY_LONGEST_S = 60.0
 THROTTLED_S = 0.25
 LONG_WAIT_S = 1.0
 ENDED = frozenset({"deadline", "no_consent", "user_closed"})
 """Codes of failures after which no other channel may speak (G5, A3)."""
 NOT_READY_S = 0.1
-
-
-@dataclass(order=True, slots=True)
-class _Retry:
-    due_s: float
-    number: int
-    offer: Offer
-    dispatch: Dispatch
-    parts: int
-    tries: int
 
 
 class Lane:
@@ -55,8 +43,7 @@ class Lane:
         self.breaker = Breaker()
         self._bucket = Bucket(gateway.capabilities.messages_per_s)
         self.quota = Quota(gateway.capabilities.daily_quota)
-        self._retries: list[_Retry] = []
-        self._numbers = 0
+        self._retries = Retries()
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight_metric = metrics.GATEWAY_IN_FLIGHT.labels(gateway.name)
@@ -98,10 +85,8 @@ class Lane:
         if self.is_idle or not self.why_held_back:
             return
         now_ms = self._owner.now_ms()
-        for retry in [one for one in self._retries if now_ms >= one.offer.deadline_ms]:
-            self._retries.remove(retry)
+        for retry in self._retries.take_late(now_ms):
             self._settle(retry.offer, DispatchState.EXPIRED, code="deadline")
-        heapq.heapify(self._retries)
         late = self.queue.take(lambda offer: now_ms >= offer.deadline_ms)
         for first in range(0, len(late), CLAIMS_AT_ONCE):
             group = late[first : first + CLAIMS_AT_ONCE]
@@ -118,8 +103,8 @@ class Lane:
         while not self._owner.is_stopping:
             self._wake.clear()
             room, wait_s = self._room()
-            if room and self._retries and self._retries[0].due_s <= self._owner.monotonic_s():
-                self._again(heapq.heappop(self._retries))
+            if room and self._retries and self._retries.next_s <= self._owner.monotonic_s():
+                self._again(self._retries.pop())
             elif room and self.queue:
                 await self._hand_over([self.queue.pop() for _ in range(min(room, len(self.queue)))])
             else:
@@ -137,16 +122,15 @@ class Lane:
                 task.cancel()
             if late:
                 await asyncio.wait(late)
-        for retry in self._retries:
+        for retry in self._retries.take_all():
             self._settle(retry.offer, DispatchState.REJECTED, code="not_accepted")
-        self._retries.clear()
 
     # --- how much may go now ----------------------------------------------------------------------------------------
 
     def _room(self) -> tuple[int, float]:
         """Return how many submits may start now, and how long to wait if there is nothing to start."""
         t = self._owner.monotonic_s()
-        next_retry_s = max(0.0, self._retries[0].due_s - t) if self._retries else LONG_WAIT_S
+        next_retry_s = max(0.0, self._retries.next_s - t) if self._retries else LONG_WAIT_S
         if not self.queue and next_retry_s > 0:
             return 0, min(next_retry_s, LONG_WAIT_S)
         if not self._owner.may_claim:
@@ -201,46 +185,13 @@ class Lane:
             await asyncio.sleep(self._owner.store_pause_s)
 
     def _start(self, offer: Offer) -> int:
-        """Begin the submit of a claimed offer; return 0 where it has no address, which is a definite failure."""
-        try:
-            address = self._owner.addresses.lookup(offer.user_id, offer.channel)
-        except Exception as error:  # the address book is a store of its own; without it this one is not sent
-            log.error("address book cannot answer", error=type(error).__name__)
-            address = None
-        if address is None:
-            self._settle(offer, DispatchState.FAILED, code="no_address")
+        """Begin the submit of a claimed offer; return 0 where there is nothing to submit, a definite failure."""
+        made = make(self._owner, self.gateway, offer)
+        if isinstance(made, str):
+            self._settle(offer, DispatchState.FAILED, code=made)
             return 0
-        code = None
-        if offer.code is not None:
-            code = self._reveal(offer.code)
-            if code is None:
-                self._settle(offer, DispatchState.FAILED, code="no_code")
-                return 0
-        capabilities = self.gateway.capabilities
-        text = offer.text if code is None else offer.text.replace(CODE_MARK, code)
-        if capabilities.sms:
-            text = capabilities.finish(text, *self._owner.texts(), is_service=offer.offer_class == "service")
-        parts = capabilities.parts(text)
-        if capabilities.sms:
-            metrics.SMS_SEGMENTS.inc(parts)
-        dispatch = Dispatch(
-            dispatch_id=dispatch_id(offer),
-            offer_id=offer.offer_id,
-            address=address,
-            text=text,
-            title="",
-            deadline_ms=offer.deadline_ms,
-            data={"scenario": offer.scenario, "benefit": offer.benefit, "code": code},
-        )
-        self._submit_soon(offer, dispatch, parts, tries=1)
+        self._submit_soon(offer, *made, tries=1)
         return 1
-
-    def _reveal(self, ref: str) -> str | None:
-        try:
-            return self._owner.reveal(ref)
-        except Exception as error:  # like the address book: without it this one is not sent
-            log.error("the store of codes cannot answer", error=type(error).__name__)
-            return None
 
     def _submit_soon(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
         self._bucket.take(parts)
@@ -290,21 +241,17 @@ class Lane:
     def _retry_or_reject(
         self, offer: Offer, dispatch: Dispatch, parts: int, tries: int, retry_after_s: float | None
     ) -> None:
-        """Plan another submit of the same dispatch, spread by the offer id, or give up for good.
+        """Plan another submit of the same dispatch, or give up for good.
 
         tries  submits that failed so far; a throttled one is none
         """
-        spread = 0.5 + int(offer.offer_id[-4:], 16) / 0x10000
-        delay_s = min(RETRY_BASE_S * 2 ** max(0, tries - 1), RETRY_LONGEST_S) * spread
-        delay_s = max(delay_s if tries else 0.0, (retry_after_s or 0.0) * (0.5 + spread if not tries else 1.0))
-        if tries >= self._owner.most_tries or self._owner.now_ms() + delay_s * 1000 >= offer.deadline_ms:
+        wait_s = delay_s(offer.offer_id, tries, retry_after_s)
+        if tries >= self._owner.most_tries or self._owner.now_ms() + wait_s * 1000 >= offer.deadline_ms:
             self._settle(offer, DispatchState.REJECTED, code="not_accepted")
             return
-        self._numbers += 1
-        due_s = self._owner.monotonic_s() + delay_s
-        heapq.heappush(self._retries, _Retry(due_s, self._numbers, offer, dispatch, parts, tries + 1))
+        self._retries.push(self._owner.monotonic_s() + wait_s, offer, dispatch, parts, tries + 1)
 
-    def _again(self, retry: _Retry) -> None:
+    def _again(self, retry: Retry) -> None:
         """Submit again what was provably not accepted, unless the world has changed meanwhile."""
         if self._owner.now_ms() >= retry.offer.deadline_ms:
             self._settle(retry.offer, DispatchState.EXPIRED, code="deadline")
@@ -331,11 +278,6 @@ class Lane:
             gateway_ids if self.gateway.capabilities.receipts else (),
         )
         self._owner.settle(Settled(offer.user_id, self.gateway.name, record, gives_back(offer, code)))
-
-
-def dispatch_id(offer: Offer) -> str:
-    """Name one attempt (D4). A repeated submit of a provable refusal is the same attempt."""
-    return f"{offer.offer_id}/{offer.channel}/{offer.attempt}"
 
 
 def gives_back(offer: Offer, code: str | None) -> bool:

@@ -101,6 +101,15 @@ class Lanes:
         ranked = [self._lanes[name] for name in rank(offer, names, self._routes)]
         return next((lane for lane in ranked if lane.can_send), ranked[0] if ranked else self._none)
 
+    def reroute(self, routes: Mapping[str, Route]) -> None:
+        """Let other routes hold from now on, for what waits as well: nothing of it is claimed yet."""
+        self._routes = routes
+        for lane in self:
+            for offer in lane.queue.take(_any):
+                taken = self.lane_for(offer)
+                taken.queue.push(offer)
+                taken.wake()
+
     def move_on(self) -> None:
         """Move what waits for a gateway that is held back to others that take it and can send.
 
@@ -150,6 +159,10 @@ class Lanes:
 
 def _any_takes(takes: Sequence[Callable[[Offer], bool]], offer: Offer) -> bool:
     return any(one(offer) for one in takes)
+
+
+def _any(offer: Offer) -> bool:
+    return True
 
 
 class _NoGateway(Sessionless):

@@ -94,9 +94,11 @@ def _put(cursor: sqlite3.Cursor, records: Sequence[DispatchRow], epoch: int, *, 
         before = next(
             (reached for name, reached, applied in reversed(known) if applied and name == record.dispatch_id), None
         )
-        # Said before: a receipt that came twice, or a replay; one that was too late then is not written again either.
-        is_known = any(name == record.dispatch_id and reached is state for name, reached, _ in known)
-        if is_known or (only_known and before is None):
+        # What came too late once is not written a second time: a replay may bring it again.
+        was_late = any(
+            name == record.dispatch_id and reached is state and not applied for name, reached, applied in known
+        )
+        if before is state or was_late or (only_known and before is None):
             changed.append(False)
             continue
         applied = may_follow(before, state)

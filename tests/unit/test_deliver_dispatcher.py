@@ -180,7 +180,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(autouse=True)
 def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("engine.deliver.lane.RETRY_BASE_S", 0.004)
+    monkeypatch.setattr("engine.deliver.retries.BASE_S", 0.004)
 
 
 def test_offers_left_in_the_outbox_are_handed_over_at_start_each_once() -> None:

@@ -15,7 +15,7 @@ import uvloop
 
 from engine.clock import monotonic_s, wall_ms
 from engine.deliver.contract import DispatchRecord
-from engine.deliver.gateways.sgip import SgipInboundDialect
+from engine.deliver.gateways.sgip_dialect import SgipInboundDialect
 from engine.deliver.operators import sgip
 from engine.deliver.operators.link import READ_BYTES, Back, Link, Timing
 from engine.deliver.returns import AT_ONCE, Returns

@@ -175,9 +175,11 @@ def test_an_answer_that_drips_for_ever_is_given_up_in_time() -> None:
                     writer.write(b"H" if not self.requests else b"x")
                     self.requests.append(b"")
                     await writer.drain()
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.001)
             except ConnectionError:
                 pass
+            finally:
+                writer.close()
 
     async def work(out: Outbound, url: str) -> None:
         begin_s = asyncio.get_running_loop().time()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,8 +19,10 @@ from typer.testing import CliRunner
 
 from engine.cli import content as content_commands
 from engine.cli.message import make_preview
+from engine.console.rerouting import reroute_on_hangup
 from engine.content import load_content
 from engine.deliver.contract import Capabilities, Dispatch, Sessionless, Standing, Submitted
+from engine.deliver.gateways.build import rerouted
 from engine.deliver.gateways.checking import gateway_faults
 from engine.deliver.routing import Route, rank
 from engine.deliver.sms import count_segments
@@ -217,7 +221,7 @@ def test_a_breaker_that_is_due_gets_its_probe_although_others_could_take_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("engine.deliver.breaker.Breaker.PAUSE_S", 0.2)
-    monkeypatch.setattr("engine.deliver.lane.RETRY_BASE_S", 0.01)
+    monkeypatch.setattr("engine.deliver.retries.BASE_S", 0.01)
     sick, well = _Gateway("sick"), _Gateway("well")
     sick.fails = True
 
@@ -256,6 +260,61 @@ def test_each_gateway_places_its_own_signature_and_segments_are_counted_after_it
     assert bare.seen[0].text == text
     sent = [(one.capabilities.parts(one.seen[0].text), count_segments(one.seen[0].text).units) for one in (head, tail)]
     assert sent == [(1, 68), (2, 72)]
+
+
+def test_other_routes_hold_at_once_for_what_waits_and_for_what_comes(tmp_path: Path) -> None:
+    south, north = _Gateway("south"), _Gateway("north")
+    north.is_up = False
+    routes = {"south": Route(frozenset({"guangdong"})), "north": Route(frozenset({"beijing"}))}
+
+    async def work(rig: Rig) -> None:
+        rig.offer(range(20), province="beijing")
+        await asyncio.sleep(0.05)
+        assert rig.states() == {None: 20}
+        rig.dispatcher.reroute({"south": Route(frozenset({"guangdong", "beijing"}))})
+        rig.offer(range(20, 30), province="beijing")
+        await rig.dispatcher.idle()
+
+    _running(tmp_path, [south, north], routes, work).ledger.close()
+    assert (len(south.seen), len(north.seen)) == (30, 0)
+
+
+def test_routes_are_read_again_and_what_needs_a_restart_is_named() -> None:
+    base = {**SANDBOX, "provinces": ["beijing"]}
+    now = Settings(gateways={"a": base, "b": SANDBOX, "gone": {**SANDBOX, "weight": 2}})  # type: ignore[dict-item]
+    there = {"a": {**base, "provinces": ["sichuan"]}, "b": {**SANDBOX, "window": 7, "weight": 3}, "new": SANDBOX}
+    found, later = rerouted(now, Settings(gateways=there))  # type: ignore[arg-type]
+    assert later == ["b", "gone", "new"]
+    assert found == {"a": Route(frozenset({"sichuan"})), "b": Route(weight=3), "gone": Route(weight=2)}
+
+
+def test_a_hangup_lets_new_routes_hold_and_settings_that_cannot_be_read_leave_the_old_ones() -> None:
+    now = Settings(gateways={"a": {**SANDBOX, "weight": 2}})  # type: ignore[dict-item]
+    wanted: list[Settings | SettingsError] = [
+        SettingsError("opportune.toml is not valid TOML"),
+        Settings(gateways={"a": {**SANDBOX, "weight": 3}}),  # type: ignore[dict-item]
+    ]
+    taken: list[Any] = []
+
+    def load() -> Settings:
+        read = wanted.pop(0)
+        if isinstance(read, SettingsError):
+            raise read
+        return read
+
+    class Watched:
+        reroute = staticmethod(taken.append)
+
+    async def main() -> None:
+        reroute_on_hangup(Watched, now, load)  # type: ignore[arg-type]
+        for left in (1, 0):
+            os.kill(os.getpid(), signal.SIGHUP)
+            while len(wanted) > left:
+                await asyncio.sleep(0.001)
+        asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+
+    asyncio.run(main())
+    assert taken == [{"a": Route(weight=3)}]
 
 
 # --- what check says ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.errors import StoreCorrupt, StoreUnavailable
+from engine.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Offer, Option, ReserveRequest, Rule, Scope
 
@@ -145,3 +145,18 @@ def test_memory_stays_within_its_budget(tmp_path):
     minutes = ledger.caps.arrays()["caps.minutes"].nbytes
     assert (ledger.caps.nbytes - minutes) / count <= 50
     ledger.close()
+
+
+def test_statements_keep_to_what_old_sqlite_knows():
+    """`->>` came with SQLite 3.38 and RETURNING with 3.35; Debian 11 and Ubuntu 20.04 and 22.04 have less."""
+    engine = Path(__file__).resolve().parents[2] / "engine"
+    newer = ("->>", " RETURNING ", ") STRICT", "unhex(", " IS NOT DISTINCT ", "UPDATE FROM", " iif(")
+    for path in engine.rglob("*.py"):
+        code = "\n".join(line for line in path.read_text().splitlines() if '"""' not in line)
+        assert not [word for word in newer if word in code], path
+
+
+def test_a_sqlite_that_is_too_old_is_said_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("sqlite3.sqlite_version_info", (3, 30, 1))
+    with pytest.raises(SettingsError, match=r"ledger\.db: needs SQLite 3\.31 or newer, this Python has"):
+        open_ledger(tmp_path)

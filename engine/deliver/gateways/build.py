@@ -28,6 +28,9 @@ from engine.gateway_settings import (
 )
 from engine.settings import Settings
 
+ROUTING = {"provinces", "benefit_classes", "weight"}
+"""The settings that can change without a restart."""
+
 
 def served_channels(settings: Settings) -> set[str]:
     """Return the channels for which a gateway is declared."""
@@ -99,6 +102,18 @@ def routes(settings: Settings) -> dict[str, Route]:
 
 def route_of(chosen: GatewayBase) -> Route:
     return Route(frozenset(chosen.provinces), frozenset(chosen.benefit_classes), chosen.weight)
+
+
+def rerouted(now: Settings, wanted: Settings) -> tuple[dict[str, Route], list[str]]:
+    """Return the routes of gateways that are there as `wanted` says, and what of it needs a restart, by name."""
+    found, later = {name: route_of(one) for name, one in now.gateways.items()}, []
+    for name in sorted({*now.gateways, *wanted.gateways}):
+        here, there = now.gateways.get(name), wanted.gateways.get(name)
+        if here is not None and there is not None:
+            found[name] = route_of(there)
+        if here is None or there is None or here.model_dump(exclude=ROUTING) != there.model_dump(exclude=ROUTING):
+            later.append(name)
+    return {name: route for name, route in found.items() if route != EVERYTHING}, later
 
 
 def build_gateways(

@@ -10,6 +10,7 @@ from engine.clock import wall_ms
 from engine.deliver.contract import Gateway
 from engine.deliver.gateways import cmpp, sgip, smgp, smpp
 from engine.deliver.gateways.common import allowed_networks, capabilities_of
+from engine.deliver.gateways.sgip_dialect import Account
 from engine.deliver.operators import cmpp as cmpp_codec
 from engine.deliver.operators.link import Timing
 from engine.deliver.operators.parts import count
@@ -59,7 +60,7 @@ def make_operator(
             name,
             channel,
             peer,
-            sgip.Account(
+            Account(
                 chosen.login, password, chosen.node, chosen.corporation, chosen.sender, chosen.service, chosen.charged
             ),
             sgip.Listening(

@@ -82,10 +82,11 @@ end
 local function add_dispatch(prefix, id, offer, dispatch_id, state, at_ms, epoch, gateway_id, code, reports)
   local before = ''
   for _, one in ipairs(offer[10]) do
-    -- Said before: a receipt that came twice, or a replay; one that was too late then is not written again either.
-    if one[1] == dispatch_id and one[2] == state then return false, false end
+    -- What came too late once is not written a second time: a replay may bring it again.
+    if one[1] == dispatch_id and one[2] == state and not one[5] then return false, false end
     if one[5] and one[1] == dispatch_id then before = one[2] end
   end
+  if before == state then return false, false end
   local applied = FOLLOWS[before][state] or false
   table.insert(offer[10], {dispatch_id, state, at_ms, epoch, applied, gateway_id, code, false})
   if applied then
