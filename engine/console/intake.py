@@ -15,6 +15,7 @@ import orjson
 
 from engine import metrics
 from engine.console.contract import Engine
+from engine.decode.split import on_one_line
 from engine.errors import StoreUnavailable
 
 BODY_LIMIT = 8 << 20
@@ -171,14 +172,10 @@ def payloads_of(body: bytes) -> tuple[list[bytes], int]:
         if document is not None:
             if document == []:
                 raise Refused(400, "empty", "the array holds no event")
-            one_line = text.translate(_LINE_BREAKS_TO_SPACES) if has_lines else text
-            return [one_line], len(document) if isinstance(document, list) else 1
+            return [on_one_line(text)], len(document) if isinstance(document, list) else 1
     if not has_lines:
         return [text], 1
     return _cut(text), sum(1 for line in text.split(b"\n") if line.strip())
-
-
-_LINE_BREAKS_TO_SPACES = bytes.maketrans(b"\r\n", b"  ")
 
 
 def _first_line_is_whole(text: bytes) -> bool:

@@ -19,6 +19,7 @@ _MARK = re.compile(rb'["{}\[\]]')
 _STRING_END = re.compile(rb'(?:[^"\\\n]|\\[^\n])*(.)', re.DOTALL)
 _SCALAR_END = re.compile(rb"[,\]\n]")
 _RAW = msgspec.json.Decoder()
+_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
 def split(value: bytes) -> Iterator[tuple[int, int]]:
@@ -54,6 +55,11 @@ def split(value: bytes) -> Iterator[tuple[int, int]]:
             i += 1
         if i < len(value) and value[i] != ord("\n"):
             i = yield from _line(value, i)
+
+
+def on_one_line(value: bytes) -> bytes:
+    """Return the same JSON text without line breaks: inside a string there is none, elsewhere one is white space."""
+    return value.translate(_BREAKS) if b"\n" in value or b"\r" in value else value
 
 
 def is_whole_document(value: bytes, item: int, end: int) -> bool:

@@ -24,6 +24,8 @@ class FakeSource:
     """A broker in memory: partitions, committed positions, generations; rebalances and crashes happen when told.
 
     Deterministic: partitions are handed over in turn, lowest first, and nothing depends on time.
+
+    holds_commits  whether commits begun by `commit_soon` wait for `answer_commits`, or for a partition to be let go
     """
 
     def __init__(self, partitions: Mapping[int, Iterable[FakeRecord]], *, max_blocks: int = 4) -> None:
@@ -32,6 +34,8 @@ class FakeSource:
         self.committed: dict[int, int] = {}
         self.generation = 0
         self.refused_commits = 0
+        self.holds_commits = False
+        self._in_flight: dict[int, int] = {}
         self._records = {partition: list(records) for partition, records in partitions.items()}
         self._max_blocks = max_blocks
         self._next: dict[int, int] = {}
@@ -56,6 +60,7 @@ class FakeSource:
         """Forget everything but what was committed; handlers are not called, as in a kill."""
         self._next.clear()
         self._paused.clear()
+        self._in_flight.clear()
         self._member = True
 
     def poll(self, max_events: int) -> list[Block]:
@@ -85,6 +90,16 @@ class FakeSource:
                 continue
             self.committed[partition] = max(position, self.committed.get(partition, -1))
 
+    def commit_soon(self, positions: Mapping[int, int]) -> None:
+        self._in_flight.update(positions)
+        if not self.holds_commits:
+            self.answer_commits()
+
+    def answer_commits(self) -> None:
+        """Let the broker answer what was begun."""
+        positions, self._in_flight = self._in_flight, {}
+        self.commit(positions)
+
     def pause(self, partitions: Sequence[int]) -> None:
         self._paused.update(partitions)
 
@@ -92,11 +107,13 @@ class FakeSource:
         self._paused.difference_update(partitions)
 
     def close(self) -> None:
+        self.answer_commits()
         self._next.clear()
 
     def _settle_assignment(self) -> None:
         if not self._member:
             self.on_revoke(sorted(self._next))
+            self.answer_commits()
             self._next.clear()
             self._member = True
         revoked = sorted(set(self._next) - self._wanted)
@@ -106,6 +123,7 @@ class FakeSource:
         self.generation += 1
         if revoked:
             self.on_revoke(revoked)
+            self.answer_commits()
             for partition in revoked:
                 del self._next[partition]
                 self._paused.discard(partition)

@@ -49,6 +49,17 @@ class RecordSource(Protocol):
     def close(self) -> None: ...
 
 
+class CommitsSoon(RecordSource, Protocol):
+    """A source whose commits are answered by somebody else: a member of a consumer group."""
+
+    def commit_soon(self, positions: Mapping[int, int]) -> None:
+        """Begin to commit and return; never raises.
+
+        At most one commit is in flight. What the broker could not take is sent again. A partition is let go, and the
+        source closed, only once what was begun before was answered.
+        """
+
+
 def ignore_assignment(partitions: Sequence[int]) -> None:
     """Stand in for a handler that nobody set."""
 

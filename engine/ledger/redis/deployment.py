@@ -5,6 +5,11 @@ from __future__ import annotations
 from engine.ledger.redis.link import RedisLink
 
 
+def must_serve(url: str, tenant: str) -> None:
+    """Raise StoreUnavailable where this Redis does not answer, SettingsError where it can never serve."""
+    Deployment(url, tenant).close()
+
+
 class Deployment:
     """Raises StoreUnavailable where Redis does not answer, SettingsError where it can never serve."""
 

@@ -9,6 +9,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from aiokafka.client import AIOKafkaClient
+
 from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 
@@ -109,3 +111,19 @@ class Rebalances:
         self.is_closed = True
         while self._waiting:
             self._waiting.popleft()[2].set_result(None)
+
+
+async def probe(address: str) -> None:
+    """Raise KafkaError where no broker answers."""
+    client = AIOKafkaClient(bootstrap_servers=address, request_timeout_ms=5000)
+    try:
+        await client.bootstrap()
+    finally:
+        await client.close()
+
+
+def unreachable(address: str, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"kafka at {address} cannot be reached ({type(error).__name__}): start it, or name another with "
+        "OPPORTUNE_CLUSTER__KAFKA=host:port"
+    )

@@ -43,7 +43,7 @@ class ClaimStore:
                 del self._shard_of[old]
 
     def set_assumed(self, purposes: frozenset[str]) -> None:
-        for ledger in self._shards.values():
+        for ledger in list(self._shards.values()):
             ledger.assumed_consent = purposes
 
     def outbox(self, limit: int) -> Sequence[Offer]:

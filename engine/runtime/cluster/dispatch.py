@@ -10,13 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 
 import orjson
 import structlog
+from aiokafka.errors import KafkaError
 
 from engine import metrics
-from engine.clock import monotonic_s, wall_ms
+from engine.clock import wall_ms
 from engine.decide.local_time import calendar_window, to_local
 from engine.deliver.contract import Addresses, Callback, Reply
 from engine.deliver.dispatcher import Dispatcher
@@ -24,6 +24,7 @@ from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.errors import StoreError, StoreUnavailable
 from engine.ledger.codes import CodeStore
+from engine.ledger.redis.deployment import must_serve
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import Block, Offer
@@ -31,6 +32,7 @@ from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.claims import ClaimStore
 from engine.runtime.cluster.control import Contents, ControlTopic
 from engine.runtime.cluster.kafka_source import KafkaSource
+from engine.runtime.cluster.offer_reader import OfferReader
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.topics import ensure_topics
 from engine.settings import Settings
@@ -38,7 +40,6 @@ from engine.settings import Settings
 log = structlog.get_logger("opportune.dispatch")
 
 _REFRESH_S = 5.0
-_COMMIT_S = 0.5
 
 
 class DispatchHost:
@@ -56,7 +57,7 @@ class DispatchHost:
         self.outputs = Outputs(cluster)
         self.control: Contents = control or ControlTopic(cluster, ContentArchive(settings.state / "content"))
         self.policy = self.control.load_live().policy
-        RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
+        must_serve(cluster.redis, settings.tenant)
         self.store = ClaimStore(RedisReceipts(cluster.redis, cluster.partitions, tenant=settings.tenant))
         self.codes = CodeStore(settings.state / "codes.db")
         maker = GatewayMaker(settings, now_ms=wall_ms, messages=self.messages)
@@ -86,10 +87,12 @@ class DispatchHost:
         await self.dispatcher.start()
         self._reader = threading.Thread(target=self._read, name="opportune-offers", daemon=True)
         self._reader.start()
+        self._content = asyncio.create_task(self._follow_content())
 
     async def stop(self) -> None:
         """Claim nothing more, wait for answers within 20 s, write outcomes; what is unclaimed stays queued."""
         self._stopping.set()
+        self._content.cancel()
         await self.dispatcher.stop()
         if self._reader is not None:
             await asyncio.to_thread(self._reader.join, 20.0)
@@ -99,7 +102,7 @@ class DispatchHost:
         await asyncio.to_thread(self.outputs.close)
         self.control.close()
 
-    # --- offers in ------------------------------------------------------------------------------------------------
+    # --- offers in (offer_reader.Shards) --------------------------------------------------------------------------
 
     def _read(self) -> None:
         cluster = self.settings.cluster
@@ -112,30 +115,15 @@ class DispatchHost:
                 session_timeout_ms=int(cluster.session_timeout_s * 1000),
                 wait_ms=20,
             )
-            source.on_assign, source.on_revoke = self._assign, self._revoke
-            refresh = 0
-            read: dict[int, int] = {}
-            commit_s = 0.0
+            reader = OfferReader(source, self)
             while not self._stopping.is_set():
-                for block in source.poll(4096):
-                    self._enqueue(block)
-                    read[block.partition] = int(block.position[-1])
-                if read and monotonic_s() >= commit_s:
-                    # Whatever is read again is claimed once; a commit for each block would hold offers up.
-                    with suppress(StoreUnavailable):  # what is not committed is told again, and claimed once
-                        source.commit(read)
-                        read = {}
-                    commit_s = monotonic_s() + _COMMIT_S
-                refresh += 1
-                if refresh % int(_REFRESH_S / 0.02) == 0:
-                    self._refresh()
-                    metrics.PARTITIONS.set(len(self.store.shards))
-            source.close()
+                reader.step()
+            reader.close()
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             log.error("offers are no longer read", error=self.failure, exc_info=not isinstance(error, StoreError))
 
-    def _enqueue(self, block: Block) -> None:
+    def enqueue(self, block: Block) -> None:
         offers = [
             Offer(**orjson.loads(block.data[start:end]))
             for start, end in zip(block.start.tolist(), block.end.tolist(), strict=True)
@@ -146,7 +134,7 @@ class DispatchHost:
         self.store.note(offers, shard)
         self._loop.call_soon_threadsafe(self.dispatcher.enqueue, list(offers))
 
-    def _assign(self, shards: Sequence[int]) -> None:
+    def assign(self, shards: Sequence[int]) -> None:
         for shard in shards:
             # Taking the shard over makes them UNKNOWN; like any other they end by a receipt or by 48 h of silence.
             self.store.receipts.await_cut_off(shard, wall_ms())
@@ -163,10 +151,20 @@ class DispatchHost:
                 log.warning("claims cut off by a crash are unknown", shard=shard, claims=ledger.unsettled)
             # What an earlier dispatcher left behind; the topic will not tell it again.
             self._hand_over(ledger.outbox(20_000), shard)
+        metrics.PARTITIONS.set(len(self.store.shards))
 
-    def _revoke(self, shards: Sequence[int]) -> None:
+    def revoke(self, shards: Sequence[int]) -> None:
         for shard in shards:
             self.store.give_up(shard)
+        metrics.PARTITIONS.set(len(self.store.shards))
+
+    # --- content ----------------------------------------------------------------------------------------------------
+
+    async def _follow_content(self) -> None:
+        """Look for new content now and then, where it holds up neither reading nor handing over."""
+        while True:
+            await asyncio.sleep(_REFRESH_S)
+            await asyncio.to_thread(self._refresh)
 
     def _refresh(self) -> None:
         """Texts and assumed consent follow the live content."""
@@ -174,8 +172,8 @@ class DispatchHost:
             self.control.refresh()
             self.policy = self.control.load_live().policy
             self.store.set_assumed(self.policy.assumed_consent)
-        except StoreUnavailable as error:
-            log.warning("content cannot be read; the old one stays", error=str(error))
+        except (StoreUnavailable, KafkaError, OSError) as error:
+            log.warning("content cannot be read; the old one stays", error=f"{type(error).__name__}: {error}")
 
     # --- receipts out ---------------------------------------------------------------------------------------------
 

@@ -14,22 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import faust
-import structlog
-from aiokafka.errors import CommitFailedError, IllegalStateError, KafkaError
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
 
-from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
-from engine.model import Block
-from engine.runtime.cluster.bridge import Loop, Rebalances
-from engine.runtime.cluster.fetch_queue import FetchQueue
-from engine.runtime.cluster.kafka_source import call, probe, unreachable
+from engine.runtime.cluster.group_source import GroupSource
 from engine.runtime.cluster.record_batches import Fetched, RawConsumer
-from engine.runtime.source import Assigned, ignore_assignment
-
-log = structlog.get_logger("opportune.faust")
 
 PRIVATE_NAMES = {
     BaseConsumer: ("_drain_messages", "_wait_next_records", "_commit", "_stopped", "seek_wait", "pause_partitions"),
@@ -90,41 +81,13 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     Consumer = BatchConsumer
 
 
-class FaustSource:
-    """Read a topic by a Faust application, in a loop and thread of its own; arguments as in KafkaSource."""
+class FaustSource(GroupSource):
+    """Read a topic by a Faust application."""
 
-    def __init__(
-        self,
-        address: str,
-        topic: str,
-        group: str,
-        *,
-        fetch_max_wait_ms: int = 50,
-        session_timeout_ms: int = 10_000,
-        wait_ms: int = 0,
-    ) -> None:
-        self.on_assign: Assigned = ignore_assignment
-        self.on_revoke: Assigned = ignore_assignment
-        self.committed: dict[int, int] = {}
-        self.refused_commits = 0
-        self.fetch_max_wait_ms = fetch_max_wait_ms
-        self._topic = topic
-        self._wait_s = wait_ms / 1000
-        self._mine: set[int] = set()
-        self._is_closed = False
-        self._queue = FetchQueue()
-        self._rebalances = Rebalances(self._queue.wake)
-        self._loop = Loop("opportune-faust")
-        try:
-            # Faust's own answer to an unreachable broker is to try for ever; ask first.
-            self._loop.run(probe(address))
-        except (KafkaError, OSError) as error:
-            self._loop.stop()
-            raise unreachable(address, error) from None
-        # Joining a group waits for its other members, who may be waiting for this thread.
-        self._started = self._loop.begin(self._start(address, group, session_timeout_ms / 1000))
+    thread_name = "opportune-faust"
 
-    async def _start(self, address: str, group: str, session_timeout_s: float) -> None:
+    async def _start(self, address: str, group: str, session_timeout_ms: int) -> None:
+        session_timeout_s = session_timeout_ms / 1000
         for name in ("faust", "mode", "aiokafka"):
             logging.getLogger(name).setLevel(logging.ERROR)
         app = faust.App(
@@ -176,116 +139,44 @@ class FaustSource:
     def _consumer(self) -> Any:
         return self._app.consumer
 
-    # --- in the engine's thread -----------------------------------------------------------------------------------
+    # --- what GroupSource asks ------------------------------------------------------------------------------------
 
-    def poll(self, max_events: int) -> list[Block]:
-        give_up_s = monotonic_s() + self._wait_s
-        if self._started.done() and (error := self._started.exception()) is not None:
-            raise StoreUnavailable(f"the faust application does not start ({type(error).__name__})") from error
-        while True:
-            self._rebalances.handle(self._assigned, self._revoked)
-            blocks = self._queue.take(max_events, self._fetch_again)
-            left_s = give_up_s - monotonic_s()
-            if blocks or left_s <= 0:
-                return blocks
-            self._queue.wait(left_s)
-
-    def _fetch_again(self, partition: int, offset: int) -> None:
-        self._loop.run(self._consumer.seek_wait({TP(self._topic, partition): offset}))
-
-    def seek(self, partition: int, position: int) -> None:
-        if partition not in self._mine:
-            raise ValueError(f"partition {partition} is not assigned")
-        self._queue.begin(partition, position + 1)
-        self._fetch_again(partition, position + 1)
-
-    def commit(self, positions: Mapping[int, int]) -> None:
-        """Commit what is ours; what is not, or no longer, is refused and counted (F4)."""
-        mine = {partition: position for partition, position in positions.items() if partition in self._mine}
-        self.refused_commits += len(positions) - len(mine)
-        offsets = {TP(self._topic, partition): position + 1 for partition, position in mine.items()}
-        if not offsets:
-            return
-        try:
-            did = self._loop.run(self._consumer._commit(offsets))
-        except (CommitFailedError, IllegalStateError):
-            did = False
-        except KafkaError as error:
-            raise StoreUnavailable(f"kafka took no commit ({type(error).__name__})") from None
-        if did:
-            self.committed.update(mine)
-        else:
-            self.refused_commits += len(mine)
-
-    def pause(self, partitions: Sequence[int]) -> None:
-        mine = [partition for partition in partitions if partition in self._mine]
-        self._queue.pause(mine)
-        self._loop.run(call(self._consumer.pause_partitions, {TP(self._topic, one) for one in mine}))
-
-    def resume(self, partitions: Sequence[int]) -> None:
-        mine = [partition for partition in partitions if partition in self._queue.paused]
-        self._loop.run(call(self._consumer.resume_partitions, {TP(self._topic, one) for one in mine}))
-        for partition in mine:
-            self._queue.paused.discard(partition)
-            self.seek(partition, self._queue.next[partition] - 1)
-
-    def lag(self) -> dict[int, int]:
-        """How many records of each partition are not handed over yet, as far as fetches have told.
-
-        Below 0 the topic is shorter than what was read of it.
-        """
-        found = {}
-        for partition, following in self._queue.next.items():
-            with contextlib.suppress(Exception):
-                end = self._consumer.highwater(TP(self._topic, partition))
-                if end is not None:
-                    found[partition] = end - following
-        return found
-
-    @property
-    def misplaced(self) -> dict[int, int]:
-        """How many records of each partition belong into another, by their key."""
-        return self._queue.misplaced
-
-    def close(self) -> None:
-        if self._is_closed:
-            return
-        self._is_closed = True
-        self._rebalances.close()
-        self._mine.clear()
+    async def _leave(self) -> None:
         app = getattr(self, "_app", None)
         if app is not None:
             with contextlib.suppress(Exception):
-                self._loop.run(app.stop(), 20.0)
-        self._loop.stop()
+                await app.stop()
 
-    def _assigned(self, partitions: Sequence[int]) -> None:
-        offsets = self._loop.run(self._positions(partitions))
-        for partition in partitions:
-            self._mine.add(partition)
-            self.seek(partition, offsets[partition] - 1)
-        self.on_assign(partitions)
+    def _must_live(self) -> None:
+        if self._started.done() and (error := self._started.exception()) is not None:
+            raise StoreUnavailable(f"the faust application does not start ({type(error).__name__})") from error
 
-    async def _positions(self, partitions: Sequence[int]) -> dict[int, int]:
-        """Where reading begins: behind what was committed, else at the beginning."""
-        consumer = self._consumer
+    async def _go_to(self, partition: int, offset: int) -> None:
+        await self._consumer.seek_wait({TP(self._topic, partition): offset})
+
+    async def _commit(self, offsets: Mapping[int, int]) -> bool:
+        return bool(await self._consumer._commit({TP(self._topic, one): offset for one, offset in offsets.items()}))
+
+    async def _set_paused(self, partitions: Sequence[int], paused: bool) -> None:
+        change = self._consumer.pause_partitions if paused else self._consumer.resume_partitions
+        change({TP(self._topic, one) for one in partitions})
+
+    async def _next_committed(self, partition: int) -> int:
+        consumer, where = self._consumer, TP(self._topic, partition)
         thread = consumer._thread
-        found = {}
-        for partition in partitions:
-            where = TP(self._topic, partition)
-            offset = await thread.call_thread(thread._ensure_consumer().committed, where)
-            if offset is None:
-                offset = (await consumer.earliest_offsets(where))[where]
-            found[partition] = int(offset)
-        self._queue.partitions = len(thread._ensure_consumer().partitions_for_topic(self._topic) or ())
-        return found
+        offset = await thread.call_thread(thread._ensure_consumer().committed, where)
+        if offset is None:
+            offset = (await consumer.earliest_offsets(where))[where]
+        return int(offset)
 
-    def _revoked(self, partitions: Sequence[int]) -> None:
-        try:
-            self.on_revoke(partitions)
-        finally:
-            self._mine.difference_update(partitions)
-            self._queue.drop(partitions)
+    async def _count_partitions(self) -> int:
+        return len(self._consumer._thread._ensure_consumer().partitions_for_topic(self._topic) or ())
+
+    def _highwater(self, partition: int) -> int | None:
+        with contextlib.suppress(Exception):
+            end: int | None = self._consumer.highwater(TP(self._topic, partition))
+            return end
+        return None
 
 
 def _source_of(app: Any) -> FaustSource:

@@ -14,8 +14,7 @@ from aiokafka.errors import KafkaError
 from engine.errors import StoreUnavailable
 from engine.model import RecordKind
 from engine.runtime.cluster.blocks import kind_headers
-from engine.runtime.cluster.bridge import Loop
-from engine.runtime.cluster.kafka_source import probe, unreachable
+from engine.runtime.cluster.bridge import Loop, probe, unreachable
 from engine.settings import ClusterSettings
 
 PATIENCE_MS = 120_000

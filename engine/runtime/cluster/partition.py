@@ -35,6 +35,7 @@ class Partition:
 
     done       the last record that is processed
     saved      what the newest durable checkpoint reflects
+    committed  what the source was told to commit
     told       the last record whose effects were published by this process
     is_whole   False while a block is under way: the state is then neither that before nor that after it
     stopped    why nothing more is read of it; '' while it is
@@ -122,6 +123,11 @@ class Partition:
 
     def begin_saving(self) -> None:
         self._pending = checkpoint.write_in_background(self.folder, self._snapshot())
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing more is read of it."""
+        return self.stopped != ""
 
     @property
     def is_saving(self) -> bool:

@@ -31,8 +31,7 @@ from engine.ledger.redis.rekey import LedgerMove
 from engine.model import RecordKind
 from engine.runtime import checkpoint
 from engine.runtime.cluster.blocks import kind_headers, kind_of
-from engine.runtime.cluster.bridge import Loop
-from engine.runtime.cluster.kafka_source import unreachable
+from engine.runtime.cluster.bridge import Loop, unreachable
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.profile_events import profile_events
 from engine.runtime.cluster.routing import events_of, partition_of

@@ -9,6 +9,7 @@ import orjson
 from aiokafka.partitioner import murmur2
 
 from engine.decode.envelopes import Ignored, unwrap
+from engine.decode.split import on_one_line
 from engine.errors import EventError
 
 MOST_BYTES = 256 << 10
@@ -56,7 +57,7 @@ def events_of(payload: bytes) -> Iterator[tuple[str | None, bytes]]:
                     yield None, line.strip()
         return
     for event in document if isinstance(document, list) else [document]:
-        yield user_of(event), orjson.dumps(event) if isinstance(document, list) else _one_line(payload)
+        yield user_of(event), orjson.dumps(event) if isinstance(document, list) else _whole_line(payload)
 
 
 def user_of(event: Any) -> str | None:
@@ -71,8 +72,5 @@ def user_of(event: Any) -> str | None:
     return user if isinstance(user, str) and user else None
 
 
-def _one_line(payload: bytes) -> bytes:
-    return payload.translate(_BREAKS).strip() if b"\n" in payload or b"\r" in payload else payload
-
-
-_BREAKS = bytes.maketrans(b"\r\n", b"  ")
+def _whole_line(payload: bytes) -> bytes:
+    return on_one_line(payload).strip() if b"\n" in payload or b"\r" in payload else payload

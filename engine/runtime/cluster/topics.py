@@ -12,8 +12,7 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 from aiokafka.errors import KafkaError, TopicAlreadyExistsError
 
 from engine.errors import SettingsError
-from engine.runtime.cluster.bridge import Loop
-from engine.runtime.cluster.kafka_source import unreachable
+from engine.runtime.cluster.bridge import Loop, unreachable
 from engine.settings import ClusterSettings
 
 log = structlog.get_logger("opportune.kafka")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import orjson
 
+from engine.decode.split import on_one_line
 from engine.model import Block, DeadLetter, DeadReason, RecordKind
 from engine.runtime.cluster.registry import SchemaRegistry, UnknownSchema
 from engine.runtime.cluster.schemas import BadValue, reader_of
@@ -18,7 +19,6 @@ _EVENTS = int(RecordKind.EVENTS)
 _HEAD = 5
 _MAGIC = 0
 _CLOUD = b"ce_"
-_BREAKS = bytes.maketrans(b"\r\n", b"  ")
 
 
 class ValueReader:
@@ -73,7 +73,7 @@ class ValueReader:
         if len(value) < _HEAD:
             raise BadValue("shorter than the head of a registered value")
         schema = self._registry.schema(int.from_bytes(value[1:_HEAD], "big"))
-        return reader_of(schema)(value[_HEAD:]).translate(_BREAKS)
+        return on_one_line(reader_of(schema)(value[_HEAD:]))
 
 
 def _with_headers(value: bytes, data: bytes, at: int) -> bytes:
@@ -82,7 +82,7 @@ def _with_headers(value: bytes, data: bytes, at: int) -> bytes:
     if "specversion" not in told:
         return value
     # What is no JSON makes no JSON: the decoder says so.
-    return orjson.dumps(told)[:-1] + b',"data":' + (value.translate(_BREAKS).strip() or b"null") + b"}"
+    return orjson.dumps(told)[:-1] + b',"data":' + (on_one_line(value).strip() or b"null") + b"}"
 
 
 def _headers(data: bytes, at: int) -> Iterator[tuple[str, str]]:

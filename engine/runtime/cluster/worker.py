@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +21,7 @@ from engine.decide.records import encode
 from engine.effects import Effects
 from engine.errors import OpportuneError, StoreFenced, StoreUnavailable
 from engine.ledger.codes import CodeStore
+from engine.ledger.redis.deployment import must_serve
 from engine.ledger.redis.ledger import RedisLedger
 from engine.model import Block, DeadLetter, DeadReason, Reason, RecordKind
 from engine.runtime import checkpoint
@@ -60,7 +60,7 @@ _WAIT_MS = 20
 class Parts:
     """What a worker works with; `connect` makes the real ones, tests and the simulation their own."""
 
-    source: Any  # a RecordSource that also tells its `lag` and what is `misplaced`
+    source: Any  # a CommitsSoon that also tells its `lag` and what is `misplaced`
     outputs: Any
     control: Any
     open_ledger: Callable[[int, frozenset[str]], RedisLedger]
@@ -80,7 +80,7 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
     outputs = Outputs(cluster, is_stopped=is_stopped)
     control = control or ControlTopic(cluster, ContentArchive(settings.state / "content"))
     control.load_live()
-    RedisLedger(cluster.redis, -1, tenant=settings.tenant, engine=False, dispatcher=False, patience_s=3.0).close()
+    must_serve(cluster.redis, settings.tenant)
 
     def open_ledger(shard: int, assumed_consent: frozenset[str]) -> RedisLedger:
         return RedisLedger(
@@ -247,7 +247,7 @@ class Worker:
         log.warning("partition lost to another worker", partition=number)
 
     def _stop_if_bad(self, partition: Partition) -> None:
-        if not partition.stopped and (reason := partition.intake.alarm()):
+        if not partition.is_stopped and (reason := partition.intake.alarm()):
             self._stop(partition, reason)
 
     def _stop_if_shorter(self, partition: Partition, lag: int) -> None:
@@ -255,7 +255,7 @@ class Worker:
 
         A new leader may tell of less for a moment.
         """
-        if lag >= 0 or partition.stopped:
+        if lag >= 0 or partition.is_stopped:
             partition.shorter_since_s = None
             return
         now_s = self._monotonic_s()
@@ -283,7 +283,7 @@ class Worker:
             if block.partition in self._sought or self.partitions.get(block.partition) is not partition:
                 return
             self._process_piece(partition, piece)
-            if partition.stopped:
+            if partition.is_stopped:
                 return
 
     def _process_piece(self, partition: Partition, block: Block) -> None:
@@ -447,7 +447,7 @@ class Worker:
             pools = {pool.name for pool in codes.pools()}
             for partition in self.partitions.values() if pools else ():
                 # A partition that replays what it decided before knows its leases from the log.
-                if partition.desk is None or partition.stopped or partition.done < partition.ledger.position():
+                if partition.desk is None or partition.is_stopped or partition.done < partition.ledger.position():
                     continue
                 if pools_of(partition.pipeline.content) & pools or partition.ledger.stock.pools():
                     partition.desk.supply(partition.pipeline.content)
@@ -462,7 +462,7 @@ class Worker:
             self._supplied_s = now_s
             self._supply(self._codes)
         for partition in list(self.partitions.values()):
-            if now_s - partition.last_block_s >= TICK_S and not partition.ticking and not partition.stopped:
+            if now_s - partition.last_block_s >= TICK_S and not partition.ticking and not partition.is_stopped:
                 # Nothing passes time while a partition is idle, so a record must (T2).
                 self.outputs.send("events", [b""], partition=partition.number, kind=RecordKind.TICK)
                 partition.ticking = True
@@ -486,11 +486,9 @@ class Worker:
             self._commit(partition)
 
     def _commit(self, partition: Partition) -> None:
-        """Commit what the newest checkpoint reflects; where Kafka takes no commit now, later."""
-        if partition.saved <= partition.committed:
-            return
-        with suppress(StoreUnavailable):
-            self.source.commit({partition.number: partition.saved})
+        """Commit what the newest checkpoint reflects, without waiting; the source lets go of nothing before it is."""
+        if partition.saved > partition.committed:
+            self.source.commit_soon({partition.number: partition.saved})
             partition.committed = partition.saved
 
     def _show(self) -> None:
@@ -522,6 +520,6 @@ class Worker:
             return self.failure
         if self.stopping.is_set():
             return "shutting down"
-        stopped = [f"partition {one.number} stopped: {one.stopped}" for one in self.partitions.copy().values()]
-        stopped = [one for one in stopped if not one.endswith("stopped: ")]
-        return "; ".join(stopped) if stopped else "" if self.partitions else "no partition yet"
+        partitions = self.partitions.copy().values()
+        stopped = [f"partition {one.number} stopped: {one.stopped}" for one in partitions if one.is_stopped]
+        return "; ".join(stopped) if stopped else "" if partitions else "no partition yet"
