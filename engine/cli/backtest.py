@@ -94,7 +94,7 @@ def _load(folder: Path | None, settings: Any, recording: Path | None) -> tuple[s
     scenarios, geofences = folder / "scenarios", folder / "geofences"
     if not scenarios.is_dir():
         raise OpportuneError(f"{folder} holds no folder scenarios/; name the folder above it")
-    return folder.name, load_content(geofences if geofences.is_dir() else settings.geofences, scenarios), None
+    return folder.resolve().name, load_content(geofences if geofences.is_dir() else settings.geofences, scenarios), None
 
 
 @contextlib.contextmanager
