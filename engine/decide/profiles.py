@@ -378,8 +378,6 @@ class ProfileTable:
         self.clear(slot)
         self.void_ms[slot], self.generation[slot] = void_ms, generation
 
-    address_changed = close
-
     def clear(self, slot: int) -> None:
         """Forget everything of a slot, for a slot that is given to another user."""
         if self.person is not None:
