@@ -2,32 +2,51 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+from pydantic_settings import SettingsError as SourceError
 
 from engine.errors import Fault, SettingsError
 from engine.gateway_settings import GatewaySettings
 from engine.model import FEED, Datum
 
 FILE = "opportune.toml"
-PositiveSeconds = Annotated[float, Field(gt=0)]
+_LONGEST_S = 366 * 86_400
+"""Longer spans are slips of the pen, and infinite ones fit into no timer."""
+Seconds = Annotated[float, Field(ge=0, le=_LONGEST_S)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=_LONGEST_S)]
 KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
 _FOUND = {"missing": "nothing", "extra_forbidden": "a field that is not known"}
 LONGEST_REORDER_S = 30
 
 
 def _fit_to_wait(seconds: float) -> float:
-    if not 0 <= seconds <= LONGEST_REORDER_S:
+    if not (seconds == 0 or 0.001 <= seconds <= LONGEST_REORDER_S):
         raise ValueError(
-            f"{seconds:g} s is not between 0 and {LONGEST_REORDER_S}: so long each event of the feed would wait to be "
-            "sorted. Choose 0 for a feed that reports in order, 2 to 5 for signalling (T5)"
+            f"{seconds:g} s is neither 0 nor between 0.001 and {LONGEST_REORDER_S}: so long each event of the feed "
+            "would wait to be sorted. Choose 0 for a feed that reports in order, 2 to 5 for signalling (T5)"
         )
     return seconds
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise ValueError(f"{name!r} is not a time zone; write an IANA name such as Asia/Shanghai") from None
+    return name
 
 
 class FeedSettings(BaseModel):
@@ -36,13 +55,15 @@ class FeedSettings(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     datum: Literal["wgs84", "gcj02", "bd09"] = "wgs84"
-    zone: str | None = Field(None, description="IANA zone of stamps without offset; without it they are no_zone (T9)")
+    zone: Annotated[str, AfterValidator(_known_zone)] | None = Field(
+        None, description="IANA zone of stamps without offset; without it they are no_zone (T9)"
+    )
     period_s: PositiveSeconds = Field(60, description="how often the feed normally reports a user")
-    expected_delay_s: Annotated[float, Field(ge=0)] = 2
+    expected_delay_s: Seconds = 2
     reorder_s: Annotated[float, AfterValidator(_fit_to_wait)] = Field(
         0, description="0-30: events wait so long, to go on sorted by their instants; 2 to 5 suit signalling (T5)"
     )
-    allowed_lateness_s: Annotated[float, Field(ge=0)] = 60
+    allowed_lateness_s: Seconds = 60
     max_accuracy_m: Annotated[float, Field(gt=0)] | None = None
     radius_percent: Literal[68, 95] = 68
     signalling: bool = Field(False, description="a feed of cell fixes: longer gaps and silences are normal")
@@ -94,10 +115,10 @@ class Settings(BaseSettings):
     """Everything a deployment may change; content (fences, scenarios, policy) lives in its own folders."""
 
     model_config = SettingsConfigDict(
-        env_prefix="OPPORTUNE_", env_nested_delimiter="__", toml_file="opportune.toml", extra="ignore"
+        env_prefix="OPPORTUNE_", env_nested_delimiter="__", toml_file=FILE, extra="forbid"
     )
 
-    tenant: str = "default"
+    tenant: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] = "default"
     state: Path = Field(Path("var"), description="journal, ledger, checkpoints, address book")
     geofences: Path = Path("geofences")
     scenarios: Path = Path("scenarios")
@@ -111,7 +132,7 @@ class Settings(BaseSettings):
     fsync_interval_s: PositiveSeconds = 0.05
     journal_hours: Annotated[float, Field(gt=0, le=72)] = 48
     checkpoint_interval_s: PositiveSeconds = 60
-    state_ttl_days: Annotated[float, Field(ge=2)] = Field(
+    state_ttl_days: Annotated[float, Field(ge=2, le=3660)] = Field(
         30, description="a user so long silent, without profile or consent, is forgotten and its place used again"
     )
     queue_bytes: int = Field(64 << 20, gt=0, description="accepted and not yet processed; beyond it 429")
@@ -120,6 +141,20 @@ class Settings(BaseSettings):
     gateways: dict[str, GatewaySettings] = Field(
         default_factory=dict, description="by name; a channel without one gets the sandbox"
     )
+
+    @field_validator("feeds", mode="before")
+    @classmethod
+    def _begin_with_the_shipped(cls, feeds: Any) -> Any:
+        """Let a shipped feed keep what its declaration does not name: a wait alone makes no other feed of it."""
+        shipped = default_feeds()
+        if not isinstance(feeds, dict):
+            return feeds
+        return {
+            name: shipped[name].model_dump(exclude_unset=True) | feed
+            if name in shipped and isinstance(feed, dict)
+            else feed
+            for name, feed in feeds.items()
+        }
 
     @classmethod
     def settings_customise_sources(
@@ -140,17 +175,33 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         faults = [
             Fault(
-                FILE, ".".join(map(str, one["loc"])), _FOUND.get(one["type"], "a value that does not fit"), one["msg"]
+                FILE,
+                ".".join(map(str, one["loc"])),
+                _FOUND.get(one["type"], "a value that does not fit"),
+                _wanted(one["type"], one["loc"], one["msg"]),
             )
             for one in error.errors(include_input=False)
         ]
         lines = [f"{one.path}: {one.expected}" for one in faults]
         raise SettingsError("settings (opportune.toml or OPPORTUNE_*):\n  " + "\n  ".join(lines), faults) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fault = Fault(FILE, "", "what is not TOML", str(error))
-        raise SettingsError(f"opportune.toml is not valid TOML: {error}", [fault]) from None
+        raise SettingsError(f"{FILE} is not valid TOML: {error}", [fault]) from None
+    except OSError as error:
+        fault = Fault(FILE, "", "what cannot be read", error.strerror or "")
+        raise SettingsError(f"{FILE} cannot be read: {error.strerror}", [fault]) from None
+    except SourceError as error:  # of the environment; its text does not hold the value, which may be a secret
+        fault = Fault("OPPORTUNE_*", "", "what is not JSON", str(error))
+        raise SettingsError(f"{error}: there it is written as JSON, or by one variable a field", [fault]) from None
     settings.feeds = {**default_feeds(), **settings.feeds}
     return settings
+
+
+def _wanted(kind: str, place: tuple[int | str, ...], message: str) -> str:
+    if kind != "extra_forbidden":
+        return message.removeprefix("Value error, ")
+    near = difflib.get_close_matches(str(place[0]), Settings.model_fields, 1) if len(place) == 1 else []
+    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "; see docs/operations.md")
 
 
 class FeedTable:
