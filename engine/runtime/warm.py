@@ -98,6 +98,8 @@ def _run_a_day() -> None:
             for n in range(3000)
         ]
         pipeline.process(_block([b"\n".join(crowd)], len(lines) + 2))
+        # What waits to be sorted goes on before it can make a table grow.
+        pipeline.process(_block([b""], len(lines) + 3, RecordKind.TICK, _LATER_MS + 10_000))
         pipeline.forget("crowd7")
         pipeline.behavior.reset_users(np.arange(pipeline.users.count))
         ledger.close()

@@ -136,7 +136,7 @@ def test_f19_a_link_dead_without_fin_is_found_and_opened_anew(smsc: Smsc, tmp_pa
         smsc.freeze()
         rig.offer(range(3))
         await rig.until(lambda: not gateway.standing.ready, 15)
-        assert rig.states() == {S.UNKNOWN: 3}
+        await rig.until(lambda: rig.states() == {S.UNKNOWN: 3}, 5)
         smsc.thaw()
         await rig.until(lambda: gateway.standing.ready, 20)
         rig.dispatcher.reset_breakers()

@@ -41,10 +41,19 @@ def _install_npm(package: str, folder: Path) -> None:
         if shutil.which("npm") is None:
             absent(f"npm is missing, so {package} cannot be installed: install Node.js 20 or later")
         folder.mkdir(parents=True, exist_ok=True)
-        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--silent", package]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-        if done.returncode:
-            absent(f"{package} could not be installed: {done.stderr.strip()[-300:]}")
+        command = ["npm", "install", "--prefix", str(folder), "--no-audit", "--no-fund", "--silent"]
+        command += ["--fetch-timeout", "20000", package]
+        failure = ""
+        for _ in range(3):  # a registry that stalls in the middle of a package answers the next request
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, timeout=150)
+            except subprocess.TimeoutExpired:
+                failure = "no answer within 150 s"
+                continue
+            if not done.returncode:
+                return
+            failure = done.stderr.strip()[-300:]
+        absent(f"{package} could not be installed: {failure}")
 
 
 @contextlib.contextmanager
