@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import resource
 import socket
 from collections.abc import Callable, Generator
 from typing import Any
@@ -18,6 +19,9 @@ MOST_HEAD_BYTES = 512 << 10
 """What may arrive before a request's headers are complete; a generous read of a socket included."""
 
 
+REQUEST_S = 75.0
+"""So long a connection may take to bring one whole request, and wait for the next: who dawdles holds a socket."""
+
 SWIFT_BYTES = 64 << 10
 """Larger bodies take the usual way, which reads them in pieces and may pause the sender."""
 
@@ -29,15 +33,26 @@ class HttpServer:
     """Serve an ASGI application until `stop`. Signals stay with the caller.
 
     at_once  asked first about each ordinary POST of events (`AtOnce.answer`); None: the application answers all
+    most_connections  open at once, further ones are refused; None: half the files this process may open, so that
+                      journal and ledger can always open theirs
     """
 
-    def __init__(self, app: Any, host: str, port: int, *, at_once: Answer | None = None) -> None:
+    def __init__(
+        self,
+        app: Any,
+        host: str,
+        port: int,
+        *,
+        at_once: Answer | None = None,
+        most_connections: int | None = None,
+        request_s: float = REQUEST_S,
+    ) -> None:
         self._socket = _listen(host, port)
         self.host = host
         self.port: int = self._socket.getsockname()[1]
         config = uvicorn.Config(
             app,
-            http=_Protocol if at_once is None else _answering(at_once),
+            http=_answering(at_once, most_connections or _half_the_files(), request_s),
             loop="none",  # the caller's: uvloop in `opportune serve`
             ws="none",
             lifespan="off",
@@ -46,7 +61,7 @@ class HttpServer:
             server_header=False,
             date_header=False,
             backlog=1024,
-            timeout_keep_alive=75,
+            timeout_keep_alive=int(REQUEST_S),
             timeout_graceful_shutdown=10,
         )
         self._server = _Server(config)
@@ -77,6 +92,36 @@ class _Protocol(HttpToolsProtocol):
     _head_bytes = 0
     _swift_body: bytes | None = None
     """What came so far of a request that may be answered at once; uvicorn does not know of it yet."""
+
+    most_connections = 1 << 30
+    request_s = REQUEST_S
+    _requests = _requests_seen = 0
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self.most_connections:
+            transport.write(_TOO_MANY)
+            transport.close()
+            return
+        self._patience = self.loop.call_later(self.request_s, self._look_for_progress)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _look_for_progress(self) -> None:
+        """Close where no request has come whole since the last look and none is being answered.
+
+        One timer a connection and one number a request: a timer of each request would cost more than its answer.
+        """
+        is_answering = self.cycle is not None and not self.cycle.response_complete and not self.cycle.more_body
+        if self._requests == self._requests_seen and not is_answering:
+            self.transport.close()
+            return
+        self._requests_seen = self._requests
+        self._patience = self.loop.call_later(self.request_s, self._look_for_progress)
 
     @staticmethod
     def answer_at_once(headers: list[tuple[bytes, bytes]], body: bytes) -> bytes | None:
@@ -113,6 +158,7 @@ class _Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         self._head_bytes = 0
+        self._requests += 1
         if self._swift_body is not None:
             answer = self.answer_at_once(self.headers, self._swift_body)
             if answer is not None:
@@ -134,8 +180,21 @@ class _Protocol(HttpToolsProtocol):
             super().on_body(body)
 
 
-def _answering(at_once: Answer) -> type[_Protocol]:
-    return type("_Answering", (_Protocol,), {"answer_at_once": staticmethod(at_once)})
+_TOO_MANY = (
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
+    b'content-length: 72\r\n\r\n{"error":"too_many_connections","detail":"use one for several requests"}'
+)
+
+
+def _answering(at_once: Answer | None, most_connections: int, request_s: float) -> type[_Protocol]:
+    own: dict[str, Any] = {"most_connections": most_connections, "request_s": request_s}
+    if at_once is not None:
+        own["answer_at_once"] = staticmethod(at_once)
+    return type("_Answering", (_Protocol,), own)
+
+
+def _half_the_files() -> int:
+    return max(16, min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 1 << 20) // 2)
 
 
 class _Server(uvicorn.Server):

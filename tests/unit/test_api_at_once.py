@@ -93,6 +93,61 @@ def test_an_event_waits_for_the_write_under_way_and_keeps_its_place() -> None:
     assert asyncio.run(talk()) == [b'{"number":%d}' % number for number in range(3)]
 
 
+def test_connections_that_bring_no_request_are_closed_and_further_ones_refused() -> None:
+    """Else whoever opens sockets and says nothing takes the files that journal and ledger want to open."""
+
+    async def talk() -> tuple[list[bytes], bytes, bytes]:
+        caller = Caller()
+        server = HttpServer(
+            caller.api, "127.0.0.1", 0, at_once=caller.api.at_once.answer, most_connections=3, request_s=0.2
+        )
+        await server.start()
+        try:
+            ends = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
+            for (_, writer), begun in zip(ends, (b"", b"POST /v1/ev", request(PING)[:-1]), strict=True):
+                writer.write(begun)
+            reader, further = await asyncio.open_connection("127.0.0.1", server.port)
+            refused = await asyncio.wait_for(reader.read(), 5)
+            told = [await asyncio.wait_for(reader.read(), 5) for reader, _ in ends]
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(request(PING))
+            answered = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+            for one in (writer, further, *(begun for _, begun in ends)):
+                one.close()
+        finally:
+            await server.stop()
+        return told, refused, answered
+
+    told, refused, answered = asyncio.run(talk())
+    assert not any(one.startswith(b"HTTP/1.1 2") for one in told)
+    assert refused.startswith(b"HTTP/1.1 503 ")
+    head, _, body = refused.partition(b"\r\n\r\n")
+    assert b"content-length: %d" % len(body) in head
+    assert answered.startswith(b"HTTP/1.1 202 ")
+
+
+@pytest.mark.parametrize("path", [b"/v1/events", b"/v1/events?wait=processed"])
+def test_a_connection_in_use_and_an_answer_that_takes_long_are_not_cut_off(path: bytes) -> None:
+    async def talk() -> list[bytes]:
+        caller = Caller()
+        server = HttpServer(caller.api, "127.0.0.1", 0, at_once=caller.api.at_once.answer, request_s=0.05)
+        await server.start()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            answers = []
+            for _ in range(2):
+                caller.engine.gate = asyncio.Event()
+                asyncio.get_running_loop().call_later(0.25, caller.engine.gate.set)
+                writer.write(request(PING, path=path))
+                answers.append(await asyncio.wait_for(reader.readuntil(b"}"), 5))
+            writer.close()
+        finally:
+            await server.stop()
+        return answers
+
+    assert all(answer.startswith(b"HTTP/1.1 202 ") for answer in asyncio.run(talk()))
+
+
 def answers_of(
     cases: dict[str, list[bytes]],
     *,
