@@ -51,8 +51,13 @@ class AddressBook:
         self._randomness = randomness
         self._cipher = AESGCM(_derived(key, b"seal"))
         self._hash_key = _derived(key, b"lookup")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch(mode=0o600)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(mode=0o600)
+        except OSError as error:
+            raise StoreUnavailable(
+                f"the state folder {path.parent} cannot be made or written ({error.strerror}); name another"
+            ) from None
         try:
             self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
             # Deleted rows are overwritten, and `forget` empties the write-ahead log.

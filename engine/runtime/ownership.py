@@ -10,8 +10,11 @@ from engine.errors import StoreUnavailable
 
 
 def own(lock: Path, refusal: str) -> IO[str]:
-    """Take a lock file until the handle is closed; raise StoreUnavailable(refusal) where another process has it."""
-    handle = lock.open("a+")
+    """Take a lock file until the handle is closed; raise StoreUnavailable, with `refusal` where another has it."""
+    try:
+        handle = lock.open("a+")
+    except OSError as error:
+        raise StoreUnavailable(f"{lock} cannot be written: {error.strerror}; use a state folder that may be") from None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -80,7 +80,7 @@ class Service:
         self._on_batch = on_batch
         self._on_offers: Callable[[list[Offer]], None] = lambda offers: None
         state = settings.state
-        state.mkdir(parents=True, exist_ok=True)
+        make_state(state)
         _refuse_lost_ledger(state)
         # First of all: opening the ledger takes the right to claim away from whoever has it open.
         self._owner = own(
@@ -483,6 +483,16 @@ class Service:
         with self._lock:
             counts = self.pipeline.presence.occupancy
             return {fence.id: int(counts[row]) for row, fence in enumerate(self.pipeline.content.fences)}
+
+
+def make_state(state: Path) -> None:
+    """Make the state folder where it is not there; raise StoreUnavailable where that cannot be."""
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"the state folder {state} cannot be made: {error.strerror}; name one that may be written (--state)"
+        ) from None
 
 
 def _refuse_lost_ledger(state: Path) -> None:

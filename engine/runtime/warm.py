@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import tempfile
 import threading
@@ -28,7 +29,7 @@ from engine.definitions import (
     While,
 )
 from engine.effects import Effects
-from engine.kernels import CACHE, compile_lock, is_warm, warm_mark
+from engine.kernels import CACHE, compile_lock, warm_mark
 from engine.ledger.codes import CodeStore
 from engine.ledger.codes_import import import_codes
 from engine.ledger.embedded import EmbeddedLedger
@@ -43,7 +44,7 @@ _LATER_MS = _DAY_MS + 90_000_000
 
 def warm_aloud() -> None:
     """Compile the kernels, saying so where it takes time, or load them, so that the first event need not wait."""
-    if is_warm():
+    if _is_warm():
         _run_a_day()
         return
     print("First start: compiling the hot path, once, for one to three minutes ...", file=sys.stderr, flush=True)
@@ -70,10 +71,24 @@ def warm() -> float:
     """Compile under the lock that lets one process at a time do so; return the seconds it took."""
     started = monotonic_s()
     with compile_lock():
-        if not is_warm():
+        if not _is_warm():
             _run_a_day()
             warm_mark().touch()
+            _mark_of_this_copy().touch()
     return monotonic_s() - started
+
+
+def _is_warm() -> bool:
+    return warm_mark().exists() and _mark_of_this_copy().exists()
+
+
+def _mark_of_this_copy() -> Path:
+    """The file that says that the kernels of this folder were compiled.
+
+    Numba keeps code by the path of its source: another copy of the same sources would compile for minutes, unsaid.
+    """
+    folder = hashlib.sha256(str(Path(__file__).resolve().parent.parent).encode()).hexdigest()[:12]
+    return warm_mark().with_name(f"{warm_mark().name}-{folder}")
 
 
 def _run_a_day() -> None:

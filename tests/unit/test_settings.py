@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 from pathlib import Path
 
 import pytest
 
-from engine.errors import SettingsError
+from engine.deliver.addressbook import open_address_book
+from engine.errors import SettingsError, StoreUnavailable
+from engine.runtime.ownership import own
+from engine.runtime.service import Service
 from engine.settings import FeedTable, load_settings
 
 
@@ -72,3 +76,16 @@ def test_what_a_declaration_names_wins_over_what_is_shipped(folder: Path, monkey
     (folder / "opportune.toml").write_text("[feeds.signalling]\nsignalling = false\nperiod_s = 60\n")
     feed = load_settings().feeds["signalling"]
     assert (feed.signalling, feed.period_s, feed.expected_delay_s) == (False, 60, 30)
+
+
+@pytest.mark.parametrize("inside", ["", "below"])
+def test_a_state_folder_that_cannot_be_is_told_in_a_line(folder: Path, inside: str) -> None:
+    (folder / "taken").write_text("a file")
+    settings = load_settings(state=folder / "taken" / inside)
+    environment = {"OPPORTUNE_ADDRESS_KEY": base64.b64encode(bytes(32)).decode()}
+    with pytest.raises(StoreUnavailable, match=r"taken.* cannot be made or written .*; name another"):
+        open_address_book(settings, environment)
+    with pytest.raises(StoreUnavailable, match=r"taken.* cannot be made.*; name one that may be written"):
+        Service(settings)
+    with pytest.raises(StoreUnavailable, match=r"cannot be written: .*; use a state folder that may be"):
+        own(folder / "taken" / "service.lock", "in use")
