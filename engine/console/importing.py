@@ -1,8 +1,8 @@
 """Bring the rows of a file into an engine in small bites: one after another, each only when the last was processed.
 
-A bite is as many rows as a running engine takes in about 15 ms, so that what triggers an offer meanwhile waits for one
-bite at most; and the import rests between bites, so that it never has the engine for itself. Sending a bite again,
-after a cut, changes nothing.
+A bite is as many rows as keep a running engine busy for about 15 ms, so that what triggers an offer meanwhile waits for
+one bite at most (`BiteSize` learns how many those are); and the import rests between bites, so that it never has the
+engine for itself. Sending a bite again, after a cut, changes nothing.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from typing import Protocol
 import httpx
 
 from engine.clock import monotonic_s
+from engine.console.bites import BiteSize
 from engine.decode.profile_columns import ProfileRows, RowFault
 from engine.errors import OpportuneError, StoreUnavailable
 from engine.runtime.profile_files import Progress, TableFile
 from engine.runtime.service import Service
 from engine.settings import Settings
 
-FEWEST_ROWS, MOST_ROWS = 20, 4000
 MOST_BYTES = 1 << 20
 _PATIENCE_S = 60.0
 _SAVE_EVERY_S = 1.0
 
 
 class Engine(Protocol):
-    """Where rows go: what a bite may take, and the rest after it as a share of the time it took."""
+    """Where rows go: how long the rows of a bite may keep it busy, and the rest after it as a share of that time."""
 
     bite_s: float
     rest: float
@@ -68,7 +68,7 @@ async def import_rows(
 
     on_progress  told bytes (CSV) or rows (Parquet) read, after every bite
     """
-    tally, size = Tally(), 100
+    tally, size = Tally(), BiteSize(0.0 if engine is None else engine.bite_s)
     if progress is not None:
         tally.done_before, tally.rows, tally.refused = progress.rows, progress.rows, progress.refused
     lines: list[bytes] = []
@@ -76,14 +76,14 @@ async def import_rows(
     started = saved_s = monotonic_s()
 
     async def send(done: int) -> None:
-        nonlocal lines, bite_rows, bite_bytes, size, saved_s
+        nonlocal lines, bite_rows, bite_bytes, saved_s
         if engine is not None and lines:
             began = monotonic_s()
             await engine.take(b"\n".join(lines))
-            took = max(monotonic_s() - began, 1e-4)
-            # No jump upwards: one quick answer says little.
-            size = int(min(max(bite_rows * engine.bite_s / took, FEWEST_ROWS), size * 1.5, MOST_ROWS))
-            await asyncio.sleep(took * engine.rest)
+            took = monotonic_s() - began
+            size.learn(bite_rows, took)
+            # The rest is for what the rows kept from others, not for what the request itself waited for.
+            await asyncio.sleep(min(took, engine.bite_s) * engine.rest)
         tally.rows, tally.events = seen, tally.events + len(lines)
         lines, bite_rows, bite_bytes = [], 0, 0
         if progress is not None and monotonic_s() - saved_s > _SAVE_EVERY_S:
@@ -112,7 +112,7 @@ async def import_rows(
         lines += made
         bite_rows += 1
         bite_bytes += sum(map(len, made)) + len(made)
-        if bite_rows >= size or bite_bytes >= MOST_BYTES:
+        if bite_rows >= size.rows or bite_bytes >= MOST_BYTES:
             await send(done)
     await send(done)
     if progress is not None:

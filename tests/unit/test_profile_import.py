@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import csv
 import datetime
+import itertools
+import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from engine.cli import app, profiles
+from engine.console.bites import FEWEST_ROWS, MOST_ROWS, BiteSize
 from engine.console.importing import TooManyFaults, import_rows
 from engine.decode.profile_columns import ProfileRows, RowFault
 from engine.errors import OpportuneError, StoreUnavailable
@@ -114,21 +118,49 @@ def test_too_many_faults_stop_the_import(tmp_path):
         bring(path, ListEngine(), most_faults=3)
 
 
-def test_a_bite_holds_as_much_as_the_engine_takes_in_its_time(tmp_path):
+def learned(bite_s: float, cost: Callable[[int], float], bites: int = 60) -> list[int]:
+    """Return the sizes of that many bites, each of which takes what `cost` says."""
+    size, sizes = BiteSize(bite_s), []
+    for _ in range(bites):
+        sizes.append(size.rows)
+        size.learn(sizes[-1], cost(sizes[-1]))
+    return sizes
+
+
+@pytest.mark.parametrize("fixed_s", [0.0, 0.005, 0.3], ids=["nothing fixed", "a little", "much"])
+@pytest.mark.parametrize(("row_s", "most"), [(0.0005, 30), (0.00001, 1500), (0.000001, MOST_ROWS)])
+def test_a_bite_holds_the_rows_that_keep_the_engine_busy_for_its_time_whatever_a_request_costs(fixed_s, row_s, most):
+    sizes = learned(0.015, lambda rows: fixed_s + rows * row_s)
+    assert sizes[:2] == [100, 50]
+    assert max(sizes[-6:]) == pytest.approx(most, abs=1)
+
+
+def test_a_bite_does_not_shrink_because_others_keep_the_machine_busy():
+    dice = random.Random(1)
+    sizes = learned(0.015, lambda rows: 0.05 + rows * 0.00001 + dice.expovariate(1 / 0.03), bites=1200)
+    assert sum(sizes[600:]) / 600 > 400, "half a bite of 1,500 rows: what they average without the noise is 1,125"
+
+
+def test_a_bite_is_never_smaller_or_larger_than_allowed_nor_grows_by_leaps():
+    slow, quick = learned(0.015, lambda rows: rows * 1.0), learned(0.015, lambda rows: 0.001)
+    assert min(slow) == FEWEST_ROWS // 2
+    assert max(quick) == MOST_ROWS
+    whole = quick[0::2]
+    assert all(after <= 2 * before for before, after in itertools.pairwise(whole))
+
+
+def test_every_row_arrives_once_in_order_whatever_the_bites(tmp_path):
     class Slow(ListEngine):
         bite_s = 0.01
 
         async def take(self, payload: bytes) -> None:
             await super().take(payload)
-            await asyncio.sleep(0.0005 * len(self.bites[-1]))
+            await asyncio.sleep(0.0001 * len(self.bites[-1]))
 
-    path = write(tmp_path / "users.csv", *(f"u{number},a,{number},,," for number in range(600)))
     engine = Slow()
-    bring(path, engine)
-    sizes = [len(bite) for bite in engine.bites]
-    assert sizes[0] == 100
-    assert max(sizes[3:-1]) <= 30, "slow answers make small bites"
-    assert len(engine.users) == 600
+    bring(write(tmp_path / "users.csv", *(f"u{number},a,{number},,," for number in range(600))), engine)
+    assert [len(bite) for bite in engine.bites][:2] == [100, 50]
+    assert engine.users == [f"u{number}" for number in range(600)]
 
 
 def test_parquet_rows_make_the_events_that_the_same_csv_rows_make(tmp_path):
