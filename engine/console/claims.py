@@ -35,7 +35,9 @@ class ClaimEngine(Protocol):
 
     async def link(self, offer_id: str) -> Link: ...
 
-    async def redeem_link(self, offer_id: str, at_ms: int, caller: str, body: str) -> tuple[Link, bool]: ...
+    async def redeem_link(
+        self, offer_id: str, at_ms: int, caller: str, body: str, amount_fen: int | None
+    ) -> tuple[Link, bool]: ...
 
     async def link_told(self, offer_id: str) -> None: ...
 
@@ -75,7 +77,7 @@ class Claims:
             is_again = link.state is LinkState.REDEEMED and caller and link.caller == caller
             if not is_again:
                 raise Refused(410, "expired", "the benefit has expired")
-        link, is_first = await self._engine.redeem_link(claim.offer_id, now_ms, caller, asked)
+        link, is_first = await self._engine.redeem_link(claim.offer_id, now_ms, caller, asked, amount_fen)
         if link.state is LinkState.UNKNOWN:
             raise _unknown()
         if link.state is LinkState.NOT_SENT:
@@ -85,14 +87,14 @@ class Claims:
                 raise Refused(409, "already_redeemed", f"redeemed before, at {link.at_ms}")
             if link.body != asked:
                 raise Refused(422, "another_request", "this Idempotency-Key came with another body before")
-        await self._tell([link], amount_fen)
+        await self._tell([link])
         return {**self._shown(claim, link), "code": self._engine.reveal(link.code) if link.code else None}
 
     async def tell_forgotten(self) -> None:
         """Journal redemptions that a crash kept from it; call it once at the start."""
         links = await self._engine.untold_links()
         if links:
-            await self._tell(links, None)
+            await self._tell(links)
 
     def qr(self, token: str, kind: str) -> bytes:
         """Draw the link as a QR code; kind is one of QR_FORMATS."""
@@ -104,7 +106,7 @@ class Claims:
 
     # --- inside -----------------------------------------------------------------------------------------------------
 
-    async def _tell(self, links: list[Link], amount_fen: int | None) -> None:
+    async def _tell(self, links: list[Link]) -> None:
         """Journal the redemptions; their ids make a repetition count once (T7)."""
         events = []
         for link in links:
@@ -118,7 +120,7 @@ class Claims:
                 "offer_id": link.offer_id,
                 "benefit": link.benefit,
             }
-            events.append(orjson.dumps(event if amount_fen is None else {**event, "amount_fen": amount_fen}))
+            events.append(orjson.dumps(event if link.amount_fen is None else {**event, "amount_fen": link.amount_fen}))
             # Told a second time as a usage event, which scenarios can be triggered by.
             known = ("v", "tenant", "user", "at")
             told = {"type": "usage", "id": f"told:claim:{link.offer_id}", **used(UseKind.REDEMPTION, link.benefit)}

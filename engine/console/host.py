@@ -230,8 +230,10 @@ class Host:
     async def link(self, offer_id: str) -> Link:
         return await self._in_ledger(self.service.ledger.link, offer_id)
 
-    async def redeem_link(self, offer_id: str, at_ms: int, caller: str, body: str) -> tuple[Link, bool]:
-        return await self._in_ledger(self.service.ledger.redeem_link, offer_id, at_ms, caller, body)
+    async def redeem_link(
+        self, offer_id: str, at_ms: int, caller: str, body: str, amount_fen: int | None
+    ) -> tuple[Link, bool]:
+        return await self._in_ledger(self.service.ledger.redeem_link, offer_id, at_ms, caller, body, amount_fen)
 
     async def link_told(self, offer_id: str) -> None:
         await self._in_ledger(self.service.ledger.link_told, offer_id)

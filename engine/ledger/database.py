@@ -144,6 +144,9 @@ class Database:
         if version not in (0, schema.VERSION):
             raise StoreCorrupt(f"{self.path} is of version {version}; this program knows {schema.VERSION}")
         self._writer.executescript(schema.TABLES)
+        for table, column, kind in schema.LATER_COLUMNS:
+            if column not in {row[1] for row in self._writer.execute(f"PRAGMA table_info({table})")}:
+                self._writer.execute(f"ALTER TABLE {table} ADD COLUMN {column} {kind}")
         self._writer.execute(f"PRAGMA user_version = {schema.VERSION}")
 
 

@@ -38,6 +38,7 @@ class Link:
     at_ms: int = -1
     caller: str = ""
     body: str = ""
+    amount_fen: int | None = None
 
 
 def find(cursor: sqlite3.Cursor, offer_id: str) -> Link:
@@ -48,10 +49,9 @@ def find(cursor: sqlite3.Cursor, offer_id: str) -> Link:
         return Link(offer_id, LinkState.UNKNOWN)
     user, scenario, body = row
     offer = orjson.loads(body)
-    used = cursor.execute("SELECT at_ms, caller, body FROM links WHERE offer_id = ?", (key,)).fetchone()
+    used = cursor.execute("SELECT at_ms, caller, body, amount_fen FROM links WHERE offer_id = ?", (key,)).fetchone()
     if used is not None:
-        at_ms, caller, asked = used
-        return Link(offer_id, LinkState.REDEEMED, user, scenario, offer["benefit"], offer["code"], at_ms, caller, asked)
+        return Link(offer_id, LinkState.REDEEMED, user, scenario, offer["benefit"], offer["code"], *used)
     states: dict[str, DispatchState] = {}
     for dispatch_id, state in cursor.execute(
         "SELECT dispatch_id, state FROM dispatches WHERE offer_id = ? AND applied ORDER BY seq", (key,)
@@ -62,13 +62,15 @@ def find(cursor: sqlite3.Cursor, offer_id: str) -> Link:
     return Link(offer_id, is_open, user, scenario, offer["benefit"], offer["code"])
 
 
-def redeem(cursor: sqlite3.Cursor, offer_id: str, at_ms: int, caller: str, body: str) -> tuple[Link, bool]:
+def redeem(
+    cursor: sqlite3.Cursor, offer_id: str, at_ms: int, caller: str, body: str, amount_fen: int | None = None
+) -> tuple[Link, bool]:
     """Redeem a link that is open; return it as it stands now, and whether this call did it."""
     link = find(cursor, offer_id)
     if link.state is not LinkState.OPEN:
         return link, False
     key = bytes.fromhex(offer_id)
-    cursor.execute("INSERT INTO links VALUES (?,?,?,?,0)", (key, at_ms, caller, body))
+    cursor.execute("INSERT INTO links VALUES (?,?,?,?,0,?)", (key, at_ms, caller, body, amount_fen))
     return find(cursor, offer_id), True
 
 

@@ -106,7 +106,8 @@ CREATE TABLE IF NOT EXISTS refunds (
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS links (  -- claim links that were redeemed
     offer_id BLOB PRIMARY KEY, at_ms INTEGER NOT NULL, caller TEXT NOT NULL, body TEXT NOT NULL,
-    told INTEGER NOT NULL        -- 1: the redemption is in the journal
+    told INTEGER NOT NULL,       -- 1: the redemption is in the journal
+    amount_fen INTEGER           -- as the redemption says, for a telling that a crash kept from the journal
 ) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS audit (
     seq INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, position INTEGER NOT NULL, who TEXT NOT NULL, what TEXT NOT NULL,
@@ -115,3 +116,6 @@ CREATE TABLE IF NOT EXISTS audit (
 CREATE TABLE IF NOT EXISTS audit_aliases (user TEXT PRIMARY KEY, alias BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS pauses (scenario TEXT PRIMARY KEY, position INTEGER NOT NULL) WITHOUT ROWID;
 """
+
+LATER_COLUMNS = (("links", "amount_fen", "INTEGER"),)
+"""What a file of an earlier program lacks; each may be empty."""

@@ -84,10 +84,12 @@ class Stored:
         with self._database.reading() as cursor:
             return links.find(cursor, offer_id)
 
-    def redeem_link(self, offer_id: str, at_ms: int, caller: str, body: str) -> tuple[Link, bool]:
+    def redeem_link(
+        self, offer_id: str, at_ms: int, caller: str, body: str, amount_fen: int | None = None
+    ) -> tuple[Link, bool]:
         """Redeem a claim link once; say how it stands and whether this call redeemed it."""
         with self._database.writing() as cursor:
-            return links.redeem(cursor, offer_id, at_ms, caller, body)
+            return links.redeem(cursor, offer_id, at_ms, caller, body, amount_fen)
 
     def link_told(self, offer_id: str) -> None:
         """Note that the redemption by a link is in the journal."""

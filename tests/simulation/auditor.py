@@ -20,6 +20,7 @@ from tests.simulation.deliveries import check_deliveries, check_replays
 from tests.simulation.ground import FUTURE_MS, Person
 from tests.simulation.judge import Trigger
 from tests.simulation.limits import Book, Grant
+from tests.simulation.links import Links
 from tests.simulation.plan import City, Plan
 from tests.simulation.redeemed import Redeemed
 from tests.simulation.stocktaking import Shelf
@@ -63,6 +64,7 @@ class Auditor:
         self.shelf = Shelf()
         self.answers = Answers()
         self.redeemed = Redeemed()
+        self.links = Links()
         self.waiting = Waiting()
         self.runs: dict[tuple[str, str], unanswered.Run] = {}
         self.seen_ids: set[str] = set()
@@ -105,6 +107,7 @@ class Auditor:
         self._check_expected()
         check_replays(self)
         check_deliveries(self)
+        self.links.check(self)
 
     def check(self, holds: bool, otherwise: str) -> None:
         if not holds:
@@ -201,7 +204,9 @@ class Auditor:
                 if not who.says("usage", self.city.assumed):
                     without[NO_USAGE] += 1
                 else:
-                    counts = who.admit_usage(event["feed"], event.get("id") or line.decode(), event["at"])
+                    counts = who.admit_usage(
+                        event.get("feed", "default"), event.get("id") or line.decode(), event["at"]
+                    )
                     repeated += not counts
                 heard.append(Heard(event, counts))
             else:

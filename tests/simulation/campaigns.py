@@ -18,6 +18,7 @@ LATER_APPS = (*APPS[:2], ("luckin", "food"), APPS[3])
 """As of the second content."""
 POOLS = {"latte": 9, "film": 6}
 """Codes of each pool."""
+CLAIM_DOMAIN = "quan.example.cn"
 
 
 def make_benefits(dice: random.Random) -> tuple[Benefit, ...]:
@@ -39,9 +40,15 @@ def make_campaigns(dice: random.Random) -> tuple[Plan, ...]:
     around = ("sim/mall", "sim/cinema", "sim/park")
     return (
         # Codes, counts and money.
-        Plan("sim/latte", category("cafe"), text="咖啡券{code}。", takes=("sim/latte-card",), **free),
+        Plan("sim/latte", category("cafe"), text="咖啡券{code}，{claim_url}领取。", takes=("sim/latte-card",), **free),
         Plan("sim/data", category("travel"), takes=("sim/data-pack",), holdout=15.0, **free),
-        Plan("sim/film", usage(("app", "==", "kuaishou")), takes=("sim/film-ticket",), text="影票{code}。", **free),
+        Plan(
+            "sim/film",
+            usage(("app", "==", "kuaishou")),
+            takes=("sim/film-ticket",),
+            text="影票{code}，{claim_url}",
+            **free,
+        ),
         Plan(
             "sim/film-night",
             category("music"),
@@ -50,6 +57,8 @@ def make_campaigns(dice: random.Random) -> tuple[Plan, ...]:
             value=1.5,
             **free,
         ),
+        # What somebody does who has redeemed a link is a usage event like any other.
+        Plan("sim/thanks", usage(("category", "==", "offer"), ("action", "==", "redeem")), **free),
         # Dynamic tags: one is set alone, one beside an offer; others ask for them.
         Plan("sim/mark-traveller", category("travel"), tag=("traveller", few((30, 90)) * MINUTE_MS), is_tag=True),
         Plan("sim/snack", category("food"), audience=("tag", "traveller"), **free),
@@ -62,6 +71,7 @@ def make_campaigns(dice: random.Random) -> tuple[Plan, ...]:
             "sim/game",
             category("game"),
             takes=("sim/game-coins",),
+            text="点击{claim_url}领取金币。",
             pause_after=(2, 12 * HOUR_MS, few((2, 5)) * HOUR_MS),
             **free,
         ),

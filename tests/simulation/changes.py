@@ -36,6 +36,7 @@ def apply(auditor: Auditor, event: dict[str, Any]) -> None:
         _hear(auditor, event)
     elif kind == "redemption":
         auditor.redeemed.hear(event)
+        auditor.links.hear(event)
         if not event.get("refund"):
             auditor.answers.answered(who.name, event.get("offer_id"), event.get("benefit"), auditor.now_ms)
 

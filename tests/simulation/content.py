@@ -41,6 +41,7 @@ from engine.definitions import (
     While,
 )
 from engine.model import Mode, Scope
+from tests.simulation.campaigns import CLAIM_DOMAIN
 from tests.simulation.plan import City, Limit, Place, Plan, degrees
 from tests.simulation.terms import Benefit, Pattern, Step
 
@@ -65,6 +66,7 @@ def build_content(city: City) -> Content:
         universal_holdout_percent=city.universal_holdout,
         holdout_salt=city.salt,
         arbitration_window_ms=city.window_ms,
+        claim_domains=(CLAIM_DOMAIN,),
     )
     apps = AppTable(*zip(*sorted(city.apps), strict=True))
     benefits = {one.id: _benefit(one) for one in city.benefits}
@@ -138,8 +140,7 @@ def _offer(plan: Plan, benefits: dict[str, BenefitDefinition]) -> OfferDefinitio
     if plan.is_tag:
         return OfferDefinition("", "", "", TAG_CLASS, ("none",), "", on_grant=mark)
     places = [Placeholder("who", f"attribute:{name}", max_length=8) for name in plan.needs]
-    if "{code}" in plan.text:
-        places.append(Placeholder("code", "code"))
+    places += [Placeholder(name, name) for name in ("code", "claim_url") if f"{{{name}}}" in plan.text]
     return OfferDefinition(
         benefit=plan.benefit,
         benefit_class=plan.category,

@@ -97,6 +97,7 @@ class Dispatcher:
         story.early.append(offer.offer_id)
         self.live.die_between("early")()
         self.tell_late()
+        self.live.scanners.receive(offer, now_ms, arrives=True)
         self._redeem(offer, now_ms)
 
     def tell_late(self) -> None:
@@ -130,6 +131,7 @@ class Dispatcher:
         """The gateway's receipt: mostly delivered, sometimes failed, expired, twice, or never."""
         dice = self.dice
         state = dice.choice(("delivered",) * 6 + ("failed", "failed", "expired", "never"))
+        self.live.scanners.receive(offer, now_ms, arrives=state in ("delivered", "never"))
         if state == "never":
             return
         number = dice.getrandbits(40)

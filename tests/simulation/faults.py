@@ -34,8 +34,10 @@ IN_SERVICE = (
     "crash_between_grant_and_stock",
     "crash_between_lease_and_log",
     "crash_before_early_receipt_is_told",
+    "crash_between_redeem_and_log",
     "receipt_before_answer",
     "redemption_twice",
+    "link_scanned_again",
     "codes_recalled",
     "forget",
     "caps_rebuilt_from_ledger",
@@ -86,7 +88,7 @@ class Crash:
     """When, and at which step of the loop; how long the service stays down."""
 
     at_ms: int
-    step: str  # appended | processed | drawn | committed | claimed | submitted | early | leased
+    step: str  # appended | processed | drawn | committed | claimed | submitted | early | leased | redeemed | told
     down_ms: int
     torn: bool = False
     snapshot: str = "newest"  # newest | older | none
@@ -108,6 +110,7 @@ class Trouble:
     receipt_twice: float = 0.0
     receipt_early: float = 0.0
     redemption_twice: float = 0.0
+    link_again: float = 0.1
     recalls: list[int] = field(default_factory=list)
     forgets: list[tuple[int, str]] = field(default_factory=list)
 
@@ -136,6 +139,7 @@ def draw(seed: int, hours: int) -> Trouble:
         "crash_between_grant_and_stock": ("drawn",),
         "crash_between_lease_and_log": ("leased",),
         "crash_before_early_receipt_is_told": ("early",),
+        "crash_between_redeem_and_log": ("redeemed", "told"),
     }
     for kind, choice in steps.items():
         for _ in range(dice.choice((1, 1, 2)) if kind in kinds else 0):
@@ -168,6 +172,7 @@ def draw(seed: int, hours: int) -> Trouble:
     trouble.gateway_rejects = 0.2 if "gateway_rejects" in kinds else 0.02
     trouble.receipt_twice = 0.5 if "receipt_twice" in kinds else 0.0
     trouble.redemption_twice = 0.6 if "redemption_twice" in kinds else 0.0
+    trouble.link_again = 0.7 if "link_scanned_again" in kinds else 0.1
     if kinds & {"receipt_before_answer", "crash_before_early_receipt_is_told"}:
         trouble.receipt_early = 0.4
     if "forget" in kinds:

@@ -32,6 +32,7 @@ from tests.simulation.dispatch import Dispatcher
 from tests.simulation.faults import Crash, Trouble
 from tests.simulation.forgetting import forget
 from tests.simulation.plan import HOUR_MS, KEY, START_MS
+from tests.simulation.scanning import Scanners, open_desk
 from tests.simulation.sizes import Size
 from tests.simulation.story import LogRecord, Story
 from tests.simulation.told import tell
@@ -134,6 +135,7 @@ class Live:
         self._processed_ms = self.now_ms
         self._outage_from: int | None = None
         self._dying = Crash(0, "", 0)
+        self.scanners = Scanners(self, seed)
         self._start(None)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
@@ -159,6 +161,7 @@ class Live:
         self._turn_outage()
         self._forget_if_due()
         self._append_due()
+        self.scanners.scan(self.links, self.now_ms)
         self._die_at("appended")
         # Sometimes the engine is behind: then several records make one block, and nobody hands over meanwhile.
         if self.now_ms - self._processed_ms < BEHIND_MS and self.dice.random() < 0.6:
@@ -231,7 +234,10 @@ class Live:
 
     def journal_now(self, value: dict[str, Any]) -> None:
         """Journal our own receipt before the ledger hears of it, as the settler does."""
-        self._append(orjson.dumps(value), RecordKind.EVENTS)
+        self.append_events(orjson.dumps(value))
+
+    def append_events(self, lines: bytes) -> int:
+        return self._append(lines, RecordKind.EVENTS).position
 
     def append_control(self, record: bytes) -> int:
         return self._append(record, RecordKind.CONTROL).position
@@ -397,6 +403,8 @@ class Live:
         self._process()
         if crash is not None:
             self.desk = Desk(self)
+        self.links = open_desk(self)
+        self.scanners.ask_again(self.now_ms)
 
     def _choose(self, crash: Crash | None) -> Snapshot | None:
         if crash is None or not self.snapshots:
@@ -473,6 +481,8 @@ def _crash_name(crash: Crash) -> str:
         "drawn": "crash_between_grant_and_stock",
         "forgotten": "forget",
         "early": "crash_before_early_receipt_is_told",
+        "redeemed": "crash_between_redeem_and_log",
+        "told": "crash_between_redeem_and_log",
     }
     return names.get(crash.step, "crash")
 

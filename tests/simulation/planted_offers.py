@@ -8,11 +8,13 @@ from itertools import count
 from typing import Any
 
 from engine.behavior import Behavior, compile_plan
+from engine.claim_token import ClaimToken, token_reader
+from engine.console.claims import Claims
 from engine.decide import gates, plan, timing_gates, wave
 from engine.decide.profiles import ProfileTable
 from engine.decide.responses import Responses
 from engine.definitions import FieldTest, PatternTrigger, UsageTrigger
-from engine.ledger import handoff
+from engine.ledger import handoff, links
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.pool import CodePool
 from engine.ledger.stock import Stock
@@ -204,3 +206,42 @@ def refunds_counted_as_redemptions(patch: Any) -> None:
 @plants_with("receipt_before_answer")
 def early_receipts_forgotten(patch: Any) -> None:
     patch.setattr(EmbeddedLedger, "matched_late", lambda self: [])
+
+
+def _with_tokens(patch: Any, change: Callable[[ClaimToken], ClaimToken]) -> None:
+    """Let every genuine token pass through `change` before the desk of claim links sees it."""
+
+    def reader(id_key: bytes) -> Callable[[str], ClaimToken | None]:
+        read = token_reader(id_key)
+        return lambda token: None if (said := read(token)) is None else change(said)
+
+    patch.setattr("engine.console.claims.token_reader", reader)
+
+
+@plants
+def links_never_expire(patch: Any) -> None:
+    _with_tokens(patch, lambda said: replace(said, until_ms=said.until_ms + 30 * 86_400_000))
+
+
+@plants_with("link_scanned_again")
+def links_redeemed_at_every_till(patch: Any) -> None:
+    redeem = EmbeddedLedger.redeem_link
+    patch.setattr(EmbeddedLedger, "redeem_link", lambda *asked: (redeem(*asked)[0], True))
+
+
+@plants
+def forged_links_redeemed(patch: Any) -> None:
+    patch.setattr("engine.claim_token.hmac.compare_digest", lambda *_: True)
+
+
+@plants_with("crash_between_redeem_and_log")
+def redemptions_by_link_never_told(patch: Any) -> None:
+    async def nothing(self: Claims) -> None:
+        return None
+
+    patch.setattr(Claims, "tell_forgotten", nothing)
+
+
+@plants
+def links_of_failed_messages_redeemed(patch: Any) -> None:
+    patch.setattr(links, "NOT_SENT", frozenset())

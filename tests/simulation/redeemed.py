@@ -21,7 +21,7 @@ class Redeemed:
         is_refund = bool(event.get("refund"))
         facts = (event["user"], event["at"], event.get("offer_id"), event.get("benefit"), event.get("amount_fen"))
         identity = (event["id"],) if "id" in event else facts
-        self._rows.setdefault((event["feed"], is_refund, *identity), (is_refund, *facts))
+        self._rows.setdefault((event.get("feed", "default"), is_refund, *identity), (is_refund, *facts))
 
     def forget(self, user: str) -> None:
         self._rows = {key: row for key, row in self._rows.items() if row[1] != user}

@@ -89,4 +89,6 @@ def digest(story: Story, told: list[Told]) -> str:
     for message in story.messages:
         made.update(repr(message).encode())
     made.update(orjson.dumps(story.endings))
+    for scan in story.scans:
+        made.update(repr(scan).encode())
     return made.hexdigest()

@@ -50,6 +50,24 @@ class Message:
     code: str | None = None  # as people read it
 
 
+@dataclass(frozen=True)
+class Scan:
+    """Somebody looks at a claim link or redeems it. `status` 0: the service died before it answered.
+
+    till      the idempotency key
+    position  how far the log had come
+    """
+
+    token: str
+    till: str | None
+    amount_fen: int | None
+    is_look: bool = False
+    at_ms: int = 0
+    position: int = 0
+    status: int = 0
+    answer: dict[str, Any] = field(default_factory=dict)
+
+
 @dataclass
 class LogRecord:
     """What the world knows of an acknowledged record."""
@@ -77,6 +95,7 @@ class Story:
     redemptions: list[tuple[bool, str, int, Any, Any, Any]] = field(default_factory=list)  # of the ledger; True: refund
     forgotten: list[tuple[int, str]] = field(default_factory=list)  # before which position, and who
     traces: list[str] = field(default_factory=list)  # where something of them was found afterwards
+    scans: list[Scan] = field(default_factory=list)  # of claim links, in the order in which they were asked
     early: list[str] = field(default_factory=list)  # offers whose receipt came before the answer to their submit
     end_ms: int = 0
     happened: dict[str, int] = field(default_factory=dict)

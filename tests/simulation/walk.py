@@ -113,7 +113,7 @@ class Walk:
             is_inside = self._is_inside(plan, event) if plan.inside else True
             if is_inside is not False:
                 # The id of an event without one is a hash of the engine's own.
-                key = f"{event['feed']}|{event.get('id', '?')}"
+                key = f"{event.get('feed', 'default')}|{event.get('id', '?')}"
                 wants.add((event["user"], plan.id, key, event["at"]), now_ms, is_sure=is_inside is True)
 
     def _is_inside(self, plan: Plan, event: dict[str, Any]) -> bool | None:

@@ -63,7 +63,7 @@ class Watch:
 
     def hear(self, event: dict[str, Any], now_ms: int) -> Iterator[Due]:
         """A ping or a usage event, whether or not it counts."""
-        self.oracle.hear(event["type"], event["user"], event["feed"], event["at"], now_ms)
+        self.oracle.hear(event["type"], event["user"], event.get("feed", "default"), event["at"], now_ms)
         return self._absences()
 
     def move(self, one: tuple[Any, ...]) -> Iterator[Due]:
@@ -85,7 +85,7 @@ class Watch:
         self.oracle.usage(event["user"], event["at"], now_ms, "", fields)
         for done in self._completed():
             for plan in self._plans[done.pattern]:
-                key = f"{plan.id}|{event['feed']}|{event.get('id', '?')}"
+                key = f"{plan.id}|{event.get('feed', 'default')}|{event.get('id', '?')}"
                 yield Due(event["user"], plan.id, key, done.at_ms, now_ms, False)
 
     def holds(self, plan: Plan, user: str, at_ms: int) -> bool:

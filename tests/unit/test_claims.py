@@ -148,14 +148,17 @@ def test_a_body_that_is_no_amount_is_refused_before_anything_changes(engine: Eng
     assert engine.ledger.link(OFFER).state.value == "open"
 
 
-def test_a_redemption_that_a_crash_kept_from_the_journal_is_told_at_the_next_start(engine: Engine) -> None:
+def test_a_redemption_that_a_crash_kept_from_the_journal_is_told_at_the_next_start_with_its_amount(
+    engine: Engine,
+) -> None:
     engine.is_down = True
     with pytest.raises(OSError, match="dies"):
-        engine.redeem("k")
+        engine.redeem("k", b'{"amount_fen": 1990}')
     engine.is_down = False
     asyncio.run(engine.claims.tell_forgotten())
     asyncio.run(engine.claims.tell_forgotten())
     assert [one["id"] for one in engine.journal] == [f"claim:{OFFER}", f"told:claim:{OFFER}"]
+    assert engine.journal[0]["amount_fen"] == 1990
 
 
 def test_forgetting_a_user_takes_the_link_with_it(engine: Engine) -> None:  # I2

@@ -78,6 +78,18 @@ def test_a_file_of_another_version_is_refused(tmp_path):
         open_ledger(tmp_path)
 
 
+def test_a_file_that_lacks_a_later_column_gets_it(tmp_path):
+    open_ledger(tmp_path).close()
+    connection = sqlite3.connect(tmp_path / "ledger.db")
+    connection.execute("ALTER TABLE links DROP COLUMN amount_fen")
+    connection.close()
+    ledger = open_ledger(tmp_path)
+    ledger.commit(1, T0, offers=[offer(1)])
+    ledger.claim([(offer_id(1), "d1")], T0)
+    assert ledger.redeem_link(offer_id(1), T0, "till", "body", 1990)[0].amount_fen == 1990
+    ledger.close()
+
+
 def crashed(path: Path, **options) -> None:
     """An owner that went down with a claimed and a queued offer, without closing."""
     ledger = open_ledger(path, **options)
