@@ -126,6 +126,8 @@ class Behavior:
         """
         if self._store is None or self.plan is None:
             return _NO_FIRED
+        if not len(matches[0]) and not len(transitions) and not self._store.looks(events, now_ms):
+            return _NO_FIRED
         chosen = np.flatnonzero(matches[1] >= self._usage)
         rows, filters = matches[0][chosen], matches[1][chosen]
         if len(rows) > 1:

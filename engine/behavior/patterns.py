@@ -36,6 +36,7 @@ class PatternStore:
         self._work = _new_work(_OUT_ROWS)
         self._plan = plan
         self._taken = self._state.counts.copy()
+        self._has_run = False  # since its counts were taken
         self._now_ms = 0  # not above the log's now: what is forgotten by then is forgotten for good
 
     def ensure(self, users: int) -> None:
@@ -52,9 +53,9 @@ class PatternStore:
         Any cut of the same records into batches gives the same completions (T4).
         """
         work, by_row = self._work, self._plan.has_absence
-        looks = by_row and (len(steps.events) or _is_due(self._state.wheel, now_ms))
-        if not len(steps.row) and not len(steps.transitions) and not looks:
+        if not len(steps.row) and not len(steps.transitions) and not self.looks(steps.events, now_ms):
             return work.out[:0]
+        self._has_run = True
         work.cursor[:] = 0
         chunks: list[np.ndarray] = []
         while True:
@@ -70,6 +71,10 @@ class PatternStore:
             self._make_room(lacking, steps)
         self._now_ms = now_ms
         return np.concatenate(chunks) if chunks else work.out[:0]
+
+    def looks(self, events: np.ndarray, now_ms: int) -> bool:
+        """Say whether a batch in which nothing is a step may yet tell an absence, or know more of a feed."""
+        return self._plan.has_absence and (len(events) > 0 or _is_due(self._state.wheel, now_ms))
 
     def _make_room(self, lacking: int, steps: layout.Steps) -> None:
         wanted = int(self._state.control[layout.WANTED])
@@ -116,6 +121,9 @@ class PatternStore:
 
     def take_counts(self) -> dict[str, int]:
         """Return what happened since this was asked last, or since a restart; empty where nothing did."""
+        if not self._has_run:
+            return {}
+        self._has_run = False
         counts = self._state.counts
         if (counts == self._taken).all():
             return {}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
-from engine.decide.case import Case
+from engine.decide.case import Case, Gate
 from engine.decide.contest import Contest, hold_contest, passing
 from engine.decide.explain import Trace, explain_again, explain_case
 from engine.decide.held import Held
@@ -85,6 +85,7 @@ class Decider:
         self.profiles.assumed = content.policy.assumed_consent
         self.clock = LocalTime(content.policy.time_zone)
         self._shapes: dict[Any, Rules] = {}
+        self._tag_gates: dict[tuple[str, ...], Gate] = {}
         self._window_ms = content.policy.arbitration_window_ms
         self.responses.compile(content.scenarios)
         self._fence_names = {fence.id: fence.name for fence in content.fences}
@@ -106,6 +107,7 @@ class Decider:
             reserved=self._reserved,
             fence_names=self._fence_names,
             shapes=self._shapes,
+            tag_gates=self._tag_gates,
             factors=self.factors & self.content.policy.score_factors,
             propensity=self.propensity,
             responses=self.responses,

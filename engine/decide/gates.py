@@ -178,10 +178,21 @@ def consent_gate(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> 
 
 
 def suppression_gate(
-    scenario: Scenario, row: int, policy: Policy, profiles: ProfileTable, responses: Responses
+    scenario: Scenario,
+    row: int,
+    policy: Policy,
+    profiles: ProfileTable,
+    responses: Responses,
+    tag_gates: dict[tuple[str, ...], Gate],
 ) -> Gate:
-    """Who ignored the scenario's offers is left alone by it for a while; then the tags."""
-    by_tag = _suppression_by_tag(scenario, policy, profiles)
+    """Who ignored the scenario's offers is left alone by it for a while; then the tags.
+
+    tag_gates  what asks for the tags, by channels: the same for all scenarios that have the same
+    """
+    channels = reachable_channels(scenario, policy)
+    if channels not in tag_gates:
+        tag_gates[channels] = _suppression_by_tag(channels, profiles)
+    by_tag = tag_gates[channels]
     rule = scenario.limits.pause_after
     if rule is None:
         return by_tag
@@ -197,10 +208,10 @@ def suppression_gate(
     return gate
 
 
-def _suppression_by_tag(scenario: Scenario, policy: Policy, profiles: ProfileTable) -> Gate:
+def _suppression_by_tag(channels: tuple[str, ...], profiles: ProfileTable) -> Gate:
     """A user tagged `suppressed`, or `suppressed.<channel>`, gets nothing there: complaints, disputes, staff lists."""
     everywhere = compile_expression(HasTag(SUPPRESSED_TAG), profiles)
-    names = {channel: f"{SUPPRESSED_TAG}.{channel}" for channel in reachable_channels(scenario, policy)}
+    names = {channel: f"{SUPPRESSED_TAG}.{channel}" for channel in channels}
     by_channel = {channel: compile_expression(HasTag(name), profiles) for channel, name in names.items()}
     places = [profiles.tag_place(name) for name in (SUPPRESSED_TAG, *names.values())]
     words = tuple({id(column): column for column, _ in places}.values())

@@ -117,6 +117,7 @@ def compile_plan(
     reserved: dict[int, int],
     fence_names: dict[str, str],
     shapes: dict[Any, Rules],
+    tag_gates: dict[tuple[str, ...], Gate],
     responses: Responses,
     factors: frozenset[str] = frozenset(FACTORS),
     propensity: Propensity | None = None,
@@ -125,6 +126,7 @@ def compile_plan(
 
     pauses       scenario ids, or *, that are paused now
     shapes       limits compiled so far for this content
+    tag_gates    what asks for tags of suppression, by channels, compiled so far for this content
     reserved     what the re-entry gate remembers, shared by all plans
     responses    who answers, shared by all plans
     factors      those of FACTORS that are switched on
@@ -141,7 +143,10 @@ def compile_plan(
         ("validity", timing_gates.validity_gate(scenario, policy, clock)),
         ("audience", gates.audience_gate(scenario, profiles)),
         ("consent", None if plan.is_tag else gates.consent_gate(scenario, policy, profiles)),
-        ("suppression", None if plan.is_tag else gates.suppression_gate(scenario, row, policy, profiles, responses)),
+        (
+            "suppression",
+            None if plan.is_tag else gates.suppression_gate(scenario, row, policy, profiles, responses, tag_gates),
+        ),
         ("reentry", gates.reentry_gate(scenario, row, reserved)),
         ("quiet_hours", None if plan.is_tag else timing_gates.quiet_gate(scenario, policy, profiles, clock)),
         ("lottery", gates.lottery_gate(scenario)),

@@ -138,11 +138,14 @@ def segment_path(folder: Path, base: int, *, gap: bool = False) -> Path:
 def list_segments(folder: Path) -> list[Segment]:
     """List the segments in order; raise StoreCorrupt where one is missing between two others."""
     found = []
-    for path in sorted(folder.glob("*.log")):
-        name = path.name.split(".")
+    # Not `Path.glob`: a reader asks at the end of every segment.
+    for file in sorted(os.listdir(folder)) if folder.is_dir() else ():
+        name = file.split(".")
+        if name[-1] != "log":
+            continue
         if not name[0].isdigit():
-            raise StoreCorrupt(f"{path} is not a journal segment; move it out of the journal's folder")
-        found.append(Segment(int(name[0]), path, gap="gap" in name[1:-1]))
+            raise StoreCorrupt(f"{folder / file} is not a journal segment; move it out of the journal's folder")
+        found.append(Segment(int(name[0]), folder / file, gap="gap" in name[1:-1]))
     for before, after in itertools.pairwise(found):
         end = before.base + before.size()
         if end != after.base and not (after.gap and end < after.base):

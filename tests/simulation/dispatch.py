@@ -32,10 +32,19 @@ class Dispatcher:
         self.live = live
         self.dice = random.Random(seed)
         self._not_before: dict[str, int] = {}
+        self._looks = True
+
+    def wake(self) -> None:
+        """Offers were committed."""
+        self._looks = True
 
     def hand_over(self, now_ms: int) -> None:
         """Claim and submit what the outbox holds."""
-        offers = [one for one in self.live.ledger.outbox(500) if self._not_before.get(one.offer_id, 0) <= now_ms]
+        if not self._looks:
+            return
+        queued = self.live.ledger.outbox(500)
+        self._looks = bool(queued)
+        offers = [one for one in queued if self._not_before.get(one.offer_id, 0) <= now_ms]
         for first in range(0, len(offers), 8):
             group = offers[first : first + 8]
             answers = self.live.claim(group)

@@ -40,6 +40,7 @@ from tests.simulation.watch import FEEDS
 
 BOOT_ID = "the simulated machine"
 BEHIND_MS = 150_000
+SEGMENT_MS = 4 * HOUR_MS  # of the journal
 LONG_TICK_MS = 1_200_000  # when little comes any more
 
 
@@ -132,7 +133,7 @@ class Live:
         )
         self._evening_ms = START_MS + size.hours * HOUR_MS
         self._snapshot_due_ms = self.now_ms
-        self._processed_ms = self.now_ms
+        self._behind_since_ms: int | None = None  # when the first record came that is not processed yet
         self._outage_from: int | None = None
         self._dying = Crash(0, "", 0)
         self.scanners = Scanners(self, seed)
@@ -155,18 +156,18 @@ class Live:
         return self.story
 
     def _step(self) -> None:
-        tick_ms = self._size.tick_ms if self.now_ms < self._evening_ms else LONG_TICK_MS
-        next_ms = min(self._next_arrival_ms(), self.now_ms + tick_ms)
-        self.now_ms = max(self.now_ms, next_ms)
+        self.now_ms = self._step_after_ms()
+        began_ms = self.now_ms if self._behind_since_ms is None else self._behind_since_ms
         self._turn_outage()
         self._forget_if_due()
         self._append_due()
         self.scanners.scan(self.links, self.now_ms)
         self._die_at("appended")
         # Sometimes the engine is behind: then several records make one block, and nobody hands over meanwhile.
-        if self.now_ms - self._processed_ms < BEHIND_MS and self.dice.random() < 0.6:
+        if self._step_after_ms() - began_ms < BEHIND_MS and self.dice.random() < 0.6:
+            self._behind_since_ms = began_ms
             return
-        self._processed_ms = self.now_ms
+        self._behind_since_ms = None
         self._process()
         self.dispatcher.hand_over(self.now_ms)
         if self.trouble.recalls and self.trouble.recalls[0] <= self.now_ms:
@@ -175,6 +176,10 @@ class Live:
             self.desk.recall()
         self.desk.supply(self.now_ms)
         self._snapshot_if_due()
+
+    def _step_after_ms(self) -> int:
+        tick_ms = self._size.tick_ms if self.now_ms < self._evening_ms else LONG_TICK_MS
+        return max(self.now_ms, min(self._next_arrival_ms(), self.now_ms + tick_ms))
 
     def _next_arrival_ms(self) -> int:
         due = [heap[0][0] for heap in (self.arrivals, self.again) if heap]
@@ -280,6 +285,8 @@ class Live:
             dispatches=dispatch_rows(effects.receipts),
         )
         self.story.committed.append(self.ledger.position())
+        if effects.offers:
+            self.dispatcher.wake()
         self._die_at("committed")
 
     def _commit_once_it_answers(self) -> None:
@@ -379,7 +386,11 @@ class Live:
         self.ledger = EmbeddedLedger(self.folder / "ledger.db", fsync="never", boot_id=BOOT_ID)
         self.seam = LedgerSeam(self.ledger, self.story.outages)
         self.journal = Journal(
-            self.folder / "journal", fsync="never", segment_bytes=1 << 19, not_before=self.ledger.position() + 1
+            self.folder / "journal",
+            fsync="never",
+            segment_bytes=1 << 19,
+            segment_span_ms=SEGMENT_MS,
+            not_before=self.ledger.position() + 1,
         )
         snapshot = self._choose(crash)
         content = self.contents["v1" if snapshot is None else snapshot.version]
@@ -401,6 +412,7 @@ class Live:
         self.dispatcher = Dispatcher(self, self.dice.getrandbits(32))
         self.desk = Desk(self) if crash is None else self.desk
         self._process()
+        self._behind_since_ms = None
         if crash is not None:
             self.desk = Desk(self)
         self.links = open_desk(self)

@@ -25,7 +25,7 @@ def replay(
     folder: Path,
 ) -> tuple[list[Told], list[bytes]]:
     """Return what each record brought about, and the decisions that closing at the end brings."""
-    ledger = EmbeddedLedger(folder / "reference.db", fsync="never", boot_id="reference")
+    ledger = EmbeddedLedger(Path(":memory:"), fsync="never", boot_id="reference")  # it commits nothing
     seam = LedgerSeam(ledger, outages)
     pipeline = Pipeline(contents["v1"], settings_in(folder), seam, id_key=KEY)
     block, waiting = whole(records), list(forgotten)

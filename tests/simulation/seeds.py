@@ -10,7 +10,10 @@ from functools import partial
 
 from engine.runtime.warm import warm
 from tests.simulation.run import Verdict, run_seed
-from tests.simulation.sizes import Size
+from tests.simulation.sizes import SIZES, Size
+
+MUCH = 500_000
+"""Objects made and not let go of since garbage was last collected."""
 
 
 def run_seeds(seeds: range, size: Size | None = None, processes: int | None = None) -> Iterator[Verdict]:
@@ -20,7 +23,7 @@ def run_seeds(seeds: range, size: Size | None = None, processes: int | None = No
     """
     processes = min(processes or len(os.sched_getaffinity(0)), len(seeds))
     warm()
-    run_seed(seeds[0], size)  # whatever else is loaded at its first use is shared by all
+    run_seed(seeds[0], SIZES["small"])  # whatever else is loaded at its first use is shared by all
     gc.collect()
     gc.freeze()
     if processes < 2:
@@ -31,7 +34,8 @@ def run_seeds(seeds: range, size: Size | None = None, processes: int | None = No
 
 
 def _run(size: Size | None, seed: int) -> Verdict:
-    """Run one seed; garbage is collected between seeds, not every few thousand events of one."""
+    """Run one seed; garbage is collected between seeds, when there is much of it."""
     verdict = run_seed(seed, size)
-    gc.collect()
+    if gc.get_count()[0] > MUCH:
+        gc.collect()
     return verdict
