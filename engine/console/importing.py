@@ -24,7 +24,7 @@ from engine.runtime.service import Service
 from engine.settings import Settings
 
 MOST_BYTES = 1 << 20
-_PATIENCE_S = 60.0
+_PATIENCE_S = 180.0  # a service with a million users takes a minute to come back where others keep its machine busy
 _SAVE_EVERY_S = 1.0
 
 
@@ -129,7 +129,7 @@ class RunningEngine:
         self._client = client
 
     async def take(self, payload: bytes) -> None:
-        """Send a bite and wait until it is processed; wait too while the service is full or gone, for a minute."""
+        """Send a bite and wait until it is processed; wait too while the service is full or gone, for three minutes."""
         began, fault = monotonic_s(), ""
         while monotonic_s() - began < _PATIENCE_S:
             try:
