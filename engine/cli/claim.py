@@ -33,7 +33,7 @@ def show(
 
     path = load_settings(state=state).state / "offer-id.key"
     if not path.exists():
-        raise OpportuneError(f"there is no {path}: no service has run with this state folder")
+        raise OpportuneError(f"there is no {path}: name the state folder of the service by --state")
     claim = token_reader(path.read_bytes())(_token(link))
     if claim is None:
         print("not genuine: made elsewhere, or changed on its way")

@@ -11,10 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-_INSTANTS = frozenset(
-    ("at", "now", "deadline", "since", "last", "from", "until", "crossed_at", "confirmed_at", "release_at", "first")
-    + ("last_fix_at", "last_inside_at", "outside_before_at", "first_outside_at", "created_at", "ends", "release")
-)
+_INSTANTS = frozenset(("at", "now", "deadline", "since", "last", "from", "until", "first", "ends", "release", "day"))
 _MINUTES = frozenset(("minute", "from_minute", "to_minute", "windows"))
 _DAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 _STYLES = {"offer": "green", "withheld": "magenta", "held": "yellow", "lost": "yellow", "expired": "red"}
@@ -200,7 +197,7 @@ class View:
             return _DAYS[value]
         if name in _MINUTES and isinstance(value, int):
             return f"{value // 60:02d}:{value % 60:02d}"
-        if (name in _INSTANTS or name.endswith(".at")) and isinstance(value, int):
+        if (name in _INSTANTS or name.endswith((".at", "_at"))) and isinstance(value, int):
             return self.instant(value) if value > 0 else "ever"
         if name.endswith("_ms"):
             return _span(value / 1000)
@@ -217,7 +214,9 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _spoken(name: str) -> str:
-    return name.removesuffix("_ms").removesuffix("_s").replace("_", " ")
+    if name == "minute":
+        return "local time"
+    return name.removesuffix("_ms").removesuffix("_s").removesuffix("_minute").replace("_", " ")
 
 
 def _trigger(trigger: dict[str, Any]) -> str:

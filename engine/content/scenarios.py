@@ -151,7 +151,7 @@ def _file(
     schedule = _schedule(given.schedule, policy.time_zone, file, faults)
     quiet = _quiet_hours(given.quiet_hours)
     _check_reachable(trigger, schedule, quiet or policy.quiet_hours, given, book, file, faults)
-    has_fence = isinstance(trigger, PresenceTrigger) or bool(while_ and while_.inside)
+    has_fence = isinstance(trigger, PresenceTrigger) or bool(given.while_ and given.while_.inside)
     offer = _offer(given, has_fence, policy, catalogue, file, faults)
     if faults.error_count > before:
         return None

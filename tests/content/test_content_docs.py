@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
-import yaml
-from sets import collection, fence, write_set
+from sets import collection, write_set
 
 from engine.content import inspect_content
 from engine.content.built import NOT_SUPPORTED_YET
@@ -31,10 +31,12 @@ def test_the_fence_in_the_document_loads(tmp_path: Path) -> None:
     assert inspection.faults == ()
 
 
-def test_the_scenario_in_the_document_loads(tmp_path: Path) -> None:
-    scenario = yaml.safe_load(blocks("scenarios.md", "yaml")[0])
-    inspection = inspect_content(*write_set(tmp_path, collection(fence(kind="cinema")), scenarios=[scenario]))
-    assert inspection.faults == ()
+def test_the_scenario_in_the_document_loads_beside_the_shipped_content(tmp_path: Path) -> None:
+    """As somebody would who copies it into a fresh folder."""
+    for folder in ("geofences", "scenarios"):
+        shutil.copytree(DOCS.parent / folder, tmp_path / folder)
+    (tmp_path / "scenarios" / "copied.yaml").write_text(blocks("scenarios.md", "yaml")[0])
+    assert inspect_content(tmp_path / "geofences", tmp_path / "scenarios").faults == ()
 
 
 @pytest.mark.parametrize(
