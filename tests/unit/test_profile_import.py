@@ -98,7 +98,7 @@ def test_bad_rows_are_told_by_row_and_column_without_their_values_and_the_rest_g
 def test_a_cut_import_goes_on_where_it_stopped_and_a_changed_file_begins_anew(tmp_path, monkeypatch):
     monkeypatch.setattr("engine.console.importing._SAVE_EVERY_S", -1.0)
     path = write(tmp_path / "users.csv", *(f"u{number},a,{number},,," for number in range(500)))
-    first, again = ListEngine(breaks_at=5), ListEngine()
+    first, again = ListEngine(breaks_at=3), ListEngine()
     with pytest.raises(StoreUnavailable):
         bring(path, first, Progress(TableFile(path), "here"))
     kept = Progress(TableFile(path), "here")
