@@ -132,7 +132,7 @@ class Settings(BaseSettings):
     fsync_interval_s: PositiveSeconds = 0.05
     journal_hours: Annotated[float, Field(gt=0, le=72)] = 48
     checkpoint_interval_s: PositiveSeconds = 60
-    state_ttl_days: Annotated[float, Field(ge=2, le=3660)] = Field(
+    state_ttl_days: Annotated[float, Field(ge=2, le=36_500)] = Field(
         30, description="a user so long silent, without profile or consent, is forgotten and its place used again"
     )
     queue_bytes: int = Field(64 << 20, gt=0, description="accepted and not yet processed; beyond it 429")
