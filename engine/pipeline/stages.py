@@ -216,13 +216,15 @@ class Stages:
         objects = {
             "now_ms": self.now_ms,
             "swept_hour": self._swept_hour,
+            "feeds": self.feeds.names,
             "profiles": self.profiles.objects(),
             "decider": self.decider.state(),
         }
         return arrays, objects
 
     def restore(self, arrays: dict[str, np.ndarray], objects: dict[str, Any]) -> None:
-        """Take the state of a snapshot made with the same content."""
+        """Take the state of a snapshot made with the same content; feeds may have come, gone or moved since."""
+        arrays = _with_feeds(arrays, tuple(objects.get("feeds", self.feeds.names)), self.feeds)
 
         def part(stage: str) -> dict[str, np.ndarray]:
             return {name.partition(".")[2]: array for name, array in arrays.items() if name.startswith(f"{stage}.")}
@@ -240,6 +242,26 @@ class Stages:
             self.reorder.restore(part("reorder"))
         self._ensure()
         self._renew_hours(self.now_ms)
+
+
+def _with_feeds(arrays: dict[str, np.ndarray], names: tuple[str, ...], feeds: FeedTable) -> dict[str, np.ndarray]:
+    """Name feeds in the arrays of a snapshot by their rows of today; what came by one that is gone becomes `default`'s.
+
+    State names a feed by its row, and the kernels trust it: a row of yesterday is another feed's, or nobody's.
+    """
+    if names == feeds.names:
+        return arrays
+    row = np.array([feeds.row.get(name, 0) for name in names], np.uint8)
+    renamed = dict(arrays)
+    for name, array in arrays.items():
+        if array.dtype.names and "feed" in array.dtype.names:
+            renamed[name] = array.copy()
+            renamed[name]["feed"] = row[array["feed"]]
+    if (seen := arrays.get("behavior.pattern_feed")) is not None:
+        known = np.array([name in feeds.row for name in names], np.bool_)
+        renamed["behavior.pattern_feed"] = np.zeros((len(feeds.names), *seen.shape[1:]), seen.dtype)
+        renamed["behavior.pattern_feed"][row[known]] = seen[known]
+    return renamed
 
 
 def _new_rows(old: tuple[str, ...], new: tuple[str, ...]) -> np.ndarray | None:

@@ -243,6 +243,33 @@ def test_a_feed_that_no_longer_reorders_lets_go_what_a_checkpoint_held():
     assert [len(one) for one in effects.transitions] == [2]
 
 
+def test_state_follows_feeds_that_move_or_go_between_two_starts():
+    """A row of yesterday would be another feed's, or lie behind the last one, where kernels would read."""
+    cells = FeedSettings(reorder_s=3, signalling=True, period_s=1800)
+    before = Settings(feeds={**default_feeds(), "first": FeedSettings(), "second": cells})
+    after = Settings(feeds={**default_feeds(), "second": cells})
+    day = Day(settings=before)
+    day.log(0, ping("gone", NOON_MS, **MALL, feed="first"), ping("stays", NOON_MS, **MALL, feed="second"))
+    day.tick(4000)
+    day.log(5000, ping("held", NOON_MS + 5000, **MALL, feed="second"))
+    arrays, objects = day.pipeline.snapshot()
+    objects = orjson.loads(orjson.dumps(objects))
+    fresh = make_pipeline(settings=after)
+    fresh.restore({name: array.copy() for name, array in arrays.items()}, objects)
+    mine, _ = fresh.snapshot()
+
+    def feed_of(stage: str, user: str) -> str:
+        return fresh.feeds.names[mine[stage]["feed"][fresh.users.slot_of(user, intern=False)]]
+
+    assert feed_of("presence.user", "gone") == "default"
+    assert feed_of("presence.user", "stays") == "second"
+    assert [fresh.feeds.names[row] for row in mine["reorder.event"]["feed"]] == ["second"]
+    for name, array in mine.items():
+        if array.dtype.names and "feed" in array.dtype.names:
+            assert (array["feed"] < len(after.feeds)).all(), name
+    assert len(mine.get("behavior.pattern_feed", after.feeds)) == len(after.feeds)
+
+
 def test_checkpoints_from_before_the_buffer_are_read_and_later_ones_hold_it(tmp_path: Path):
     day = Day()
     day.log(0, at(0, MALL))
@@ -291,7 +318,7 @@ def test_t8_a_timer_waits_for_what_may_still_be_sorted():
 def test_a_wait_beyond_30_s_is_refused_with_what_to_do(monkeypatch, seconds):
     monkeypatch.setenv("OPPORTUNE_FEEDS__SIGNALLING__REORDER_S", seconds)
     with pytest.raises(
-        SettingsError, match=rf"feeds.signalling.reorder_s: .*{seconds} s is not between 0 and 30.*2 to 5"
+        SettingsError, match=rf"feeds.signalling.reorder_s: .*{seconds} s is neither 0 nor between 0.001 and 30.*2 to 5"
     ):
         load_settings()
 
