@@ -43,6 +43,9 @@ class Dispatch:
     title: str
     deadline_ms: int  # travels as the gateway's validity period (D6)
     data: Mapping[str, Any] = field(default_factory=dict)  # scenario, benefit, code: no user, no place
+    why_not_now: Callable[[], str | None] = field(default=lambda: None, repr=False, compare=False)
+    """Asked before the first byte by a gateway that had to wait for a connection or for room: what is against it by now
+    (deadline, consent, pause), to be raised as GatewayPermanent; None: nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -97,7 +97,7 @@ class Dispatcher:
         self._why_not_again = why_not_again
         self._due_fallbacks = due_fallbacks
         self.returns = Returns(ledger, addresses, emit, self._call, now_ms=now_ms, tenant=tenant)
-        self._settler = Settler(ledger, emit, self._call, tenant, self.returns.announce)
+        self._settler = Settler(ledger, emit, self._call, tenant, self.returns.tell_late)
         self._lanes = Lanes(self, gateways, routes or {}, make_missing)
         self._paused: set[str] = set()
         self._parked: dict[str, Offer] = {}
@@ -234,6 +234,10 @@ class Dispatcher:
         if self._is_paused(offer):
             return "paused"
         return self._why_not_again(offer) if self._why_not_again is not None else None
+
+    def why_not_now(self, offer: Offer) -> str | None:
+        """Say what is against a claimed offer of which no byte has left yet: its deadline, or what the claim checks."""
+        return "deadline" if self.now_ms() >= offer.deadline_ms else self.why_not_again(offer)
 
     def drop_address(self, offer: Offer) -> None:
         """Forget an address that leads nowhere any more, so that nothing is sent to it again."""

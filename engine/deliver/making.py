@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import structlog
@@ -46,6 +47,7 @@ def make(owner: Dispatcher, gateway: Gateway, offer: Offer) -> tuple[Dispatch, i
         title="",
         deadline_ms=offer.deadline_ms,
         data={"scenario": offer.scenario, "benefit": offer.benefit, "code": code},
+        why_not_now=partial(owner.why_not_now, offer),
     )
     return dispatch, parts
 

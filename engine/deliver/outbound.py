@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from urllib.parse import urlencode
 
@@ -23,6 +23,8 @@ from engine.deliver.http_exchange import Answer, Connections, Refused
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown, SettingsError
 
 LONGEST_WAIT_S = 3600.0
+WAITED_S = 0.3
+"""After so long without a byte sent, what the claim found may not hold any more (F26: a second in all)."""
 _BROKEN = (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, h11.ProtocolError, OSError)
 
 
@@ -74,18 +76,25 @@ class Outbound:
         content: bytes = b"",
         form: Mapping[str, str] | None = None,
         headers: Mapping[str, str] | None = None,
+        why_not_now: Callable[[], str | None] = lambda: None,
     ) -> Answer:
-        """POST once; raises GatewayRetryable where provably nothing was sent, else GatewayUnknown."""
+        """POST once; raises GatewayRetryable where provably nothing was sent, else GatewayUnknown.
+
+        why_not_now  asked once connected, if that took its time (contract.Dispatch)
+        """
         sent = dict(headers or {})
         if form is not None:
             content = urlencode(form).encode("ascii")
             sent["content-type"] = "application/x-www-form-urlencoded"
+        begin_s = monotonic_s()
         try:
             async with asyncio.timeout(self._timeout_s):
                 connection = await self._connections.take(url, self._timeout_s)
         except (httpcore.ConnectError, httpcore.ConnectTimeout, TimeoutError) as error:
             raise GatewayRetryable(f"{self._name}: no connection ({type(error).__name__})") from None
         try:
+            if monotonic_s() - begin_s > WAITED_S and (why := why_not_now()) is not None:
+                raise GatewayPermanent(why)
             async with asyncio.timeout(self._timeout_s):
                 return await connection.post(url, sent, content)
         except Refused:

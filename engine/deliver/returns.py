@@ -74,6 +74,7 @@ class Returns:
         self._idle = asyncio.Event()
         self._idle.set()
         self._is_closed = False
+        self._telling = asyncio.Lock()
 
     # --- what gateways call -----------------------------------------------------------------------------------------
 
@@ -171,16 +172,21 @@ class Returns:
         """End dispatches of which nothing came for 48 h, and tell what a crash left untold; until cancelled."""
         while True:
             try:
-                late = await self._call(self._ledger.matched_late)
-                if late:
-                    await self.announce(late)
-                    await self._call(self._ledger.told_late)
+                await self.tell_late()
                 while rows := await self._call(self._ledger.silent, self._now_ms()):
                     await self.announce([match for _, _, match in rows if match is not None])
                     await self._call(self._ledger.told_silent, [(due_ms, name) for due_ms, name, _ in rows])
             except (OpportuneError, OSError) as error:
                 log.error("dispatches without receipts cannot be settled now", error=type(error).__name__)
             await asyncio.sleep(SILENCE_EVERY_S)
+
+    async def tell_late(self) -> None:
+        """Journal what receipts say that had come before the answers to their submits."""
+        async with self._telling:  # two at once would each drop what the other has only listed
+            late = await self._call(self._ledger.matched_late)
+            if late:
+                await self.announce(late)
+                await self._call(self._ledger.told_late)
 
     async def flushed(self) -> None:
         """Return once everything that came in so far is journaled or refused."""

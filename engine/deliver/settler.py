@@ -18,7 +18,7 @@ import structlog
 from engine import metrics
 from engine.deliver.contract import DispatchLedger, DispatchRecord
 from engine.errors import OpportuneError
-from engine.model import CONTRACT_VERSION, DispatchState, Match
+from engine.model import CONTRACT_VERSION, DispatchState
 
 log = structlog.get_logger("opportune.deliver")
 
@@ -39,7 +39,7 @@ class Settler:
 
     emit   journals receipt events and returns once they are durable
     call   runs a function of the ledger where the ledger wants to be run
-    announce  journals what receipts say that had come before the outcome
+    tell_late  journals what receipts say that had come before the outcome
     """
 
     RETRY_S = 0.2
@@ -52,9 +52,9 @@ class Settler:
         emit: Callable[[Sequence[bytes]], Awaitable[Any]],
         call: Callable[..., Awaitable[Any]],
         tenant: str,
-        announce: Callable[[Sequence[Match]], Awaitable[None]],
+        tell_late: Callable[[], Awaitable[None]],
     ) -> None:
-        self._announce = announce
+        self._tell_late = tell_late
         self._ledger = ledger
         self._emit = emit
         self._call = call
@@ -94,10 +94,7 @@ class Settler:
             if receipts:
                 await self._emit(receipts)
             await self._call(self._ledger.record_dispatch, [one.record for one in group])
-            late = await self._call(self._ledger.matched_late)
-            if late:
-                await self._announce(late)
-                await self._call(self._ledger.told_late)
+            await self._tell_late()
         except (OpportuneError, OSError) as error:
             if self.is_healthy:
                 log.error("dispatch outcomes cannot be written; nothing new is sent", error=type(error).__name__)

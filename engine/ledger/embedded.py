@@ -84,6 +84,7 @@ class EmbeddedLedger(Stored):
             self._distrusted = int(_meta(cursor, "distrusted", -1))
             self._position = int(cursor.execute("SELECT position FROM progress").fetchone()[0])
             self._early = receipts_of.early_names(cursor)
+            self._listed: list[receipts_of.Name] = []
 
     # --- caps -------------------------------------------------------------------------------------------------------
 
@@ -291,16 +292,19 @@ class EmbeddedLedger(Stored):
 
     def matched_late(self) -> list[Match]:
         """List what receipts that had come before the answer to their submit say, until `told_late`."""
-        if not self._early:
+        self._listed = list(self._early)
+        if not self._listed:
             return []
         with self._database.writing() as cursor:
-            return [one for gateway, name in self._early for one in receipts_of.match_early(cursor, gateway, [name])]
+            return [one for gateway, name in self._listed for one in receipts_of.match_early(cursor, gateway, [name])]
 
     def told_late(self) -> None:
         """Note that what `matched_late` listed is in the log."""
-        names, self._early = self._early, []
         with self._database.writing() as cursor:
-            receipts_of.drop_early(cursor, names)
+            receipts_of.drop_early(cursor, self._listed)
+        # Others may have come meanwhile; they are told the next time.
+        del self._early[: len(self._listed)]
+        self._listed = []
 
     def silent(self, now_ms: int, limit: int = 500) -> list[tuple[int, str, Match | None]]:
         """List dispatches waited for 48 h: (due, dispatch id, EXPIRED, or None where it ended by itself)."""

@@ -142,6 +142,18 @@ def test_a_receipt_before_the_answer_is_kept_and_matched_when_the_answer_is_reco
     assert ledger.matched_late() == []
 
 
+def test_a_receipt_that_comes_while_earlier_ones_are_told_is_told_the_next_time(ledger: Ledger) -> None:
+    """F20: what was not listed is not dropped."""
+    ledger.match_receipts([receipt("a", S.DELIVERED), receipt("b", S.FAILED)], NOW_MS)
+    record(ledger, 0, S.ACCEPTED, "a")
+    assert [one.dispatch_id for one in ledger.matched_late()] == [name_of(0)]
+    record(ledger, 1, S.ACCEPTED, "b")
+    ledger.told_late()
+    assert [(one.dispatch_id, one.state) for one in ledger.matched_late()] == [(name_of(1), S.FAILED)]
+    ledger.told_late()
+    assert ledger.matched_late() == []
+
+
 def test_an_early_receipt_survives_a_crash_between_recording_and_telling(reopen: Callable[[], Ledger]) -> None:
     first = filled(reopen())
     first.match_receipts([receipt("early", S.DELIVERED)], NOW_MS)

@@ -185,3 +185,75 @@ def test_a_store_that_cannot_write_is_busy_to_the_operator_so_that_it_comes_agai
         raise OSError("disk full")
 
     listen(tmp_path, talk)
+
+
+def test_strangers_who_never_log_in_cannot_keep_the_operator_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("engine.deliver.gateways.sgip.MOST_CONNECTIONS", 3)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        port = writer.get_extra_info("peername")[1]
+        strangers = [(reader, writer), *[await asyncio.open_connection("127.0.0.1", port) for _ in range(2)]]
+        known = []
+        for _ in range(3):
+            known.append(await asyncio.open_connection("127.0.0.1", port))
+            answer = await ask(*known[-1], BIND)
+            assert isinstance(answer, sgip.Answer)
+            assert answer.result == sgip.OK
+        for stranger, _ in strangers:
+            assert await gone(stranger), "each made room"
+        late, out = await asyncio.open_connection("127.0.0.1", port)
+        assert await gone(late), "those who have logged in stay"
+        for _, one in (*strangers, *known, (late, out)):
+            one.close()
+
+    async def gone(reader: asyncio.StreamReader) -> bool:
+        try:
+            return await reader.read() == b""
+        except ConnectionError:
+            return True
+
+    listen(tmp_path, talk)
+
+
+def test_f19_a_connection_from_the_operator_that_died_without_a_word_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGIP has no test of a link: dead ones would fill the port until no report could come any more."""
+    monkeypatch.setattr("engine.deliver.gateways.sgip.IDLE_S", 0.4)
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        await ask(reader, writer, BIND)
+        for number in range(4):
+            await asyncio.sleep(0.15)
+            answer = await ask(reader, writer, sgip.Report((1, 1, 2 + number), (2, 2, number), "8613800000007", 0))
+            assert isinstance(answer, sgip.Answer), "it is not silent"
+        assert await reader.read() == b""
+
+    listen(tmp_path, talk)
+
+
+def test_receipts_of_nothing_known_are_acknowledged_and_change_nothing(tmp_path: Path) -> None:  # F20
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        await ask(reader, writer, BIND)
+        for number in (1, 1, 2):
+            report = sgip.Report((1, 1, 10 + number), (9, 9, number), "8613800000007", 2, 25)
+            assert await ask(reader, writer, report) == sgip.Answer(report.sequence, sgip.REPORT | sgip.ANSWER, sgip.OK)
+
+    assert listen(tmp_path, talk).events == []
+
+
+@pytest.mark.parametrize("cut_at", [1, 3, 4, 19, 20, 63])
+def test_a_frame_that_stays_half_holds_up_nobody_else(tmp_path: Path, cut_at: int) -> None:
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, rig: Rig) -> None:
+        await ask(reader, writer, BIND)
+        half = sgip.Report((1, 1, 2), (9, 9, 9), "8613800000007", 0).encode()[:cut_at]
+        writer.write(half)
+        other, out = await asyncio.open_connection("127.0.0.1", writer.get_extra_info("peername")[1])
+        await ask(other, out, BIND)
+        answer = await ask(other, out, sgip.Report((1, 1, 3), (9, 9, 8), "8613800000007", 0))
+        assert isinstance(answer, sgip.Answer)
+        out.close()
+
+    listen(tmp_path, talk)

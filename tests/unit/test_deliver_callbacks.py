@@ -139,3 +139,13 @@ def test_addresses_of_the_other_family_lie_in_no_network() -> None:
 def test_callbacks_before_the_start_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CallbackRefused):
         asyncio.run(webhook().on_callback(from_webhook()))
+
+
+def test_i2_a_message_without_a_name_is_named_without_its_sender() -> None:
+    """The name goes into the journal; a number must not."""
+    asked = {"secret": "secret", "from": "8613800000007", "text": "hello", "at": "1800000000"}
+    (message,) = told(kannel(), Callback("GET", urlencode(asked), {}, b"", "10.0.0.7"))
+    (again,) = told(kannel(), Callback("GET", urlencode(asked), {}, b"", "10.0.0.7"))
+    (other,) = told(kannel(), Callback("GET", urlencode({**asked, "text": "bye"}), {}, b"", "10.0.0.7"))
+    assert "13800000007" not in message.message_id
+    assert again.message_id == message.message_id != other.message_id

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 
 from engine.clock import monotonic_s
 from engine.deliver.http_exchange import MOST_ANSWER_BYTES, Answer
-from engine.deliver.outbound import Outbound
+from engine.deliver.outbound import WAITED_S, Outbound
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown
 
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -229,3 +230,33 @@ def test_a_cancelled_request_takes_its_connection_with_it() -> None:
         assert not out._connections._idle
 
     talk(server, work)
+
+
+@pytest.mark.parametrize("why", ["no_consent", None])
+def test_f26_a_request_that_had_to_wait_for_its_connection_asks_again_before_the_first_byte(why: str | None) -> None:
+    """A2, D6: the user may have opted out, or the deadline passed, since the claim."""
+    server = Server(FINE)
+
+    async def work(out: Outbound, url: str) -> None:
+        connect, asked = out._connections._backend.connect_tcp, []
+
+        async def slow(*given: Any, **more: Any) -> Any:
+            await asyncio.sleep(WAITED_S + 0.05)
+            return await connect(*given, **more)
+
+        def why_not_now() -> str | None:
+            asked.append(why)
+            return why
+
+        out._connections._backend.connect_tcp = slow  # type: ignore[method-assign]
+        target = out.target(url)
+        if why is None:
+            assert (await out.post(target, content=b"x", why_not_now=why_not_now)).is_success
+        else:
+            with pytest.raises(GatewayPermanent, match=why):
+                await out.post(target, content=b"x", why_not_now=why_not_now)
+        await out.post(target, content=b"x", why_not_now=why_not_now)
+        assert asked == [why], "not where nothing had to be waited for"
+
+    talk(server, work)
+    assert len(server.requests) == (2 if why is None else 1)

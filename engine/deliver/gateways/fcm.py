@@ -72,7 +72,7 @@ class FcmGateway(Sessionless):
     async def submit(self, dispatch: Dispatch) -> Submitted:
         body = orjson.dumps({"message": self._message(dispatch)})
         headers = {"authorization": f"Bearer {await self._access_token()}", "content-type": "application/json"}
-        answer = await self._out.post(self._url, content=body, headers=headers)
+        answer = await self._out.post(self._url, content=body, headers=headers, why_not_now=dispatch.why_not_now)
         return self._judge(answer)
 
     async def close(self, timeout_s: float = 5.0) -> None:

@@ -21,6 +21,8 @@ from engine.errors import SettingsError
 log = structlog.get_logger("opportune.deliver")
 
 LOGIN_WITHIN_S = 10.0
+IDLE_S = 180.0
+"""SGIP has no test of a link, and the operator ends an idle one after a minute: what is silent for longer is dead."""
 MOST_CONNECTIONS = 32
 
 
@@ -86,7 +88,7 @@ class SgipListener:
         monotonic_s: Callable[[], float],
     ) -> None:
         self.port = listening.port
-        self.links: set[Link] = set()
+        self.links: set[_Accepted] = set()
         self._name = name
         self._listening = listening
         self._take = take
@@ -127,11 +129,16 @@ class SgipListener:
         }
 
     def may_come(self, address: str) -> bool:
-        if len(self.links) >= MOST_CONNECTIONS:
+        """Say whether there is room for a connection from this address; strangers make room for it."""
+        if self._listening.allowed and not is_from(address, self._listening.allowed):
             return False
-        if not self._listening.allowed:
-            return True
-        return is_from(address, self._listening.allowed)
+        if len(self.links) >= MOST_CONNECTIONS:
+            stranger = next((link for link in self.links if not link.is_known), None)
+            if stranger is None:
+                return False
+            self.links.discard(stranger)
+            stranger.abort()
+        return True
 
 
 class _Accepted(Link):
@@ -150,12 +157,29 @@ class _Accepted(Link):
             self.abort()
             return
         self._listener.links.add(self)
-        asyncio.get_running_loop().call_later(LOGIN_WITHIN_S, self._end_unless_bound)
+        loop = asyncio.get_running_loop()
+        loop.call_later(LOGIN_WITHIN_S, self._end_unless_bound)
+        loop.call_later(IDLE_S, self._end_if_idle)
 
     def connection_lost(self, error: Exception | None) -> None:
         self._listener.links.discard(self)
         super().connection_lost(error)
 
+    @property
+    def is_known(self) -> bool:
+        """Whether it has logged in."""
+        return self._inbound.is_bound
+
     def _end_unless_bound(self) -> None:
         if not self._inbound.is_bound:
             self.abort()
+
+    def _end_if_idle(self) -> None:
+        if self.ended.is_set():
+            return
+        left_s = IDLE_S - self.idle_s
+        if left_s <= 0:
+            log.warning("a connection to our SGIP port is silent and closed", gateway=self.name)
+            self.abort()
+        else:
+            asyncio.get_running_loop().call_later(left_s, self._end_if_idle)

@@ -102,7 +102,7 @@ class TwilioGateway:
         }
         if self._callback_url:
             form["StatusCallback"] = self._callback_url
-        answer = await self._out.post(self._url, form=form, headers=self._headers)
+        answer = await self._out.post(self._url, form=form, headers=self._headers, why_not_now=dispatch.why_not_now)
         return self._judge(answer)
 
     async def close(self, timeout_s: float = 5.0) -> None:

@@ -105,7 +105,7 @@ class WebhookGateway:
             "webhook-timestamp": str(int(instant.timestamp())),
             "webhook-signature": self._signer.sign(dispatch.dispatch_id, instant, body.decode()),
         }
-        answer = await self._out.post(self._url, content=body, headers=headers)
+        answer = await self._out.post(self._url, content=body, headers=headers, why_not_now=dispatch.why_not_now)
         return self._judge(answer, dispatch)
 
     async def close(self, timeout_s: float = 5.0) -> None:

@@ -90,7 +90,10 @@ class WebPushGateway(Sessionless):
             "urgency": "normal",
             **self._authorization(str(target)),
         }
-        return self._judge(await self._out.post(target, content=encoded["body"], headers=headers), dispatch)
+        answer = await self._out.post(
+            target, content=encoded["body"], headers=headers, why_not_now=dispatch.why_not_now
+        )
+        return self._judge(answer, dispatch)
 
     async def close(self, timeout_s: float = 5.0) -> None:
         await self._out.close()

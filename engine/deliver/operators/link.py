@@ -86,6 +86,7 @@ class Link(asyncio.BufferedProtocol):
         self._tasks: set[asyncio.Task[None]] = set()
         self._taken = 0
         self._is_full = False
+        self._is_stuck = False
         self._heard_s = self._active_s = monotonic_s()
         self._tests = 0
         self._tested_s = 0.0
@@ -144,14 +145,24 @@ class Link(asyncio.BufferedProtocol):
                     if meaning.closes:
                         self.end()
                 case LoggedIn():
-                    self.is_ready = meaning.ok
                     if not self.logged_in.done():
+                        self.is_ready = meaning.ok
                         self.logged_in.set_result(meaning)
                 case None:
                     pass
         if back:
             self._pass_on(back)
         self._on_room()
+
+    def pause_writing(self) -> None:
+        """The peer does not read: it is not read from either, or answers to it would fill the memory."""
+        self._is_stuck = True
+        if self._transport is not None and not self._is_closing:
+            self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._is_stuck = False
+        self._read_on()
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_ready = False
@@ -168,6 +179,11 @@ class Link(asyncio.BufferedProtocol):
         self._on_room()
 
     # --- what the gateway does --------------------------------------------------------------------------------------
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since anything was heard."""
+        return self._monotonic_s() - self._heard_s
 
     def submit(self, part: Part, number: str, expires_ms: int) -> tuple[asyncio.Future[Answered], str]:
         """Send one part; return the future of its answer and its name where it is known. Raises WireError before."""
@@ -242,7 +258,7 @@ class Link(asyncio.BufferedProtocol):
                 self._read_on()
 
     def _read_on(self) -> None:
-        if not self._is_full and not self._is_closing and self._transport is not None:
+        if not (self._is_full or self._is_stuck or self._is_closing) and self._transport is not None:
             self._transport.resume_reading()
 
     async def _watch(self) -> None:

@@ -24,21 +24,24 @@ class Sending:
     """Send `parts` to one number.
 
     send   sends parts together, returns the future and the name of each; raises where nothing was sent
+    why_not_now  asked before the first byte, where that has to wait (contract.Dispatch)
     """
 
     def __init__(
         self,
         gateway: str,
-        send: Callable[[Sequence[Part], str, int], Awaitable[list[Sent]]],
+        send: Callable[[Sequence[Part], str, int, Callable[[], str | None]], Awaitable[list[Sent]]],
         parts: Sequence[Part],
         number: str,
         expires_ms: int,
+        why_not_now: Callable[[], str | None] = lambda: None,
     ) -> None:
         self._gateway = gateway
         self._send_parts = send
         self._parts = parts
         self._number = number
         self._expires_ms = expires_ms
+        self._why_not_now = why_not_now
         self._ids = [""] * len(parts)
         self._verdicts: list[Verdict | None] = [None] * len(parts)  # None: nobody knows
         self._code = ""
@@ -63,7 +66,10 @@ class Sending:
     async def _send(self, todo: list[int]) -> None:
         """Send these parts and wait for their answers."""
         try:
-            sent = await self._send_parts([self._parts[place] for place in todo], self._number, self._expires_ms)
+            parts = [self._parts[place] for place in todo]
+            # What has begun is ended: half a message helps nobody.
+            ask = _nothing if Verdict.OK in self._verdicts else self._why_not_now
+            sent = await self._send_parts(parts, self._number, self._expires_ms, ask)
         except WireError as error:
             raise GatewayPermanent(f"bad_field: {error}") from None
         except GatewayRetryable:
@@ -104,3 +110,7 @@ class Sending:
             if verdict is None or verdict is Verdict.OK
         ]
         return tuple(named) if named and all(named) else ()
+
+
+def _nothing() -> None:
+    return None

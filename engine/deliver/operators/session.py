@@ -40,6 +40,8 @@ LONGEST_PAUSE_S = 60.0
 HOLD_PARTS_S = 20.0
 """How long a part of a user's message may wait for the others before it is answered "busy", to come again."""
 ROOM_S = 5.0
+WAITED_S = 0.3
+"""After so long without a byte sent, what the claim found may not hold any more (F26: a second in all)."""
 LONGEST_SUBMIT_S = ROOM_S + RESEND_S * 4 * MOST_RESENDS
 """Beside the waits for answers: for room, and for parts that are sent again."""
 
@@ -118,7 +120,8 @@ class OperatorGateway:
             parts = cut(dispatch.text, int(dispatch.offer_id[-2:], 16))
         except ValueError:
             raise GatewayPermanent("too_long") from None
-        return await Sending(self.name, self.send, parts, number, dispatch.deadline_ms).run()
+        sending = Sending(self.name, self.send, parts, number, dispatch.deadline_ms, dispatch.why_not_now)
+        return await sending.run()
 
     async def close(self, timeout_s: float = 5.0) -> None:
         self._is_closing = True
@@ -130,14 +133,19 @@ class OperatorGateway:
 
     # --- links ------------------------------------------------------------------------------------------------------
 
-    async def send(self, parts: Sequence[Part], number: str, expires_ms: int) -> list[Sent]:
+    async def send(
+        self, parts: Sequence[Part], number: str, expires_ms: int, why_not_now: Callable[[], str | None]
+    ) -> list[Sent]:
         """Send parts of one message on one connection, in turn with other messages; return their futures and names.
 
         They leave together: a peer that answers a long message only when it is whole would otherwise be left with
-        halves of many, which fill the window. Raises GatewayRetryable or WireError only where nothing was sent.
+        halves of many, which fill the window. Raises GatewayError or WireError only where nothing was sent.
         """
+        begin_s = self._monotonic_s()
         async with self._turn:
             link = await self._link_with(min(len(parts), self._peer.window))
+            if self._monotonic_s() - begin_s > WAITED_S and (why := why_not_now()) is not None:
+                raise GatewayPermanent(why)
             sent = [link.submit(part, number, expires_ms) for part in parts[: self._peer.window]]
             for part in parts[self._peer.window :]:
                 while link.is_ready and len(link.pending) >= self._peer.window:

@@ -220,8 +220,7 @@ class RedisReceipts:
             gateway, _, name = packed.decode().partition("\0")
             self._link.command("DEL", self._unmatched_key(gateway, name))
             self._link.command("SREM", self._early_key, packed)
-        self._telling = []
-        self._may_be_early = False
+        self._telling = []  # others may have come meanwhile; the next `late` looks
 
     def silent(self, now_ms: int, limit: int) -> list[tuple[int, str, Match | None]]:
         """List what was waited for long enough: (due, dispatch id, EXPIRED, or None where it ended by itself)."""
