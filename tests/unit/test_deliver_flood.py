@@ -227,13 +227,10 @@ def test_outcomes_that_gathered_while_nothing_could_be_written_are_written_in_gr
             written.append(len(records))
             return [True] * len(records)
 
-        def matched_late(self) -> list[Match]:
-            return []
-
     async def call(function: Any, *arguments: Any) -> Any:
         return function(*arguments)
 
-    async def nothing(payloads: Sequence[Any]) -> None:
+    async def nothing(*payloads: Any) -> None:
         return None
 
     async def main() -> None:
