@@ -19,7 +19,11 @@ from engine.runtime.cluster.blocks import KIND_HEADER, block_of_records, kind_he
 from engine.runtime.cluster.record_batches import Fetched
 
 HEADERS = st.lists(
-    st.tuples(st.sampled_from([KIND_HEADER, "opportune-kine", "trace", "ce_type", ""]), st.binary(max_size=9)),
+    st.tuples(
+        st.sampled_from([KIND_HEADER, "opportune-kine", "trace", "ce_type", ""]),
+        st.binary(max_size=9)
+        | st.sampled_from([b"tick", b"t\0\0\0", b"tick\0", b"content", b"conTent", b"control", b"contr01"]),
+    ),
     max_size=3,
 ) | st.sampled_from([kind_headers(kind) for kind in RecordKind])
 RECORD = st.tuples(

@@ -12,6 +12,7 @@ EVENTS, TICK, CONTENT, CONTROL = 1, 2, 3, 4  # engine.model.RecordKind; a test h
 DAMAGED = -1
 _KIND_BYTES = 14
 _LONGEST_VARINT = 10
+_TICK, _CONTENT, _CONTROL = (int.from_bytes(name, "big") for name in (b"tick", b"content", b"control"))
 
 
 @inlined_lean_kernel
@@ -37,11 +38,16 @@ def _kind(data: np.ndarray, at: int, name: np.ndarray, value_at: int, length: in
     for k in range(_KIND_BYTES):
         if data[at + k] != name[k]:
             return 0
-    if length == 4 and data[value_at] == 116:  # tick
+    if length != 4 and length != 7:
+        return EVENTS
+    said = np.int64(0)
+    for k in range(length):
+        said = said << 8 | np.int64(data[value_at + k])
+    if said == _TICK:
         return TICK
-    if length == 7 and data[value_at] == 99 and data[value_at + 3] == 116:  # con t ent, con t rol
-        return CONTENT if data[value_at + 4] == 101 else CONTROL
-    return EVENTS
+    if said == _CONTENT:
+        return CONTENT
+    return CONTROL if said == _CONTROL else EVENTS
 
 
 @inlined_lean_kernel
