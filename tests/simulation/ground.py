@@ -93,7 +93,9 @@ class Person:
     def close(self, now_ms: int) -> None:
         """The number is given up: a new life, in which nothing is known (A4)."""
         fresh = Person(self.name, void_ms=now_ms, lives=self.lives + 1, closings=self.closings)
-        fresh.usage_seen = self.usage_seen
+        # What was late by then is remembered no longer (T7).
+        last = self.newest_usage - LATENESS_MS
+        fresh.usage_seen = {name: at_ms for name, at_ms in self.usage_seen.items() if at_ms >= last}
         self.__dict__.update(fresh.__dict__)
 
     def admit_usage(self, feed: str, identity: str, at_ms: int) -> bool:
