@@ -26,7 +26,11 @@ _MAPPED_FROM_BYTES = 4 << 20
 
 
 def settle() -> None:
-    """Collect once, then take all that lives now out of later collections; call it after content became live."""
+    """Collect once, then take all that lives now out of later collections; call it after content became live.
+
+    Again after much of it went: what was taken out before is looked through once more.
+    """
+    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(_YOUNG, 50, 1000)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -101,6 +101,63 @@ def test_a_killed_worker_loses_and_doubles_nothing(cluster: Cluster) -> None:
     worker.stop()
     dispatch.stop()
     audit(cluster)
+
+
+def test_a_pool_of_codes_gives_each_user_one_of_his_own_across_a_killed_worker(
+    tmp_path: Path, kafka_address: str, redis_url: str
+) -> None:
+    """O3, F1: leased by the worker through the log, drawn in Redis, revealed by the dispatcher alone."""
+    one = Cluster(tmp_path, kafka_address, redis_url)
+    try:
+        one.give_addresses(USERS)
+        content = write_content(tmp_path / "content")
+        benefits, scenario = content / "scenarios/benefits/national.yaml", content / "scenarios/national/shopping.yaml"
+        entry = "- id: shopping-plan-voucher\n"
+        assert entry in benefits.read_text()
+        benefits.write_text(
+            benefits.read_text().replace(entry, f"{entry}    stock: {{per_user: 1, codes: shop-2030}}\n")
+        )
+        scenario.write_text(scenario.read_text().replace("送给您。", "送给您，券码{code}。"))
+        codes = [f"SHOP{number:04d}X" for number in range(400)]
+        (tmp_path / "codes.csv").write_text("".join(f"{code}\n" for code in codes))
+        one.run("codes", "import", "shop-2030", str(tmp_path / "codes.csv"))
+        one.run("content", "push", str(content))
+        worker, dispatch = one.start("worker"), one.start("dispatch")
+        worker.wait_ready()
+        # Nothing is given before both partitions have their lease.
+        _until(lambda: _leased(one) >= 2)
+        send(one, 0, USERS // 2)
+        time.sleep(0.3)
+        worker.kill()
+        worker = one.start("worker")
+        send(one, USERS, USERS // 2)  # the same users for the second time
+        send(one, USERS // 2, USERS // 2)
+        wait_for(one, USERS)
+        worker.stop()
+        dispatch.stop()
+        assert max(one.receiver.got.values()) == 1
+        given = [next(code for code in codes if code in str(body)) for body in one.receiver.bodies]
+        assert len(set(given)) == USERS, "a code went to two users"
+        told = b"".join(
+            value for role in ("offers", "decisions", "reservations", "events") for value in one.values(role)
+        )
+        assert b"shop-2030#" in told
+        assert b"SHOP0" not in told, "a code left codes.db for a topic"
+        decisions = {told["decision_id"]: told for told in map(orjson.loads, one.values("decisions"))}
+        assert Counter(told["reason"] for told in decisions.values())["stock"] == USERS // 2, "one a user"
+    finally:
+        one.close()
+
+
+def _leased(cluster: Cluster) -> int:
+    return sum(b'"lease"' in value for value in cluster.values("events"))
+
+
+def _until(is_so: Callable[[], bool], timeout_s: float = 30.0) -> None:
+    end_s = time.monotonic() + timeout_s
+    while not is_so():
+        assert time.monotonic() < end_s, "it did not come"
+        time.sleep(0.1)
 
 
 def test_redis_wiped_under_load_is_rebuilt_and_no_cap_is_exceeded(cluster: Cluster, redis_url: str) -> None:

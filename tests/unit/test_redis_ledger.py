@@ -15,6 +15,7 @@ from engine.errors import SettingsError, StoreCorrupt, StoreFenced, StoreUnavail
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.log import MemoryLog
+from engine.ledger.redis.packing import decode
 from engine.ledger.redis.rekey import LedgerMove
 from engine.ledger.redis.shard import Authority
 from engine.model import Offer, Option, ReserveRequest, Rule, Scope, StockLine, Take
@@ -277,6 +278,137 @@ def test_what_was_put_back_and_never_committed_goes_back_when_its_owner_crashes(
     assert [(one.count, one.fen) for one in again.stock.given().values()] in ([], [(0, 0)])
     assert [(one.granted, one.duplicate, one.code) for one in again.reserve([lost])] == [(0, False, "p#0")]
     again.close()
+
+
+class Cut(Exception):
+    """The process dies here."""
+
+
+def die_after(ledger: RedisLedger, calls: int) -> None:
+    """Let a process die after so many more calls to Redis."""
+    left = [calls]
+
+    def dying(call):
+        def made(*arguments):
+            if left[0] == 0:
+                raise Cut
+            left[0] -= 1
+            return call(*arguments)
+
+        return made
+
+    for name in ("script", "command"):
+        setattr(ledger._link, name, dying(getattr(ledger._link, name)))
+
+
+def stored(client: redis.Redis) -> dict[bytes, object]:
+    """All that counts: grants, codes, stock, what users took, what was sent; not who has the shard.
+
+    Which code it was may differ: of what was never committed nobody was told.
+    """
+    found: dict[bytes, object] = {}
+    for key in client.scan_iter():
+        name = key.partition(b"}")[2]
+        if name in (b"r", b"0:meta", b"0:positions", b"0:outbox") or name.startswith((b"0:f:", b"0:x:")):
+            continue
+        kind = client.type(key)
+        if name.startswith(b"0:v:"):
+            found[key] = "a code"
+        elif name.startswith(b"0:t:"):
+            subject, pool, _, *rest = decode(client.get(key))
+            found[key] = subject, pool, rest
+        elif kind == b"hash":
+            found[key] = {field: value for field, value in client.hgetall(key).items() if value != b"0"}
+        else:
+            found[key] = client.lrange(key, 0, -1) if kind == b"list" else client.get(key)
+    of_shard = found.get(b"{default}0:stock")
+    if isinstance(of_shard, dict) and b"k:p" in of_shard:
+        leases, expired, free, returned, act = decode(of_shard[b"k:p"])
+        of_shard[b"k:p"] = leases, expired, sum(end - first for first, end in free), returned, act
+    return {key: value for key, value in found.items() if value}
+
+
+def put_copy(client: redis.Redis, copy: dict[bytes, bytes]) -> None:
+    """Put an older state back, as a failover to a replica does, or a restart from disk: another server."""
+    client.flushdb()
+    for key, value in copy.items():
+        client.restore(key, 0, value)
+    if copy:
+        client.hset("{default}0:meta", "run", "another")
+        client.hset("{default}r", "run", "another")
+
+
+@pytest.mark.parametrize("loss", ["wiped", "fell back", "fell back into a batch", "restarted with all it had"])
+def test_whoever_dies_while_healing_leaves_a_shard_that_the_next_owner_makes_whole(redis_url, loss):
+    """F1 inside F8 and F10: cut off after each single call of the healing; then all counts are as without a fault."""
+    film = Take((StockLine("film", 1200, total=9, per_user=2),), "p", 0)
+    everywhere = (Rule(Scope.DEPLOYMENT, T0 - HOUR_MS, 9, "cap:deployment"),)
+
+    def taking_code(number: int, user: str) -> ReserveRequest:
+        return ReserveRequest(
+            user, user, T0, (Option(offer_id(number), "a/s", "sms", "video", "p", everywhere, take=film),)
+        )
+
+    client = redis.Redis.from_url(redis_url)
+
+    def copy() -> dict[bytes, bytes]:
+        return {key: client.dump(key) for key in client.scan_iter()}
+
+    def last_batch(ledger: RedisLedger) -> list[str | None]:
+        codes = [one.code for one in ledger.reserve([taking_code(3, "u3"), ask(4, "u4")])]
+        ledger.release(offer_id(2))
+        return [*codes, *(one.code for one in ledger.reserve([taking_code(5, "u3")]))]
+
+    def run(die_at: int | None) -> tuple[list[str | None], dict[bytes, object], bool]:
+        """Return the codes of the last batch, what is stored after it, and whether the owner died."""
+        client.flushdb()
+        reservations = MemoryLog()
+        ledger = RedisLedger(redis_url, reservations=reservations)
+        ledger.lease_codes("p", 0, 4, 1)
+        ledger.reserve([ask(1)])
+        ledger.commit(1, T0)
+        copies = {"wiped": {}, "fell back": copy()}
+        ledger.reserve([taking_code(2, "u2")])
+        copies["fell back into a batch"] = copy()
+        ledger.commit(2, T0, offers=[offer(2, "u2")])
+        state = ledger.objects()
+        codes = last_batch(ledger)
+        copies["restarted with all it had"] = copy()
+        died = False
+        if die_at is not None:
+            put_copy(client, copies[loss])
+            die_after(ledger, die_at)
+            try:
+                ledger.recover()
+                ledger.reserve([ask(6, "u6")])
+            except Cut:
+                died = True
+            ledger.close()
+            ledger = RedisLedger(redis_url, reservations=reservations)
+            ledger.restore({}, state)
+            ledger.rebuild(2)
+            codes = last_batch(ledger)
+        ledger.commit(3, T0)
+        found = stored(client)
+        ledger.close()
+        return codes, found, died
+
+    codes, expected, _ = run(None)
+    assert codes == ["p#1", None, "p#0"]
+    calls = 0
+    while True:
+        again, found, died = run(calls)
+        given = [one for one in again if one is not None]
+        assert [one is None for one in again] == [False, True, False], f"cut off after {calls} calls"
+        assert len(set(given)) == 2, f"cut off after {calls} calls: one code twice"
+        other = {key: (found.get(key), expected.get(key)) for key in found.keys() | expected.keys()}
+        other = {key: pair for key, pair in other.items() if pair[0] != pair[1]}
+        assert not other, f"cut off after {calls} calls"
+        if not died:
+            break
+        calls += 1
+    assert calls > 4
+    client.close()
 
 
 def test_without_a_log_a_wiped_redis_stops_the_shard(own_redis):

@@ -28,6 +28,7 @@ from engine.ledger.redis.deployment import must_serve
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import Block, Offer
+from engine.runtime import collector
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.claims import ClaimStore
 from engine.runtime.cluster.control import Contents, ControlTopic
@@ -84,6 +85,7 @@ class DispatchHost:
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
+        collector.settle()
         await self.dispatcher.start()
         self._reader = threading.Thread(target=self._read, name="opportune-offers", daemon=True)
         self._reader.start()

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
 
 from engine.model import Block
 from engine.runtime.cluster.record_batches import Fetched
 
-_MOST_WAITING = 8
-"""Fetched pieces that wait for the engine; beyond that nothing is fetched (back-pressure)."""
+_MOST_PIECES, _MOST_BYTES = 256, 8 << 20
+"""What was fetched and waits for the engine; beyond either nothing is fetched (back-pressure)."""
+_JOINED_BYTES = 1 << 20
+"""Pieces of a partition that wait together become one block up to this size; more is dearer to copy than to decide."""
 _TRIES = 2
 """Times that a gap is fetched again. One fetch may be on its way while the first seek is made; never two."""
 
@@ -36,7 +40,10 @@ class FetchQueue:
 
     @property
     def is_full(self) -> bool:
-        return len(self._waiting) >= _MOST_WAITING
+        with self._lock:
+            if len(self._waiting) >= _MOST_PIECES:
+                return True
+            return sum(one.size_bytes for one in self._waiting) >= _MOST_BYTES
 
     def put(self, fetched: Fetched) -> None:
         """Keep what was fetched. What belongs to nobody here now is fetched again by a seek once it does."""
@@ -76,11 +83,14 @@ class FetchQueue:
         self._drop_waiting(set(partitions))
 
     def take(self, most: int, seek: Callable[[int, int], None]) -> list[Block]:
-        """Return blocks of at most `most` records in all, in the order in which they came.
+        """Return blocks of at most `most` records in all; those of a partition in the order in which they came.
+
+        What a partition has waiting comes as one block: each costs some round trips, however few records it has. Else
+        whoever is slower than fetches are small would answer ever later.
 
         seek  asked to fetch a partition from an offset again, where a piece between was fetched in vain
         """
-        blocks: list[Block] = []
+        blocks: dict[int, list[Block]] = {}
         left = most
         while left > 0:
             with self._lock:
@@ -103,13 +113,13 @@ class FetchQueue:
             if block is None:
                 self.next[partition] = max(expected, fetched.next_offset)
                 continue
-            blocks.append(block)
+            blocks.setdefault(partition, []).append(block)
             left -= len(block)
             self.next[partition] = int(block.position[-1]) + 1
             with self._lock:
                 # What is left of it goes before what came after it.
                 self._waiting.appendleft(fetched)
-        return blocks
+        return [block for pieces in blocks.values() for block in _joined(pieces)]
 
     def _is_worth_a_try(self, partition: int, expected: int) -> bool:
         place, tries = self._repaired.get(partition, (-1, 0))
@@ -120,3 +130,29 @@ class FetchQueue:
     def _drop_waiting(self, partitions: set[int]) -> None:
         with self._lock:
             self._waiting = deque(one for one in self._waiting if one.partition not in partitions)
+
+
+def _joined(pieces: list[Block]) -> Iterator[Block]:
+    """Put small neighbours together."""
+    first = 0
+    while first < len(pieces):
+        last, size = first + 1, len(pieces[first].data)
+        while last < len(pieces) and size + len(pieces[last].data) <= _JOINED_BYTES:
+            size += len(pieces[last].data)
+            last += 1
+        yield pieces[first] if last == first + 1 else _join(pieces[first:last])
+        first = last
+
+
+def _join(pieces: list[Block]) -> Block:
+    sizes = np.array([len(one.data) for one in pieces[:-1]], np.int64)
+    before = np.repeat(np.concatenate(([0], np.cumsum(sizes))), [len(one) for one in pieces])
+    return Block(
+        b"".join(one.data for one in pieces),
+        np.concatenate([one.start for one in pieces]) + before,
+        np.concatenate([one.end for one in pieces]) + before,
+        np.concatenate([one.position for one in pieces]),
+        np.concatenate([one.append_ms for one in pieces]),
+        np.concatenate([one.kind for one in pieces]),
+        pieces[0].partition,
+    )

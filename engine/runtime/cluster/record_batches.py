@@ -106,6 +106,10 @@ class Fetched:
                 return taken
 
     @property
+    def size_bytes(self) -> int:
+        return len(self._data)
+
+    @property
     def is_read(self) -> bool:
         """Whether nothing is left to take."""
         return self._block is None and self._at == len(self._batches)

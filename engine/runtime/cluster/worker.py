@@ -24,7 +24,7 @@ from engine.ledger.codes import CodeStore
 from engine.ledger.redis.deployment import must_serve
 from engine.ledger.redis.ledger import RedisLedger
 from engine.model import Block, DeadLetter, DeadReason, Reason, RecordKind
-from engine.runtime import checkpoint
+from engine.runtime import checkpoint, collector
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.control import Contents, ControlTopic
 from engine.runtime.cluster.faust_source import FaustSource
@@ -67,6 +67,7 @@ class Parts:
     id_key: bytes
     has_headers: bool = False  # whether behind each value lie its headers, as in Kafka's record batches
     codes: CodeStore | None = None  # texts and numbers of vouchers; None: there are none
+    settle: Callable[[], None] = lambda: None  # told once partitions came or went and nothing waits for that
     monotonic_s: Callable[[], float] = monotonic_s  # for ticks and checkpoints; nothing that is decided knows it
 
 
@@ -105,7 +106,8 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
         wait_ms=_WAIT_MS,
     )
     id_key = load_id_key(cluster.checkpoints / "offer-id.key")
-    return Parts(source, outputs, control, open_ledger, id_key, True, CodeStore(settings.state / "codes.db"))
+    codes = CodeStore(settings.state / "codes.db")
+    return Parts(source, outputs, control, open_ledger, id_key, True, codes, collector.settle)
 
 
 class Worker:
@@ -121,6 +123,7 @@ class Worker:
         self._open_ledger = parts.open_ledger
         self._id_key = parts.id_key
         self._codes = parts.codes
+        self._settle, self._has_moved = parts.settle, False
         self._supplied_s = 0.0
         registry = settings.cluster.schema_registry
         self.values = ValueReader(
@@ -156,6 +159,9 @@ class Worker:
                 return
             self._process(block)
         self._look_after()
+        if self._has_moved:
+            self._has_moved = False
+            self._settle()
 
     def _close(self) -> None:
         if self.failure is None:
@@ -189,12 +195,17 @@ class Worker:
             partition.restore(newest, content)
             partition.committed = partition.saved
             self._seek(partition)
-            ledger.recover()
             ledger.peers = lambda: [one.ledger for one in self.partitions.values()]
             if self._codes is not None:
                 partition.desk = self._desk(self._codes, partition)
             self.partitions[number] = partition
+            self._has_moved = True
             self._lost.pop(number, None)
+            try:
+                ledger.recover()
+            except StoreFenced:
+                self._lose(number)
+                continue
             users = partition.pipeline.users.count
             log.info("partition taken", partition=number, after=partition.done, users=users)
             self._stop_if_bad(partition)
@@ -238,11 +249,13 @@ class Worker:
             self._commit(partition)
         partition.close()
         del self.partitions[number]
+        self._has_moved = True
         log.info("partition let go", partition=number, done=partition.done)
 
     def _lose(self, number: int) -> None:
         """Another worker has the partition: nothing of it is saved or committed here (F4)."""
         self.partitions.pop(number).close()
+        self._has_moved = True
         self._lost[number] = self._monotonic_s()
         log.warning("partition lost to another worker", partition=number)
 
@@ -282,7 +295,11 @@ class Worker:
             # Whatever was fetched before the state went back, or was given up, is fetched again.
             if block.partition in self._sought or self.partitions.get(block.partition) is not partition:
                 return
-            self._process_piece(partition, piece)
+            try:
+                self._process_piece(partition, piece)
+            except StoreFenced:
+                self._lose(block.partition)
+                return
             if partition.is_stopped:
                 return
 
@@ -297,9 +314,6 @@ class Worker:
         partition.is_whole = False
         try:
             self._decide(partition, block)
-        except StoreFenced:
-            self._lose(block.partition)
-            return
         except (OpportuneError, MemoryError):
             raise
         except Exception as error:

@@ -1,13 +1,13 @@
 -- Make a wiped or rolled-back shard current again, after its grants are back (F8, F10).
 --
 -- What was queued may have been claimed and sent before: it is UNKNOWN and never sent.
--- KEYS: 1 meta, 2 grants not yet committed
+-- KEYS: 1 meta
 -- ARGV: 1 epoch, 2 claims' epoch at least, 3 run id, 4 prefix of the shard, 5 position, 6 now_ms, 7 requests committed,
--- 8 longest, 9 logged, 10 keep_ms, 11 paused scenarios, 12 prefix of the tenant, 13 shard, 14 grants put back that are
--- not committed: key, id, scenario or -1, at_ms, ...
+-- 8 longest, 9 logged, 10 keep_ms, 11 paused scenarios, 12 prefix of the tenant, 13 shard, 14 token
 local prefix = ARGV[4]
 local held = tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0)
 if held > tonumber(ARGV[1]) then return 'fenced' end
+if not is_healing(KEYS[1], ARGV[14]) then return 'behind' end
 local claims = math.max(tonumber(redis.call('HGET', KEYS[1], 'claims') or 0), tonumber(ARGV[2]))
 for _, id in ipairs(redis.call('ZRANGE', prefix .. 'outbox', 0, -1)) do
   local offer = get_offer(prefix, id)
@@ -20,11 +20,9 @@ end
 for _, scenario in ipairs(cmsgpack.unpack(ARGV[11])) do
   redis.call('HSETNX', prefix .. 'p', scenario, ARGV[5])
 end
-redis.call('DEL', KEYS[2])
--- A crash before their commit takes these back (lua/take.lua), as it would without the loss.
-if #cmsgpack.unpack(ARGV[14]) > 0 then redis.call('RPUSH', KEYS[2], ARGV[14]) end
 local place = tonumber(redis.call('HGET', KEYS[1], 'place') or 0)
 redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'claims', claims, 'run', ARGV[3], 'position', ARGV[5], 'now', ARGV[6],
   'asked', ARGV[7], 'longest', ARGV[8], 'logged', ARGV[9], 'place', place)
+redis.call('HDEL', KEYS[1], 'healing')
 join(ARGV[12], ARGV[3], ARGV[13])
 return 'done'

@@ -1,8 +1,9 @@
 -- Put grants from the reservations log back where they are missing (F8, F10); repeating it changes nothing.
 --
--- KEYS: 1... subjects
+-- KEYS: 1 meta, 2... subjects
 -- ARGV: 1 prefix of deployment counters, 2 keep_ms, 3 flat, per subject in order: subject, id, at_ms, number, shard,
--- released, scenario, category, partner, channel, flags; at_ms -1: only its release
+-- released, scenario, category, partner, channel, flags; at_ms -1: only its release, 4 token
+if not is_healing(KEYS[1], ARGV[4]) then return 'behind' end
 local q = cmsgpack.unpack(ARGV[3])
 for p = 1, #q, 11 do
   local key, id = KEYS[q[p]], q[p + 1]

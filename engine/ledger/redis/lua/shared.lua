@@ -20,6 +20,9 @@ local function guard(meta_key)
   return false
 end
 
+-- Whether the shard is still being healed by whoever began with this token (engine.ledger.redis.healing).
+local function is_healing(meta_key, token) return redis.call('HGET', meta_key, 'healing') == token end
+
 -- A shard is whole again: {tenant}r names the server and every shard that is.
 local function join(tenant, run, shard)
   if redis.call('HGET', tenant .. 'r', 'run') ~= run then

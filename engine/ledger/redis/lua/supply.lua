@@ -1,9 +1,10 @@
 -- Apply one record of the log about a pool of codes, once: leases, recalls, what is spent or went back (O3).
 --
 -- KEYS: 1 meta
--- ARGV: 1 'again' while a shard is rebuilt, 4 prefix of the shard, 5 pool, 6 number of the act, 7 what: lease, recall, spend, return; 8 its numbers, packed:
--- {first, count, epoch} | {epoch} | {first, end, ...}
+-- ARGV: 1 'again' while a shard is healed, 4 prefix of the shard, 5 pool, 6 number of the act, 7 what: lease, recall,
+-- spend, return; 8 its numbers, packed: {first, count, epoch} | {epoch} | {first, end, ...}; 9 token while it is healed
 local refusal = ARGV[1] ~= 'again' and guard(KEYS[1])
+if ARGV[1] == 'again' and not is_healing(KEYS[1], ARGV[9]) then refusal = 'behind' end
 if refusal then return refusal end
 local state, act, q = load_pool(ARGV[4], ARGV[5]), tonumber(ARGV[6]), cmsgpack.unpack(ARGV[8])
 if act <= state[5] then return 'done' end

@@ -3,15 +3,16 @@
 -- As its engine: grants that were never committed are taken back, replay decides them again. As its dispatcher: claims
 -- found SUBMITTING were cut off and become UNKNOWN.
 -- KEYS: 1 meta, 2 grants not yet committed
--- ARGV: 3 run id, 4 prefix of the shard, 5 prefix of deployment counters, 6 '1' as engine, 7 '1' as dispatcher, 8 keep_ms,
+-- ARGV: 1 epoch, for 'again', 3 run id, 4 prefix of the shard, 5 prefix of deployment counters, 6 '1' as engine, 'again' for
+-- what its engine has not committed, 7 '1' as dispatcher, 8 keep_ms,
 -- 9 prefix of the tenant
 -- Answer: epoch, claims' epoch, position, now_ms, asked, longest, logged, run id, claims settled; run id '' where the
 -- shard was not known
 local prefix = ARGV[4]
+if ARGV[6] == 'again' and tonumber(redis.call('HGET', KEYS[1], 'epoch') or 0) > tonumber(ARGV[1]) then return 'fenced' end
 local known = redis.call('HGET', KEYS[1], 'run') or ''
 if known == '' and ARGV[6] == '1' then
-  redis.call('HSET', KEYS[1], 'position', -1, 'now', -1, 'asked', 0, 'longest', 0, 'logged', 0, 'place', 0,
-    'run', ARGV[3])
+  redis.call('HSET', KEYS[1], 'position', -1, 'now', -1, 'asked', 0, 'longest', 0, 'logged', 0, 'place', 0)
 end
 local settled = 0
 if ARGV[7] == '1' then
@@ -30,6 +31,7 @@ if ARGV[7] == '1' then
 end
 if ARGV[6] == '1' then
   redis.call('HINCRBY', KEYS[1], 'epoch', 1)
+  redis.call('HDEL', KEYS[1], 'healing')
 end
 if ARGV[6] == '1' or ARGV[6] == 'again' then
   for _, packed in ipairs(redis.call('LRANGE', KEYS[2], 0, -1)) do
