@@ -14,7 +14,7 @@ import redis
 from engine.errors import SettingsError, StoreCorrupt, StoreFenced, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
-from engine.ledger.redis.log import MemoryLog
+from engine.ledger.redis.log import MemoryLog, read_commits
 from engine.ledger.redis.packing import decode
 from engine.ledger.redis.rekey import LedgerMove
 from engine.ledger.redis.shard import Authority
@@ -391,6 +391,8 @@ def test_whoever_dies_while_healing_leaves_a_shard_that_the_next_owner_makes_who
         ledger.commit(3, T0)
         found = stored(client)
         ledger.close()
+        last = read_commits(reservations.read(0, 0), 0)[-1]
+        assert [one.offer_id for one in last.releases] == [offer_id(2)], "the log knows what was given back"
         return codes, found, died
 
     codes, expected, _ = run(None)

@@ -82,9 +82,9 @@ class HealingShard(RedisShard):
                 encode(sorted(told.pauses) if told is not None else []),
                 self._everywhere,
                 self.shard,
+                *self._batch_under_way(),
             ),
         )
-        self._release_again()
         self._needs_heal = False
         self.rebuilds += 1
         log.info("the shard is rebuilt", shard=self.shard, grants=grants)
@@ -168,13 +168,8 @@ class HealingShard(RedisShard):
             self._step(token, "refill", keys, _always(self._sent, keep_ms, packed))
 
     def _retake(self, token: str, grants: Sequence[GrantRow], gone: set[str]) -> None:
-        """Put back what grants took of stock; the sums have what was committed, not the batch under way."""
-        rows = [
-            _take_row(one, is_known)
-            for some, is_known in ((grants, True), (self._made, False))
-            for one in some
-            if one.taken is not None and one.offer_id not in gone
-        ]
+        """Put back what committed grants took of stock; the sums have it already."""
+        rows = _take_rows(grants, gone)
         for chunk in _chunks(rows):
             call = _always(self._prefix, self._everywhere, 2 * HORIZON_MS, encode(chunk), encode([]))
             self._step(token, "retake", [self._meta], call)
@@ -190,15 +185,12 @@ class HealingShard(RedisShard):
         for chunk in _chunks(rows, 3 * _CHUNK):
             self._step(token, "consents", [self._meta], _always(self._prefix, encode(chunk)))
 
-    def _release_again(self) -> None:
-        """Give back what the batch under way gave back; only now, so that nobody finds half of it."""
-        rows = [value for one in self._released for value in (one.key, _binary_id(one), "r", one.number)]
-        if rows:
-            call = (self._prefix, self._persons, self._sent, encode(rows), self._everywhere)
-            answer = self._link.script("settle", [self._meta], lambda: (*self._claimed(), *call))
-            self._must_be_ours(answer)
-            if answer == b"behind":
-                raise _Overtaken
+    def _batch_under_way(self) -> tuple[Any, ...]:
+        """What the batch that is not committed gave back and took; what it gave back itself it did not take."""
+        gone = {one.offer_id for one in self._released}
+        given_back = [value for one in self._released for value in (one.key, _binary_id(one), "r", one.number)]
+        taken = encode(_take_rows(self._made, gone))
+        return encode(given_back), taken, 2 * HORIZON_MS, self._persons, self._sent
 
     # --- together with other shards -----------------------------------------------------------------------------------
 
@@ -267,11 +259,14 @@ def _binary_id(one: ReleaseRow) -> Any:
     return binary(bytes.fromhex(one.offer_id))
 
 
-def _take_row(one: GrantRow, is_known: bool) -> list[Any]:
-    """What a grant took, as lua/retake.lua reads it."""
-    assert one.taken is not None
-    pool, _, number = (one.code or "").rpartition("#")
-    return [one.offer_id, one.subject, pool or False, int(number or -1), *one.taken, is_known]
+def _take_rows(grants: Iterable[GrantRow], gone: set[str]) -> list[list[Any]]:
+    """What grants took, as lua/stock.lua's take_again reads it; without those that were given back."""
+    rows: list[list[Any]] = []
+    for one in grants:
+        if one.taken is not None and one.offer_id not in gone:
+            pool, _, number = (one.code or "").rpartition("#")
+            rows.append([one.offer_id, one.subject, pool or False, int(number or -1), *one.taken])
+    return rows
 
 
 def _chunks(rows: Sequence[Any], size: int = _CHUNK) -> Iterator[Sequence[Any]]:

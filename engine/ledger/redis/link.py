@@ -35,7 +35,7 @@ from engine.ledger.redis.address import read_address
 log = structlog.get_logger("opportune.ledger")
 
 _FOLDER = Path(__file__).parent / "lua"
-_NEEDS = dict.fromkeys(("claim", "reserve", "restock", "retake", "settle", "supply", "take"), ("stock",))
+_NEEDS = dict.fromkeys(("claim", "heal", "reserve", "restock", "retake", "settle", "supply", "take"), ("stock",))
 """What stands before a script beside lua/shared.lua."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5

@@ -131,3 +131,59 @@ local function short_of(prefix, tenant, pools, take, subject)
     end
   end
 end
+
+-- Put back what offers took, where it is missing: rows {offer id, subject, pool or false, number, day, {benefit, cost,
+-- counts users, ...}}. `is_known`: the sums have it already.
+local function take_again(prefix, tenant, rows, keep_ms, is_known)
+  for _, one in ipairs(rows) do
+    local id, subject, pool, number, day, lines = unpack(one, 1, 6)
+    if redis.call('EXISTS', prefix .. 't:' .. id) == 0 then
+      if pool and not is_known then
+        local state = load_pool(prefix, pool)
+        state[3] = cut(state[3], number, number + 1)
+        save_pool(prefix, pool, state)
+      end
+      write_take(prefix, tenant, id, subject, pool, number, day, lines, keep_ms, not is_known)
+    end
+  end
+end
+
+-- Give back what offers took, or remember that they arrived (lua/settle.lua); what did that is told by the subject's key.
+local function settle(prefix, persons, sent, q, tenant)
+  local out = {}
+  for p = 1, #q, 4 do
+    local key, id, act, number = q[p], q[p + 1], q[p + 2], q[p + 3]
+    local did = 0
+    if key == '' then
+      local offer = get_offer(prefix, hex(id))
+      if offer and offer[1] then
+        key = offer[1] == offer[2] and prefix .. 'u:' .. offer[1] or persons .. offer[2]
+      end
+    end
+    local value = key ~= '' and redis.call('GET', key)
+    if value then
+      for at = 1, #value, SIZE do
+        if value:sub(at, at + 15) == id then
+          local g = {struct.unpack(GRANT, value, at)}
+          if act == 'd' and not has(g[10], DELIVERED) then
+            g[10], did = g[10] + DELIVERED, 1
+          elseif act == 'r' and g[5] == 0 and not has(g[10], DELIVERED) then
+            g[5], did = number + 1, 1
+            give_back(prefix, tenant, hex(id))
+            if not has(g[10], WITHHELD) then count_sent(sent, g[6], g[2], -1) end
+          elseif act == 'r' and g[5] == number + 1 then
+            did = 2  -- asked again: its commit may not know it yet
+          end
+          if act == 'r' then drop_fallback(prefix, hex(id)) end
+          if did == 1 then
+            local record = struct.pack(GRANT, g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10])
+            redis.call('SET', key, value:sub(1, at - 1) .. record .. value:sub(at + SIZE), 'KEEPTTL')
+          end
+          break
+        end
+      end
+    end
+    out[#out + 1] = did > 0 and key or ''
+  end
+  return out
+end

@@ -41,9 +41,10 @@ if ARGV[6] == '1' or ARGV[6] == 'again' then
       local value = redis.call('GET', key) or ''
       for at = 1, #value, SIZE do
         if value:sub(at, at + 15) == id then
+          local released = select(5, struct.unpack(GRANT, value, at))
           value = value:sub(1, at - 1) .. value:sub(at + SIZE)
           if value == '' then redis.call('DEL', key) else redis.call('SET', key, value, 'KEEPTTL') end
-          if scenario >= 0 then count_sent(ARGV[5], scenario, at_ms, -1) end
+          if scenario >= 0 and released == 0 then count_sent(ARGV[5], scenario, at_ms, -1) end
           give_back(prefix, ARGV[9], hex(id))
           redis.call('DEL', prefix .. 'v:' .. hex(id))
           break
