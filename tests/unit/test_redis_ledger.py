@@ -392,7 +392,8 @@ def test_whoever_dies_while_healing_leaves_a_shard_that_the_next_owner_makes_who
         found = stored(client)
         ledger.close()
         last = read_commits(reservations.read(0, 0), 0)[-1]
-        assert [one.offer_id for one in last.releases] == [offer_id(2)], "the log knows what was given back"
+        if loss == "restarted with all it had":  # else offers are gone, and with them whose they were
+            assert [one.offer_id for one in last.releases] == [offer_id(2)], "the log knows what was given back"
         return codes, found, died
 
     codes, expected, _ = run(None)
