@@ -68,9 +68,9 @@ class Connections:
         """Return a connection to the origin of `url`, the one used last where there is one; give it back after use."""
         origin = _origin(url)
         for connection, (kept, until_s) in reversed(list(self._idle.items())):
-            if kept != origin:
+            # While an old one was being closed, others may have taken what was idle when this walk began.
+            if kept != origin or self._idle.pop(connection, None) is None:
                 continue
-            del self._idle[connection]
             if self._monotonic_s() < until_s and not connection.is_readable:
                 return connection
             await connection.close()

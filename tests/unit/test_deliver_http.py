@@ -94,6 +94,21 @@ def test_no_more_connections_are_kept_than_are_used_at_once_and_none_for_long() 
     talk(server, work)
 
 
+def test_old_connections_are_left_by_many_at_once_and_every_request_finds_one() -> None:
+    """G2: a fault here would leave messages unknown that never left."""
+    server = Server(FINE)
+
+    async def work(out: Outbound, url: str) -> None:
+        await asyncio.gather(*(post(out, url) for _ in range(6)))
+        assert len(out._connections._idle) == 2
+        out._connections._monotonic_s = lambda: monotonic_s() + 10
+        answers = await asyncio.gather(*(post(out, url) for _ in range(6)))
+        assert all(answer.is_success for answer in answers)
+
+    talk(server, work)
+    assert len(server.requests) == 12
+
+
 def test_a_connection_that_the_peer_has_closed_meanwhile_is_not_used_again() -> None:
     server = Server(FINE, closes_after=1)
 
