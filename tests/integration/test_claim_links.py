@@ -45,10 +45,9 @@ class Shop(Live):
         done = CliRunner().invoke(codes_app, ["import", "shop", str(folder / "codes.csv"), "--state", str(state)])
         assert done.exit_code == 0, done.output
         super().__init__(folder)
-
-    @staticmethod
-    def policy() -> str:
-        return Live.policy() + "claim_domains: [quan.example.cn]\n"
+        policy = folder / "scenarios" / "policy.yaml"
+        policy.write_text(f"{policy.read_text()}claim_domains: [quan.example.cn]\n")
+        self.write_scenario("第一版")
 
     def write_scenario(self, text: str) -> None:
         super().write_scenario(f"{text}券码{{code}}，{{claim_url}}")
@@ -68,8 +67,9 @@ class Shop(Live):
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory):
     service = Shop(tmp_path_factory.mktemp("shop"))
+    service.start()
     yield service
-    service.close()
+    service.kill()
 
 
 def test_codes_go_out_once_and_links_are_redeemed_once(shop: Shop) -> None:
@@ -143,7 +143,7 @@ def test_when_codes_run_out_offers_stop_with_the_reason_stock(shop: Shop) -> Non
     time.sleep(1)
     decision = shop.client.get("/v1/explain", params={"user": last}).json()["now"][0]
     assert decision["reason"] == "stock"
-    assert "SHOP" not in (shop.folder / "log").read_text()
+    assert "SHOP" not in shop.log_text()
     shop.process.send_signal(signal.SIGKILL)
     shop.process.wait()
     for path in (shop.folder / "state" / "journal").glob("*.log"):

@@ -47,6 +47,7 @@ def counted(*arguments: str, folder: Path) -> dict:
 
 def test_users_imported_into_a_running_service_are_counted_there_and_after_it_stopped(tmp_path):
     live = Live(tmp_path)
+    live.start()
     try:
         url = str(live.client.base_url)
         file = table(tmp_path / "users.csv")
@@ -63,7 +64,8 @@ def test_users_imported_into_a_running_service_are_counted_there_and_after_it_st
         bad = opportune("audience", "count", "{attribute: age}", "--url", url, folder=tmp_path)
         assert (bad.returncode, "an attribute with a comparison" in bad.stderr) == (2, True)
     finally:
-        live.close()
+        live.terminate()
+        live.wait_ended(40)
     state = ("--state", str(tmp_path / "state"))
     more = table(tmp_path / "more.csv", ROWS + 50)
     done = opportune("profiles", "import", str(more), *state, folder=tmp_path)
@@ -74,6 +76,7 @@ def test_users_imported_into_a_running_service_are_counted_there_and_after_it_st
 
 def test_an_import_that_was_killed_is_finished_by_the_same_command(tmp_path):
     live = Live(tmp_path)
+    live.start()
     url = str(live.client.base_url)
     file = table(tmp_path / "users.csv", 6000)
     importer = subprocess.Popen(
@@ -92,4 +95,5 @@ def test_an_import_that_was_killed_is_finished_by_the_same_command(tmp_path):
         assert done.stdout.startswith("6,000 rows imported")
         assert counted("--url", url, folder=tmp_path)["profiles"] == 6000
     finally:
-        live.close()
+        live.terminate()
+        live.wait_ended(40)
