@@ -44,7 +44,7 @@ class Settler:
 
     RETRY_S = 0.2
     AT_ONCE = 256  # of what has gathered while nothing could be written; between two groups the hand-off goes on
-    GATHER_S = 0.005  # outcomes are no part of the hand-off: together they take one transaction from the claims
+    GATHER_S = 0.02  # outcomes are no part of the hand-off: together they take one transaction from the claims
 
     def __init__(
         self,
