@@ -42,19 +42,21 @@ def host_worker(
     stopping = threading.Event()
     worker = Worker(settings, stopping, connect(settings, stopping.is_set, FixedContent(open_content(fences))))
     noted: dict[str, tuple[str, float, float, float, float]] = {}
+    counting = threading.Lock()
     process, publish = worker._process, worker._publish
-    at = [0.0, 0.0, 0.0]
+    at: dict[int, list[float]] = {number: [0.0, 0.0, 0.0] for number in range(settings.cluster.partitions)}
 
     def processing(block: Any) -> None:
-        at[0] = perf_counter()
+        at[block.partition][0] = perf_counter()
         partition = worker.partitions.get(block.partition)
         if partition is not None and "commit" not in vars(partition.ledger):
-            partition.ledger.commit = committing(partition.ledger.commit)  # type: ignore[method-assign]
+            partition.ledger.commit = committing(partition.ledger.commit, at[block.partition])  # type: ignore[method-assign]
         process(block)
         if done is not None:
-            done[0] += len(block)
+            with counting:
+                done[0] += len(block)
 
-    def committing(commit: Any) -> Any:
+    def committing(commit: Any, at: list[float]) -> Any:
         def timed(*arguments: Any, **named: Any) -> None:
             at[1] = perf_counter()
             commit(*arguments, **named)
@@ -65,7 +67,7 @@ def host_worker(
     def publishing(number: int, effects: Any, bodies: Any) -> None:
         publish(number, effects, bodies)
         for offer in effects.offers:
-            noted[offer.offer_id] = (offer.user_id, *at, perf_counter())
+            noted[offer.offer_id] = (offer.user_id, *at[number], perf_counter())
 
     if done is not None:
         poll = worker.source.poll

@@ -17,6 +17,7 @@ from aiokafka.partitioner import murmur2
 from engine.definitions import Content
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import RecordKind
+from engine.runtime.cluster.lanes import Lanes, OneByOne
 from engine.runtime.cluster.worker import Parts, Worker
 from engine.runtime.fake_source import FakeRecord, FakeSource
 from engine.settings import ClusterSettings, Settings
@@ -146,10 +147,11 @@ class Group:
             cluster=ClusterSettings(partitions=partitions, checkpoints=folder / "checkpoints", **cluster),
         )
 
-    def worker(self, partitions: Iterable[int] | None = None) -> Worker:
+    def worker(self, partitions: Iterable[int] | None = None, lanes: Lanes | OneByOne | None = None) -> Worker:
         """Start a worker on these partitions, or on all."""
         mine = self.log.records if partitions is None else partitions
-        parts = Parts(Member(self.log, mine), self.written, Contents(self.content), self._shard, KEY)
+        lanes = lanes or OneByOne()
+        parts = Parts(Member(self.log, mine), self.written, Contents(self.content), self._shard, KEY, lanes=lanes)
         return Worker(self.settings, threading.Event(), parts)
 
     def _shard(self, number: int, assumed_consent: frozenset[str]) -> Any:

@@ -10,6 +10,7 @@ import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.consumer.fetcher import Fetcher
 from aiokafka.partitioner import murmur2
+from mode.threads import ServiceThread
 
 from engine.errors import StoreUnavailable
 from engine.model import Block, RecordKind
@@ -138,6 +139,7 @@ def test_the_private_names_of_faust_are_there():
     for owner, names in PRIVATE_NAMES.items():
         for name in names:
             assert hasattr(owner, name) or name in getattr(owner, "__annotations__", {}) or name == "_stopped", name
+    assert "_close_thread_loop_on_stop" in ServiceThread.__init__.__code__.co_names
 
 
 def test_the_private_names_of_aiokafka_are_there():

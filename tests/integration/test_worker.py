@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from engine import metrics
 from engine.errors import StoreUnavailable
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
-from tests.cluster_parts import Group, home_of, stop
+from engine.runtime.cluster.lanes import Lanes
+from tests.cluster_parts import Group, Shard, home_of, stop
 from tests.world import NOON_MS, profile, small_content, small_policy, usage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,6 +65,30 @@ def buggy(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ZeroDivisionError("a bug")
 
     monkeypatch.setattr(Pipeline, "_apply_rare", fail)
+
+
+def test_partitions_wait_for_their_stores_side_by_side_and_decide_as_one_by_one(tmp_path, monkeypatch):
+    """T3: a commit of either waits until the other has come to its own."""
+    alone, group = fresh(tmp_path / "alone"), fresh(tmp_path / "beside")
+    for one in (alone, group):
+        one.log.send(purchases(0, 200))
+    calm = alone.worker()
+    alone.drain(calm)
+    there, commit = threading.Barrier(2), Shard.commit
+
+    def committing(self: Shard, *arguments: Any, **named: Any) -> None:
+        there.wait(10)
+        commit(self, *arguments, **named)
+
+    monkeypatch.setattr(Shard, "commit", committing)
+    worker = group.worker(lanes=Lanes(2))
+    worker.step()
+    monkeypatch.setattr(Shard, "commit", commit)
+    group.drain(worker)
+    assert len(group.written.decisions()) > 40
+    assert group.written.decisions() == alone.written.decisions()
+    stop(worker)
+    stop(calm)
 
 
 @pytest.mark.parametrize("array", [False, True])

@@ -6,6 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -591,6 +592,34 @@ def test_after_a_loss_nothing_shared_is_granted_before_every_shard_is_whole(own_
     client.close()
     again.close()
     here.close()
+
+
+def test_shards_of_one_process_make_each_other_whole_at_the_same_time(own_redis):
+    """F8, F10, O3: each finds the loss in a thread of its own and asks the others; none waits for ever."""
+    reservations = MemoryLog()
+    shards = [RedisLedger(own_redis.url, shard, shards=4, reservations=reservations) for shard in range(4)]
+    for shard in shards:
+        shard.peers = lambda: list(shards)
+        shard.reserve([taking(shard.shard, f"u{shard.shard}", total=10)])
+        shard.commit(1, T0)
+    client = redis.Redis.from_url(own_redis.url)
+    for turn in range(1, 6):
+        client.flushall()
+        begun = threading.Barrier(4)
+
+        def work(shard: RedisLedger, turn: int = turn, begun: threading.Barrier = begun) -> list[int]:
+            begun.wait(10)
+            request = taking(100 * turn + shard.shard, f"u{turn}-{shard.shard}", total=10)
+            granted = [answer.granted for answer in shard.reserve([request])]
+            shard.commit(turn + 1, T0)
+            return granted
+
+        with ThreadPoolExecutor(4) as threads:
+            granted = [one for told in threads.map(work, shards, timeout=30) for one in told]
+        assert granted.count(0) == max(0, min(4, 10 - 4 * turn))
+    client.close()
+    for shard in shards:
+        shard.close()
 
 
 def test_a_replay_gets_the_code_that_the_first_run_drew_and_what_was_refused_stays_so(redis_url):

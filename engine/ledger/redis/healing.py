@@ -205,11 +205,15 @@ class HealingShard(RedisShard):
 
         Those of this process are asked; after a while what absent ones gave is put back on their behalf.
         """
-        for peer in self.peers():
-            if peer is not self:
-                with suppress(StoreFenced):  # whoever took it over makes it whole
-                    peer.recover()
-                    peer._join()
+        self.turn.release()  # a peer in another thread may wait for this one just as well
+        try:
+            for peer in self.peers():
+                if peer is not self:
+                    with peer.turn, suppress(StoreFenced):  # whoever took it over makes it whole
+                        peer.recover()
+                        peer._join()
+        finally:
+            self.turn.acquire()
         self._join()
         for pause in range(_OTHERS_WAIT + 1):
             missing = self._missing()

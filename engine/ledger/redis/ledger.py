@@ -38,7 +38,7 @@ from engine.ledger.redis.packing import (
     read_answers,
     read_grants,
 )
-from engine.ledger.redis.shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS
+from engine.ledger.redis.shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, in_turn
 from engine.ledger.redis.stock import RedisStock
 from engine.model import DispatchState, Offer, Option, ReserveAnswer, ReserveRequest
 
@@ -75,6 +75,7 @@ class RedisLedger(HealingShard, HandOffShard):
 
     # --- caps -------------------------------------------------------------------------------------------------------
 
+    @in_turn
     def reserve(self, requests: Sequence[ReserveRequest]) -> list[ReserveAnswer]:
         """Answer requests in order; what is granted counts at once, and may be handed over after the next `commit`."""
         if not requests:
@@ -273,6 +274,7 @@ class RedisLedger(HealingShard, HandOffShard):
         named = ((name.decode(), value) for name, value in zip(found[::2], found[1::2], strict=True))
         return {name: decode(value) if name.startswith("k:") else int(value) for name, value in named}
 
+    @in_turn
     def _supply(self, pool: str, what: str, numbers: Sequence[int]) -> None:
         """Apply a record about a pool; it has its place among the requests, so that a replay applies it once."""
         self._flush_settles()
@@ -281,6 +283,7 @@ class RedisLedger(HealingShard, HandOffShard):
         self._acts.append(act)
         self._guarded("supply", [self._meta], lambda: (self._prefix, *act))
 
+    @in_turn
     def rebuild(self, through_position: int) -> None:
         """Answer from now on as after the record at this position; what was never committed is taken back."""
         self._forget_batch()
@@ -291,6 +294,7 @@ class RedisLedger(HealingShard, HandOffShard):
 
     # --- commit -----------------------------------------------------------------------------------------------------
 
+    @in_turn
     def commit(
         self,
         position: int,
@@ -359,6 +363,7 @@ class RedisLedger(HealingShard, HandOffShard):
         """The last record that was decided before this shard was made of others (`rekey`); None: that is over."""
         return self._position if self._kept >= HISTORY else None
 
+    @in_turn
     def end_history(self) -> None:
         """Grant again from the next request on; call it before the first record behind `history_end`."""
         self.recover()

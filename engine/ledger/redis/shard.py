@@ -5,10 +5,11 @@ Every act names the owner's epoch, the last commit and the server; Redis refuses
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from functools import partial, wraps
+from typing import Any, NamedTuple, TypeVar
 
 import structlog
 
@@ -30,6 +31,20 @@ class Authority(NamedTuple):
 
     consents: Iterable[tuple[str, str, bool]]  # user, purpose, granted
     pauses: Iterable[str]
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def in_turn(act: F) -> F:
+    """Make an act of the engine hold the shard's `turn`: a peer in another thread may heal the shard between two."""
+
+    @wraps(act)
+    def alone(self: RedisShard, *arguments: Any, **named: Any) -> Any:
+        with self.turn:
+            return act(self, *arguments, **named)
+
+    return alone  # type: ignore[return-value]
 
 
 class RedisShard(ABC):
@@ -54,6 +69,7 @@ class RedisShard(ABC):
         self.shard = shard
         self.shards = shards
         self.peers: Callable[[], Iterable[RedisShard]] = tuple
+        self.turn = threading.RLock()
         self.assumed_consent = assumed_consent
         self.authority = authority
         self.rebuilds = 0

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import faust
+import uvloop
 from faust.transport.consumer import Consumer as BaseConsumer
 from faust.transport.drivers import aiokafka as driver
 from faust.types import TP
@@ -44,7 +45,9 @@ class BatchConsumer(driver.Consumer):  # type: ignore[misc]
     """Hands each partition's bytes to the source as they came."""
 
     def _new_consumer_thread(self) -> Any:
-        return _Thread(self, loop=self.loop, beacon=self.beacon)
+        thread = _Thread(self, loop=self.loop, thread_loop=uvloop.new_event_loop(), beacon=self.beacon)
+        thread._close_thread_loop_on_stop = True
+        return thread
 
     async def _drain_messages(self, fetcher: Any) -> None:
         source: FaustSource = _source_of(self.app)

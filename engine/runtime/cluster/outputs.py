@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
@@ -34,6 +35,7 @@ class Outputs:
         self._is_stopped = is_stopped
         self._loop = Loop("opportune-outputs")
         self._sent: deque[Future[None]] = deque()
+        self._turn = threading.RLock()  # held while `_sent` changes: partitions send side by side
         try:
             self._loop.run(self._start())
         except (KafkaError, OSError) as error:
@@ -62,11 +64,12 @@ class Outputs:
         kind: RecordKind = RecordKind.EVENTS,
     ) -> None:
         """Hand records to the producer without waiting for it; without a partition the key decides (murmur2)."""
-        while self._sent and self._sent[0].done():
-            _raise_failure(self._sent.popleft())
-        if len(self._sent) > MOST_IN_FLIGHT:
-            self.flush()
-        self._sent.append(self._loop.begin(self._send(self._cluster.topic(role), values, partition, keys, kind)))
+        with self._turn:
+            while self._sent and self._sent[0].done():
+                _raise_failure(self._sent.popleft())
+            if len(self._sent) > MOST_IN_FLIGHT:
+                self.flush()
+            self._sent.append(self._loop.begin(self._send(self._cluster.topic(role), values, partition, keys, kind)))
 
     async def _send(
         self,
@@ -113,8 +116,9 @@ class Outputs:
 
     def flush(self) -> None:
         """Return once everything sent so far is acknowledged; StoreUnavailable where it is not."""
-        waiting = [*self._sent]
-        self._sent.clear()
+        with self._turn:
+            waiting = [*self._sent]
+            self._sent.clear()
 
         async def settled() -> None:
             await asyncio.gather(*(asyncio.wrap_future(one) for one in waiting))

@@ -255,7 +255,7 @@ def _authority(pipeline: Pipeline) -> Authority:
     """What a rebuilt shard must know of consents and pauses: what the engine's state says (F10)."""
 
     def consents() -> Iterator[tuple[str, str, bool]]:
-        for purpose, column in pipeline.profiles.purposes.items():
+        for purpose, column in list(pipeline.profiles.purposes.items()):
             states = column.array[: pipeline.profiles.count] & 3
             for slot in np.flatnonzero(states).tolist():
                 yield pipeline.users.id_of(slot), purpose, bool(states[slot] == GRANTED)

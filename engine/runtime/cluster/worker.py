@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
@@ -29,6 +29,7 @@ from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.control import Contents, ControlTopic
 from engine.runtime.cluster.faust_source import FaustSource
 from engine.runtime.cluster.kafka_source import KafkaSource
+from engine.runtime.cluster.lanes import Lanes, OneByOne
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.partition import Partition
 from engine.runtime.cluster.registry import SchemaRegistry
@@ -69,6 +70,7 @@ class Parts:
     codes: CodeStore | None = None  # texts and numbers of vouchers; None: there are none
     settle: Callable[[], None] = lambda: None  # told once partitions came or went and nothing waits for that
     monotonic_s: Callable[[], float] = monotonic_s  # for ticks and checkpoints; nothing that is decided knows it
+    lanes: Lanes | OneByOne = field(default_factory=OneByOne)
 
 
 def connect(settings: Settings, is_stopped: Callable[[], bool], control: Contents | None = None) -> Parts:
@@ -107,7 +109,8 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
     )
     id_key = load_id_key(cluster.checkpoints / "offer-id.key")
     codes = CodeStore(settings.state / "codes.db")
-    return Parts(source, outputs, control, open_ledger, id_key, True, codes, collector.settle)
+    lanes = Lanes(cluster.partitions)
+    return Parts(source, outputs, control, open_ledger, id_key, True, codes, collector.settle, lanes=lanes)
 
 
 class Worker:
@@ -124,6 +127,7 @@ class Worker:
         self._id_key = parts.id_key
         self._codes = parts.codes
         self._settle, self._has_moved = parts.settle, False
+        self._lanes = parts.lanes
         self._supplied_s = 0.0
         registry = settings.cluster.schema_registry
         self.values = ValueReader(
@@ -154,10 +158,16 @@ class Worker:
         """Take what there is, once."""
         blocks = self.source.poll(MOST_EVENTS)
         self._sought.clear()
+        taken: dict[int, list[Block]] = {}
         for block in blocks:
-            if self.stopping.is_set():
-                return
-            self._process(block)
+            taken.setdefault(block.partition, []).append(block)
+        # Contents are compiled once for all partitions of a process: whoever comes second finds it done.
+        changing = [number for number, mine in taken.items() if any(map(_changes_content, mine))]
+        for number in changing:
+            self._process_all(taken.pop(number))
+        self._lanes.each(self._process_all, list(taken.values()))
+        if self.stopping.is_set():
+            return
         self._look_after()
         if self._has_moved:
             self._has_moved = False
@@ -174,6 +184,7 @@ class Worker:
                     log.error("partitions could not be saved; they are replayed", first=number, error=str(error))
                     break  # the others would wait as long
         self.source.close()
+        self._lanes.close()
         for partition in self.partitions.values():
             partition.close()
         self.partitions.clear()
@@ -195,7 +206,7 @@ class Worker:
             partition.restore(newest, content)
             partition.committed = partition.saved
             self._seek(partition)
-            ledger.peers = lambda: [one.ledger for one in self.partitions.values()]
+            ledger.peers = lambda: [one.ledger for one in list(self.partitions.values())]
             if self._codes is not None:
                 partition.desk = self._desk(self._codes, partition)
             self.partitions[number] = partition
@@ -284,6 +295,12 @@ class Worker:
         log.error("partition stopped", partition=partition.number, after=partition.done, reason=reason)
 
     # --- records ----------------------------------------------------------------------------------------------------
+
+    def _process_all(self, blocks: Sequence[Block]) -> None:
+        for block in blocks:
+            if self.stopping.is_set():
+                return
+            self._process(block)
 
     def _process(self, block: Block) -> None:
         partition = self.partitions.get(block.partition)
@@ -537,3 +554,7 @@ class Worker:
         partitions = self.partitions.copy().values()
         stopped = [f"partition {one.number} stopped: {one.stopped}" for one in partitions if one.is_stopped]
         return "; ".join(stopped) if stopped else "" if partitions else "no partition yet"
+
+
+def _changes_content(block: Block) -> bool:
+    return bool((block.kind == RecordKind.CONTENT).any())
