@@ -475,6 +475,29 @@ class Take(msgspec.Struct, frozen=True, gc=False):
     day_ms: int
 
 
+STOCK_LIMITS = ("total", "per_day", "per_user", "budget_fen", "budget_per_day_fen", "budget_per_user_fen")
+"""The limits of a StockLine."""
+CODES = "codes"
+"""The limit of a pool: as many as are leased to this worker."""
+
+
+class Short(msgspec.Struct, frozen=True, gc=False):
+    """The first limit of stock that refused an option: of `most` so many are `used`, and `asked` more do not fit.
+
+    limit  one of STOCK_LIMITS, of the benefit `name`, or CODES, of the pool `name`; those in fen count fen
+    """
+
+    name: str
+    limit: str
+    most: int
+    used: int
+    asked: int
+
+    @property
+    def reason(self) -> Reason:
+        return Reason.BUDGET if self.limit.startswith("budget") else Reason.STOCK
+
+
 class Option(msgspec.Struct, frozen=True, gc=False):
     """One way to use the moment, with everything that must hold for it."""
 
@@ -505,9 +528,11 @@ class ReserveAnswer(msgspec.Struct, frozen=True, gc=False):
 
     `duplicate`: this offer id was granted before; nothing was written, `code` is the stored one.
     `code` of stock is `pool#number`; the text behind it is known to codes.db alone.
+    `shorts` says what stock lacked, by the place of the option: of those that stock refused, where it is known.
     """
 
     granted: int
     refusals: tuple[str, ...] = ()
     duplicate: bool = False
     code: str | None = None
+    shorts: tuple[tuple[int, Short], ...] = ()

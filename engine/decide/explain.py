@@ -117,6 +117,9 @@ def _ask(case: Case, profiles: ProfileTable, default_zone: str, reserve: Any) ->
     if answer.duplicate:
         return Reason.DUPLICATE.value, values
     if answer.granted < 0:
+        short = next((short for place, short in answer.shorts if place == 0), None)
+        if take is not None and short is not None:
+            values |= stock_values(take, short)
         return answer.refusals[0], values
     values["channel"] = request.options[answer.granted].channel
     return None, values

@@ -7,9 +7,7 @@ from typing import Any
 
 from engine.decide.local_time import LocalTime
 from engine.definitions import BenefitDefinition, OfferDefinition
-from engine.model import NO_LIMIT, StockLine, Take
-
-LIMITS = ("total", "per_day", "per_user", "budget_fen", "budget_per_day_fen", "budget_per_user_fen")
+from engine.model import CODES, NO_LIMIT, STOCK_LIMITS, Short, StockLine, Take
 
 
 def compile_take(offer: OfferDefinition, clock: LocalTime, zone: str) -> Callable[[int], Take] | None:
@@ -35,16 +33,25 @@ def compile_take(offer: OfferDefinition, clock: LocalTime, zone: str) -> Callabl
     return take
 
 
-def stock_values(take: Take) -> dict[str, Any]:
-    """Say what was asked, for the values of a refusal: the limits there are, without those that are none."""
+def stock_values(take: Take, short: Short | None = None) -> dict[str, Any]:
+    """Say what was asked, for the values of a refusal: the limits there are, and first the one that failed.
+
+    short  None where nothing failed, or where a replay does not know any more what did
+    """
     lines = []
     for line in take.lines:
-        limits = {name: getattr(line, name) for name in LIMITS if getattr(line, name) < NO_LIMIT}
+        limits = {name: getattr(line, name) for name in STOCK_LIMITS if getattr(line, name) < NO_LIMIT}
         lines.append({"benefit": line.benefit, "cost_fen": line.cost_fen, **limits})
-    return {"day": take.day_ms, "stock": lines, **({"codes": take.pool} if take.pool else {})}
+    values = {"day": take.day_ms, "stock": lines, **({"codes": take.pool} if take.pool else {})}
+    return values if short is None else {"failed": _failed(short), **values}
+
+
+def _failed(short: Short) -> dict[str, Any]:
+    whose = "pool" if short.limit == CODES else "benefit"
+    return {whose: short.name, "limit": short.limit, "most": short.most, "used": short.used, "asked": short.asked}
 
 
 def _line(one: BenefitDefinition) -> StockLine:
     assert one.stock is not None
-    limits = {name: limit for name in LIMITS if (limit := getattr(one.stock, name)) is not None}
+    limits = {name: limit for name in STOCK_LIMITS if (limit := getattr(one.stock, name)) is not None}
     return StockLine(one.id, one.cost_fen, **limits)

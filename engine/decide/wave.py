@@ -230,7 +230,7 @@ def judge(
             # A case with several channels keeps the reason of the one it prefers.
             if case is not winner and not case.outcome:
                 reason = answer.refusals[number]
-                case.end(_REFUSED, reason, _rule_values(request.options[number], reason))
+                case.end(_REFUSED, reason, refusal_values(request.options[number], number, answer))
     if winner is None:
         return
     channel = request.options[granted].channel
@@ -273,9 +273,11 @@ def _granted_values(case: Case) -> dict[str, Any]:
     return {"score": case.score, "factors": case.factors, "tag": mark.tag, "tag_until": until_ms}
 
 
-def _rule_values(option: Option, reason: str) -> dict[str, Any]:
+def refusal_values(option: Option, number: int, answer: ReserveAnswer) -> dict[str, Any]:
+    """Say what the ledger compared when it refused option `number` of a request."""
+    reason = answer.refusals[number]
     if option.take is not None and reason in (_STOCK, _BUDGET):
-        return stock_values(option.take)
+        return stock_values(option.take, next((short for place, short in answer.shorts if place == number), None))
     return {"rules": [{"most": rule.most, "since": rule.since_ms} for rule in option.rules if rule.reason == reason]}
 
 

@@ -37,6 +37,11 @@ class CodePool:
         self._returned: list[tuple[int, int]] = []
         self.available = 0
 
+    @property
+    def leased(self) -> int:
+        """How many numbers are leased here, the expired ones not included."""
+        return sum(end - first for first, end, _ in self._leases)
+
     def lease(self, first: int, count: int, epoch: int) -> None:
         end = first + count
         if count <= 0 or (first, end, epoch) in self._leases:

@@ -18,7 +18,7 @@ import numpy as np
 from engine.hashing_kernel import hash_text
 from engine.ledger.caps import REPLAY_HORIZON_MS, GrantRow
 from engine.ledger.pool import CodePool, Lease
-from engine.model import Reason, ReserveAnswer, ReserveRequest, Rule, Scope, Take
+from engine.model import CODES, ReserveAnswer, ReserveRequest, Rule, Scope, Short, Take
 
 TAKEN = np.dtype(
     [
@@ -35,7 +35,8 @@ PER_USER = np.dtype([("benefit", "i4"), ("subject", "u8"), ("count", "i8"), ("fe
 StoredTake = tuple[int, list[tuple[str, int, bool]]]
 """What a reservation stores of it: the day, and of each line benefit, cost in fen, and whether users are counted."""
 
-_STOCK, _BUDGET = Reason.STOCK.value, Reason.BUDGET.value
+Verdicts = Mapping[int, Short]
+"""What stock lacks, by the id of the take."""
 _SWEEP_MS = 3_600_000
 _NO_CODE, _GIVEN_BACK = -1, -2
 
@@ -88,14 +89,21 @@ class Stock:
         answers: list[ReserveAnswer] = []
         start = 0
         while start < len(requests):
-            run = self._certain_run(requests, start)
+            run, verdicts = self._certain_run(requests, start)
             first = len(made)
-            answers += self._take(run, caps.reserve(run, made), made, first)
+            told = self._take(run, caps.reserve(run, made), made, first)
+            for row, one in verdicts.items():
+                told[row] = _with_shorts(told[row], run[row], one)
+            answers += told
             start += len(run)
         return answers
 
-    def _certain_run(self, requests: Sequence[ReserveRequest], start: int) -> list[ReserveRequest]:
+    def _certain_run(
+        self, requests: Sequence[ReserveRequest], start: int
+    ) -> tuple[list[ReserveRequest], dict[int, Verdicts]]:
+        """Return the next run of requests, and by row of it what stock refuses."""
         run: list[ReserveRequest] = []
+        refused: dict[int, Verdicts] = {}
         pending = _Pending()
         for request in requests[start:]:
             takes = {id(option.take): option.take for option in request.options if option.take is not None}
@@ -105,32 +113,35 @@ class Stock:
             # A question that binds nobody changes nothing: explain asks at any time.
             if request.now_ms >= self._next_sweep_ms and not all(option.shadow for option in request.options):
                 if run:
-                    return run
+                    return run, refused
                 self._sweep(request.now_ms)
             subject = hash_text(request.subject)
-            verdicts: dict[int, str] = {}
+            verdicts: dict[int, Short] = {}
             for key, take in takes.items():
-                refusal = self._refusal(take, subject, None)
-                if run and self._refusal(take, subject, pending) != refusal:
-                    return run  # it depends on what becomes of those before
-                if refusal is not None:
-                    verdicts[key] = refusal[1]
-            for take in takes.values():
-                pending.add(take, subject)
+                short = self._short(take, subject, None)
+                if run and self._short(take, subject, pending) != short:
+                    return run, refused  # it depends on what becomes of those before
+                if short is not None:
+                    verdicts[key] = short
+            for key, take in takes.items():
+                if key not in verdicts:
+                    pending.add(take, subject)
             if verdicts:
+                refused[len(run)] = verdicts
                 request = _with_refusals(request, verdicts)
             run.append(request)
-        return run
+        return run, refused
 
-    def _refusal(self, take: Take, subject: int, pending: _Pending | None) -> tuple[int, str] | None:
-        """Return which check fails first, and its reason, were all that is pending granted before; None: none does.
+    def _short(self, take: Take, subject: int, pending: _Pending | None) -> Short | None:
+        """Return which limit fails first were all that is pending granted before; None: none does.
 
-        Each check fails the sooner the more is given; so where the same one fails without and with all that is
-        pending, it fails whatever part of it is granted.
+        Each limit fails the sooner the more is given; so where the same one fails at the same sum without and with
+        all that is pending, it fails so whatever part of it is granted.
         """
         if take.pool is not None and not self._has_code(take.pool, pending.codes(take.pool) if pending else 0):
-            return 0, _STOCK
-        for number, line in enumerate(take.lines):
+            leased = self._pools[take.pool].leased if take.pool in self._pools else 0
+            return Short(take.pool, CODES, leased, leased, 1)
+        for line in take.lines:
             count = fen = user_count = user_fen = 0
             if pending is not None:
                 count, fen = pending.of(line.benefit)
@@ -143,10 +154,14 @@ class Stock:
                 if given.day_ms == take.day_ms:
                     day_count += given.day_count
                     day_fen += given.day_fen
-            if count >= line.total or day_count >= line.per_day:
-                return 4 * number + 1, _STOCK
-            if fen + line.cost_fen > line.budget_fen or day_fen + line.cost_fen > line.budget_per_day_fen:
-                return 4 * number + 2, _BUDGET
+            if count >= line.total:
+                return Short(line.benefit, "total", line.total, count, 1)
+            if day_count >= line.per_day:
+                return Short(line.benefit, "per_day", line.per_day, day_count, 1)
+            if fen + line.cost_fen > line.budget_fen:
+                return Short(line.benefit, "budget_fen", line.budget_fen, fen, line.cost_fen)
+            if day_fen + line.cost_fen > line.budget_per_day_fen:
+                return Short(line.benefit, "budget_per_day_fen", line.budget_per_day_fen, day_fen, line.cost_fen)
             if line.counts_users:
                 row = self._per_user_row.get((self._benefits.get(line.benefit, -1), subject))
                 if row is not None:
@@ -154,9 +169,9 @@ class Stock:
                     user_count += int(held["count"])
                     user_fen += int(held["fen"])
                 if user_count >= line.per_user:
-                    return 4 * number + 3, _STOCK
+                    return Short(line.benefit, "per_user", line.per_user, user_count, 1)
                 if user_fen + line.cost_fen > line.budget_per_user_fen:
-                    return 4 * number + 4, _BUDGET
+                    return Short(line.benefit, "budget_per_user_fen", line.budget_per_user_fen, user_fen, line.cost_fen)
         return None
 
     def _has_code(self, pool: str, pending: int) -> bool:
@@ -457,13 +472,24 @@ def _any_takes(requests: Sequence[ReserveRequest]) -> bool:
     return False
 
 
-def _with_refusals(request: ReserveRequest, verdicts: Mapping[int, str]) -> ReserveRequest:
+def _with_shorts(answer: ReserveAnswer, request: ReserveRequest, verdicts: Verdicts) -> ReserveAnswer:
+    """Name what stock lacked, of the options that it refused; what was granted before is not among them."""
+    options = zip(request.options, answer.refusals, strict=False)
+    shorts = tuple(
+        (place, short)
+        for place, (option, reason) in enumerate(options)
+        if (short := verdicts.get(id(option.take))) is not None and reason == short.reason.value
+    )
+    return msgspec.structs.replace(answer, shorts=shorts) if shorts else answer
+
+
+def _with_refusals(request: ReserveRequest, verdicts: Verdicts) -> ReserveRequest:
     """Give every refused option a rule that nothing can pass; an id granted before is a duplicate all the same."""
     options = []
     for option in request.options:
-        reason = verdicts.get(id(option.take)) if option.take is not None else None
-        if reason is not None:
-            never = Rule(Scope.ALL, request.now_ms, 0, reason)
+        short = verdicts.get(id(option.take)) if option.take is not None else None
+        if short is not None:
+            never = Rule(Scope.ALL, request.now_ms, 0, short.reason.value)
             option = msgspec.structs.replace(option, rules=(never, *option.rules))
         options.append(option)
     return msgspec.structs.replace(request, options=tuple(options))

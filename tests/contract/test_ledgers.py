@@ -12,7 +12,7 @@ import pytest
 from engine.ledger.dispatch import FOLLOWS, may_follow, print_table
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
-from engine.model import DispatchState, Offer, Option, ReserveRequest, Rule, Scope, StockLine, Take
+from engine.model import DispatchState, Offer, Option, ReserveRequest, Rule, Scope, Short, StockLine, Take
 
 HOUR_MS = 3_600_000
 T0 = 1_700_000_000_000
@@ -261,10 +261,15 @@ def test_no_more_is_given_than_there_is_and_a_failure_gives_it_back(ledger):
         ({"budget_per_user_fen": 2399}, "u1", "budget"),
     ],
 )
-def test_each_limit_of_a_benefit_holds_in_count_and_in_fen(ledger, limits, subject, reason):
-    film = StockLine("film", 1200, **limits)
+def test_each_limit_of_a_benefit_holds_in_count_and_in_fen_and_is_named_by_the_refusal(ledger, limits, subject, reason):
+    film, tea = StockLine("film", 1200, **limits), StockLine("tea", 300, total=9)
     assert ledger.reserve([taking(1, film)])[0].granted == 0
-    assert ledger.reserve([taking(2, film, subject=subject)])[0].refusals == (reason,)
+    ((name, most),) = limits.items()
+    used, asked = (1200, 1200) if reason == "budget" else (1, 1)
+    for is_shadow in (True, False):  # explain asks in shadow
+        (answer,) = ledger.reserve([taking(2, tea, film, subject=subject, shadow=is_shadow)])
+        assert answer.refusals == (reason,)
+        assert answer.shorts == ((0, Short("film", name, most, used, asked)),)
     tomorrow = Take((film,), None, T0 - T0 % DAY_MS + DAY_MS)
     request = ask(option(3, take=tomorrow), subject="u3", now_ms=T0 + DAY_MS)
     passes = 0 if "per_day" in str(limits) or "per_user" in str(limits) else -1
@@ -280,11 +285,13 @@ def test_of_several_lines_all_are_taken_or_none_and_stock_is_asked_before_caps(l
 
 
 def test_codes_are_drawn_from_leases_lowest_first_and_a_repetition_names_the_same(ledger):
-    assert ledger.reserve([taking(1, pool="p")])[0].refusals == ("stock",), "nothing is leased"
+    (answer,) = ledger.reserve([taking(1, pool="p")])
+    assert (answer.refusals, answer.shorts) == (("stock",), ((0, Short("p", "codes", 0, 0, 1)),)), "nothing is leased"
     ledger.lease_codes("p", 7, 2, 1)
     ledger.lease_codes("p", 7, 2, 1)
     answers = ledger.reserve([taking(number, pool="p", subject=f"u{number}") for number in (2, 3, 4)])
     assert [answer.code for answer in answers] == ["p#7", "p#8", None]
+    assert answers[2].shorts == ((0, Short("p", "codes", 2, 2, 1)),)
     (again,) = ledger.reserve([taking(2, pool="p", subject="u2")])
     assert (again.duplicate, again.code) == (True, "p#7")
     ledger.release(offer_id(2))

@@ -143,6 +143,10 @@ def test_when_codes_run_out_offers_stop_with_the_reason_stock(shop: Shop) -> Non
     time.sleep(1)
     decision = shop.client.get("/v1/explain", params={"user": last}).json()["now"][0]
     assert decision["reason"] == "stock"
+    (values,) = [step["values"] for step in decision["steps"] if step["gate"] == "reservation"]
+    failed = values["failed"]
+    assert (failed["pool"], failed["limit"], failed["asked"]) == ("shop", "codes", 1)
+    assert failed["used"] == failed["most"] > 0
     assert "SHOP" not in shop.log_text()
     shop.process.send_signal(signal.SIGKILL)
     shop.process.wait()

@@ -36,12 +36,14 @@ class StockOracle:
         out = {one.number for one in self.taken if not one.released and one.take.pool == pool}
         return sorted(self.leased.get(pool, set()) - self.expired.get(pool, set()) - out)
 
-    def refusal(self, option: Option, subject: str) -> str | None:
+    def lacking(self, option: Option, subject: str) -> tuple[str, str, int, int, int] | None:
+        """Whose limit fails first and which: how much there is, how much of it is used, and how much more is asked."""
         take = option.take
         if take is None:
             return None
         if take.pool is not None and not self.free(take.pool):
-            return "stock"
+            leased = len(self.leased.get(take.pool, set()) - self.expired.get(take.pool, set()))
+            return take.pool, "codes", leased, leased, 1
         for line in take.lines:
             given = [
                 (one, cost)
@@ -51,16 +53,24 @@ class StockOracle:
             ]
             today = [pair for pair in given if pair[0].take.day_ms == take.day_ms]
             own = [pair for pair in given if pair[0].subject == subject]
-            if len(given) >= line.total or len(today) >= line.per_day:
-                return "stock"
-            for some, budget in ((given, line.budget_fen), (today, line.budget_per_day_fen)):
-                if sum(cost for _, cost in some) + line.cost_fen > budget:
-                    return "budget"
-            if len(own) >= line.per_user:
-                return "stock"
-            if sum(cost for _, cost in own) + line.cost_fen > line.budget_per_user_fen:
-                return "budget"
+            for name, some in (
+                ("total", given),
+                ("per_day", today),
+                ("budget_fen", given),
+                ("budget_per_day_fen", today),
+                ("per_user", own),
+                ("budget_per_user_fen", own),
+            ):
+                is_money = name.startswith("budget")
+                used = sum(cost for _, cost in some) if is_money else len(some)
+                asked = line.cost_fen if is_money else 1
+                if used + asked > getattr(line, name):
+                    return line.benefit, name, getattr(line, name), used, asked
         return None
+
+    def refusal(self, option: Option, subject: str) -> str | None:
+        lacking = self.lacking(option, subject)
+        return None if lacking is None else "budget" if lacking[1].startswith("budget") else "stock"
 
     def grant(self, option: Option, request: ReserveRequest) -> str | None:
         if option.take is None or option.withheld or option.shadow:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -87,6 +89,10 @@ def asked(draw, now_ms: int) -> ReserveRequest:
 ASKING = Option("f" * 32, "a/one", "sms", "video", "p", (Rule(Scope.ALL, 0, 1_000_000, "cap:all"),), shadow=True)
 
 
+Told = tuple[int, tuple[str, ...], bool, str | None, tuple[Any, ...]]
+"""An answer: the option, the refusals before it, is it a duplicate, the code, and what stock lacked by option."""
+
+
 class Model:
     """One request at a time: known ids first, then for each option stock, then its caps."""
 
@@ -99,13 +105,15 @@ class Model:
         other.stock, other.grants = self.stock.copy(), dict(self.grants)
         return other
 
-    def answer(self, request: ReserveRequest) -> tuple[int, tuple[str, ...], bool, str | None]:
+    def answer(self, request: ReserveRequest) -> Told:
         for k, option in enumerate(request.options):
             if option.offer_id in self.grants:
-                return k, ("duplicate",) * k, True, self.stock.code_of(option.offer_id)
+                return k, ("duplicate",) * k, True, self.stock.code_of(option.offer_id), ()
         refusals: list[str] = []
+        lacks: list[Any] = []
         for k, option in enumerate(request.options):
             refused = self.stock.refusal(option, request.subject)
+            lacks += [(k, self.stock.lacking(option, request.subject))] if refused is not None else []
             for one in option.rules if refused is None else ():
                 counted = [
                     grant
@@ -116,9 +124,9 @@ class Model:
             if refused is None:
                 if not option.shadow:
                     self.grants[option.offer_id] = (request.subject, option.withheld, False)
-                return k, tuple(refusals), False, self.stock.grant(option, request)
+                return k, tuple(refusals), False, self.stock.grant(option, request), tuple(lacks)
             refusals.append(refused)
-        return -1, tuple(refusals), False, None
+        return -1, tuple(refusals), False, None, tuple(lacks)
 
     def release(self, offer_id: str) -> None:
         subject, withheld, _ = self.grants[offer_id]
@@ -128,8 +136,9 @@ class Model:
                 one.released = True
 
 
-def told(answer: ReserveAnswer) -> tuple[int, tuple[str, ...], bool, str | None]:
-    return answer.granted, answer.refusals, answer.duplicate, answer.code
+def told(answer: ReserveAnswer) -> Told:
+    lacks = tuple((place, msgspec.structs.astuple(short)) for place, short in answer.shorts)
+    return answer.granted, answer.refusals, answer.duplicate, answer.code, lacks
 
 
 class StockMachine(RuleBasedStateMachine):

@@ -18,30 +18,31 @@ from engine.ledger import handoff, links
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.pool import CodePool
 from engine.ledger.stock import Stock
+from engine.model import CODES, Reason, Short
 from engine.pipeline import facts
 from engine.pipeline.fired import FiredMaker
 from tests.simulation.planted import plants, plants_with
 
 
-def _with_refusals(patch: Any, keeps: Callable[[tuple[int, str]], bool]) -> None:
+def _with_refusals(patch: Any, keeps: Callable[[Short], bool]) -> None:
     """Let stock refuse only what `keeps` says."""
-    refusal = Stock._refusal
+    short = Stock._short
 
-    def patched(self: Stock, *asked: Any) -> tuple[int, str] | None:
-        found = refusal(self, *asked)
+    def patched(self: Stock, *asked: Any) -> Short | None:
+        found = short(self, *asked)
         return found if found is None or keeps(found) else None
 
-    patch.setattr(Stock, "_refusal", patched)
+    patch.setattr(Stock, "_short", patched)
 
 
 @plants
 def stock_oversold(patch: Any) -> None:
-    _with_refusals(patch, lambda found: found[0] == 0 or found[1] != "stock")
+    _with_refusals(patch, lambda found: found.limit == CODES or found.reason != Reason.STOCK)
 
 
 @plants
 def budgets_forgotten(patch: Any) -> None:
-    _with_refusals(patch, lambda found: found[1] != "budget")
+    _with_refusals(patch, lambda found: found.reason != Reason.BUDGET)
 
 
 @plants

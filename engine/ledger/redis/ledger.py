@@ -157,12 +157,12 @@ class RedisLedger(HealingShard, HandOffShard):
 
     def _take_answers(self, batch: _Batch, answer: Any) -> list[ReserveAnswer]:
         packed, values = answer
-        out, codes, refused, sizes = decode(packed)
+        out, codes, refused, sizes, lacks = decode(packed)
         at = 0
         for key, size in zip(refused, sizes, strict=True):
             self._remember(batch.keys[key - 1].decode(), values[at : at + size])
             at += size
-        answers = read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)))
+        answers = read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)), lacks)
         for request, one, number in zip(batch.requests, answers, batch.numbers, strict=True):
             if one.granted >= 0 and not one.duplicate:
                 won = request.options[one.granted]

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 
 from engine.ledger.kernel import ALL, CATEGORY, CHANNEL, COUNTS, DEPLOYMENT, PARTNER, SCENARIO, WITHHELD
-from engine.model import Option, Reason, ReserveAnswer, ReserveRequest, Take
+from engine.model import CODES, STOCK_LIMITS, Option, Reason, ReserveAnswer, ReserveRequest, Short, Take
 
 encode: Callable[[Any], bytes] = msgspec.msgpack.Encoder().encode
 decode: Callable[[bytes], Any] = msgspec.msgpack.Decoder().decode
@@ -145,10 +145,11 @@ def pack_requests(
 
 
 def read_answers(
-    requests: Sequence[ReserveRequest], out: Sequence[int], codes: Mapping[int, str]
+    requests: Sequence[ReserveRequest], out: Sequence[int], codes: Mapping[int, str], lacks: Sequence[int] = ()
 ) -> list[ReserveAnswer]:
-    """Turn reserve.lua's numbers into answers."""
+    """Turn reserve.lua's numbers into answers; `lacks` is what it says of stock."""
     answers: list[ReserveAnswer] = []
+    lacking = {lacks[k]: lacks[k + 1 : k + 4] for k in range(0, len(lacks), 4)}
     at = 0
     for row, request in enumerate(requests):
         granted, is_duplicate = out[at], out[at + 1]
@@ -159,12 +160,22 @@ def read_answers(
             continue
         tried = granted if granted >= 0 else len(options)
         refusals = tuple(_REFUSED.get(out[at + k]) or options[k].rules[out[at + k]].reason for k in range(tried))
+        shorts = tuple((k, _short(options[k], *lacking[at + k])) for k in range(tried) if at + k in lacking)
         at += tried
         code = codes.get(row)
         if code is None and granted >= 0 and not is_duplicate:
             code = options[granted].code
-        answers.append(ReserveAnswer(granted, refusals, is_duplicate == 1, code))
+        answers.append(ReserveAnswer(granted, refusals, is_duplicate == 1, code, shorts))
     return answers
+
+
+def _short(option: Option, line: int, limit: int, used: int) -> Short:
+    take = option.take
+    assert take is not None
+    if not line:
+        return Short(take.pool or "", CODES, used, used, 1)
+    one, name = take.lines[line - 1], STOCK_LIMITS[limit - 1]
+    return Short(one.benefit, name, getattr(one, name), used, one.cost_fen if name.startswith("budget") else 1)
 
 
 def judge_refused(

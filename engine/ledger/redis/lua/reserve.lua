@@ -11,8 +11,8 @@
 -- committed
 -- Answer: packed {per request: granted or -1, is a duplicate, per option tried before: its rule, -3 granted before, -4 no
 -- stock, -5 no money} and
--- {request, code ...}, subjects of cacheable requests that were refused, and how many bytes of the second answer are
--- the grants of each
+-- {request, code ...}, subjects of cacheable requests that were refused, how many bytes of the second answer are the
+-- grants of each, and of options that stock refuses {place in the first list from 0, line, limit, used ...}
 local refusal = guard(KEYS[1])
 if refusal then return refusal end
 -- What others gave counts too: after Redis lost something all shards must be whole first (F8, F10).
@@ -96,7 +96,7 @@ local function refuses(grants, number, now_ms, r, mark, withheld)
   return found >= most_of[r]
 end
 
-local out, codes, refused = {}, {}, {}
+local out, codes, refused, shorts = {}, {}, {}, {}
 local n, o, r = 0, 1, 1
 
 -- Which of a request's options were granted before: by itself (a repetition), by an earlier request, or by a later one.
@@ -205,7 +205,8 @@ for row = 1, #subject_of do
       else
         local failed, keep, withheld = -1, 0, withhelds:byte(o) == 1
         local take = take_of and takes[take_of[o]]
-        local short = take and short_of(ARGV[16], ARGV[17], pools, take, subject_names[row])
+        local short, line, limit, used
+        if take then short, line, limit, used = short_of(ARGV[16], ARGV[17], pools, take, subject_names[row]) end
         for rule = 0, rules - 1 do
           if since_of[r + rule] <= 0 then keep = KEEP end
           if failed < 0 and (#grants > 0 or scopes:byte(r + rule) == 5)
@@ -219,6 +220,10 @@ for row = 1, #subject_of do
         if failed ~= -1 then
           n = n + 1
           out[n] = failed
+          if line then
+            local s = #shorts
+            shorts[s + 1], shorts[s + 2], shorts[s + 3], shorts[s + 4] = n - 1, line, limit, used
+          end
         else
           chosen = k
           if shadows:byte(o) == 0 then
@@ -268,4 +273,4 @@ for _, subject in ipairs(refused) do
     subjects_kept[#subjects_kept + 1], kept_bytes[#kept_bytes + 1], parts[#parts + 1] = subject, #value, value
   end
 end
-return {cmsgpack.pack({out, codes, subjects_kept, kept_bytes}), table.concat(parts)}
+return {cmsgpack.pack({out, codes, subjects_kept, kept_bytes, shorts}), table.concat(parts)}

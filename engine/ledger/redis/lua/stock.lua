@@ -109,25 +109,33 @@ local function give_back(prefix, tenant, id, user_only)
   end
 end
 
--- Which check fails first, were the offer granted now: 'stock' -4, 'budget' -5; nil where none does.
+-- What fails first, were the offer granted now: 'stock' -4, 'budget' -5, nil where nothing does; and which line, 0 the
+-- pool's, which of STOCK_LIMITS (engine.model) by its place from 1, and how much of it is used.
 local function short_of(prefix, tenant, pools, take, subject)
   local pool = take[1]
   if pool then
     local state = pools[pool]
     if not state then state = load_pool(prefix, pool); pools[pool] = state end
-    if #state[3] == 0 then return -4 end
+    if #state[3] == 0 then
+      local leased = 0
+      for _, one in ipairs(state[1]) do leased = leased + one[2] - one[1] end
+      return -4, 0, 0, leased
+    end
   end
-  for _, line in ipairs(take[3]) do
+  for at, line in ipairs(take[3]) do
     local benefit, cost = line[1], line[2]
     local today = whole(take[2]) .. ':' .. benefit
     local given = redis.call('HMGET', tenant .. 'stock', 'n:' .. benefit, 'f:' .. benefit, 'd:' .. today, 'e:' .. today)
     for k = 1, 4 do given[k] = tonumber(given[k] or 0) end
-    if given[1] >= line[3] or given[3] >= line[4] then return -4 end
-    if given[2] + cost > line[6] or given[4] + cost > line[7] then return -5 end
+    if given[1] >= line[3] then return -4, at, 1, given[1] end
+    if given[3] >= line[4] then return -4, at, 2, given[3] end
+    if given[2] + cost > line[6] then return -5, at, 4, given[2] end
+    if given[4] + cost > line[7] then return -5, at, 5, given[4] end
     if line[9] then
       local own = redis.call('HMGET', tenant .. 'z:' .. subject, 'n:' .. benefit, 'f:' .. benefit)
-      if tonumber(own[1] or 0) >= line[5] then return -4 end
-      if tonumber(own[2] or 0) + cost > line[8] then return -5 end
+      for k = 1, 2 do own[k] = tonumber(own[k] or 0) end
+      if own[1] >= line[5] then return -4, at, 3, own[1] end
+      if own[2] + cost > line[8] then return -5, at, 6, own[2] end
     end
   end
 end
