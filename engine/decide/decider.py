@@ -68,7 +68,7 @@ class Decider:
         self._by_limit: set[str] = set()  # those of them that nobody asked for (C7)
         self.alarms: list[Alarm] = []
         self.recorder = Recorder(tenant, content.version)
-        self._reserved: dict[int, int] = {}  # slot << 20 | row -> now_ms << 80 | the hash in the offer id
+        self._reserved: dict[int, int] = {}  # slot << 20 | row -> now_ms << 80 | hash in the offer id, 0: arrived
         self.responses = Responses()
         self._tidy_ms = 0
         self._wave: list[Group | Case] = []
@@ -175,14 +175,21 @@ class Decider:
 
         The tag that it set stays.
         """
+        for key in self._remembered(slot, offer_id):
+            del self._reserved[key]
+
+    def arrived(self, slot: int, offer_id: str) -> None:
+        """Let a reservation stand in the way of re-entry whatever fails afterwards (G1)."""
+        for key in self._remembered(slot, offer_id):
+            self._reserved[key] = self._reserved[key] >> _HASH_BITS << _HASH_BITS
+
+    def _remembered(self, slot: int, offer_id: str) -> list[int]:
+        """List the keys under which re-entry remembers an offer that may still be given back."""
         if _OFFER_ID.fullmatch(offer_id) is None:
-            return
+            return []
         hashed = _hash_of(offer_id)
-        for plan in self.plans:
-            key = slot << 20 | plan.row
-            stored = self._reserved.get(key) if plan.has_reentry else None
-            if stored is not None and stored & _HASH == hashed:
-                del self._reserved[key]
+        keys = [slot << 20 | plan.row for plan in self.plans if plan.has_reentry]
+        return [key for key in keys if (stored := self._reserved.get(key)) is not None and stored & _HASH == hashed]
 
     # --- deciding ---------------------------------------------------------------------------------------------------
 

@@ -135,6 +135,8 @@ class EmbeddedLedger(Stored):
             self.caps.restore_grants(history.read_reservations(cursor, through_position), longest_ms)
             leases = history.read_leases(cursor, through_position)
             self.stock.restore_grants(history.read_reservations(cursor, through_position), leases)
+            for offer_id in history.read_arrived(cursor):
+                self.caps.delivered(offer_id)
 
     def _clear(self) -> None:
         self.caps, self.stock = Caps(), Stock(endless_codes=self._endless_codes)

@@ -58,6 +58,15 @@ def read_reservations(cursor: sqlite3.Cursor, through_position: int) -> Iterator
                 yield (offer_id, subject, user, tuple(mark), flags, at_ms, code, taken), offer_id in released
 
 
+def read_arrived(cursor: sqlite3.Cursor) -> list[str]:
+    """List the offers that were delivered or redeemed and not released before: no failure gives them back (G1, O3)."""
+    arrived = {
+        key.hex() for (key,) in cursor.execute("SELECT offer_id FROM dispatches WHERE state = 'delivered' AND applied")
+    }
+    arrived |= {name for (name,) in cursor.execute("SELECT offer_id FROM redemptions WHERE offer_id IS NOT NULL")}
+    return sorted(arrived - {key.hex() for (key,) in cursor.execute("SELECT offer_id FROM releases")})
+
+
 def find_decisions(cursor: sqlite3.Cursor, user: str, from_ms: int, until_ms: int, limit: int) -> list[bytes]:
     """Bodies of a user's decisions with a trigger in [from_ms, until_ms), newest first, each in its last version."""
     wanted = zlib.crc32(user.encode())

@@ -70,12 +70,14 @@ def apply_fact(stages: Stages, slot: int, read: Any, at_ms: int, position: int, 
                 stages.decider.released(slot, offer_id)
                 stages.decider.responses.answered(slot, offer_id, None, stages.now_ms)
             elif read.state == "delivered" and offer_id:
-                stages.ledger.delivered(offer_id)
+                _arrived(stages, slot, offer_id, read)
             if read.state in _RECEIVED and offer_id:
                 stages.decider.responses.received(slot, offer_id, stages.now_ms)
         case Redemption():
             effects.redemptions.append(_redeemed(stages.feeds, read))
             if not read.refund:
+                if read.offer_id:
+                    _arrived(stages, slot, read.offer_id, read)
                 stages.decider.responses.answered(slot, read.offer_id, read.benefit, stages.now_ms)
     for bound in stages.profiles.take_bound():
         change = ConsentChange(stages.users.id_of(bound.slot), bound.purpose, False, bound.at_ms, PERSON_SOURCE)
@@ -83,6 +85,12 @@ def apply_fact(stages: Stages, slot: int, read: Any, at_ms: int, position: int, 
     for said in effects.consents[said_before:]:
         before = old.get(said.purpose) if said.user_id == user_id else None
         effects.changes.append(_consent_change(stages, position, said, before))
+
+
+def _arrived(stages: Stages, slot: int, offer_id: str, _read: Receipt | Redemption) -> None:
+    """Let an offer keep what it took, whatever fails afterwards: it was delivered, or somebody has used it (G1, O3)."""
+    stages.ledger.delivered(offer_id)
+    stages.decider.arrived(slot, offer_id)
 
 
 def apply_control(stages: Stages, block: Block, record: int, effects: Effects) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from engine.effects import Redeemed
 from engine.ledger.dispatch import FOLLOWS, may_follow, print_table
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.redis.ledger import RedisLedger
@@ -328,6 +329,31 @@ def test_an_expired_lease_gives_nothing_more_and_its_offers_cannot_be_claimed(le
     ledger.commit(4, T0, offers=[offer(3, "u3", code=answer.code)])
     assert ledger.claim([(offer_id(3), "d3")], T0) == ["claimed"], "under its new epoch it is good"
     assert ledger.stock.returned("p") == []
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_what_arrived_or_was_redeemed_is_never_given_again_whatever_fails_afterwards(home, restarts):
+    """G1, O3: the pipeline tells the ledger `delivered` of both; a ledger that is rebuilt still knows it (F10)."""
+    ledger = home.open()
+    ledger.lease_codes("p", 0, 2, 1)
+    films = [taking(number, StockLine("film", 1200), pool="p", subject=f"u{number}") for number in (1, 2)]
+    codes = [answer.code for answer in ledger.reserve(films)]
+    offers = [offer(number, f"u{number}", code=code) for number, code in enumerate(codes, 1)]
+    used = Redeemed(b"0" * 16, "u1", T0, offer_id(1), "film", None)
+    ledger.commit(1, T0, offers=offers)
+    ledger.delivered(offer_id(1))
+    ledger.commit(2, T0, redemptions=[used])
+    if restarts:
+        ledger.close()
+        ledger = home.open()
+        ledger.rebuild(ledger.position())
+    for number in (1, 2):
+        ledger.release(offer_id(number))
+    ledger.delivered(offer_id(2))
+    (answer,) = ledger.reserve([taking(3, pool="p", subject="u3")])
+    assert answer.code == "p#1", "what failed first went back"
+    assert ledger.reserve([taking(4, pool="p", subject="u4")])[0].refusals == ("stock",)
+    assert ledger.stock.given()["film"].count == 1
 
 
 def test_a_restart_knows_what_was_given_and_forgets_what_was_not_committed(home):

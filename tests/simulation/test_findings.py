@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from engine.definitions import Cap, FieldTest, Limits, UsageTrigger
+from engine.definitions import Cap, FieldTest, Limits, Reentry, UsageTrigger
 from engine.model import RecordKind, Scope
 from tests.world import NOON_MS, block_of, consent, make_pipeline, profile, scenario, small_content, usage
 
@@ -68,6 +68,26 @@ def test_g1_what_was_delivered_does_not_fail_afterwards():
     small.receipt(offer_id, "delivered")
     small.receipt(offer_id, "failed")
     assert small.use() == "cap:scenario"
+
+
+def test_o3_what_was_redeemed_does_not_fail_afterwards():
+    """Whoever redeemed it has it: a refund changes nothing of that, and neither does what a gateway says."""
+    small = Small(**CAPPED)
+    small.take(consent("a", NOON_MS))
+    offer_id = small.take(usage("a", NOON_MS + 2000, id="first", app="bank"))[-1].decision_id
+    used = {"type": "redemption", "user": "a", "id": "used", "offer_id": offer_id}
+    small.take(used, {**used, "id": "back", "refund": True})
+    small.receipt(offer_id, "failed")
+    assert small.use() == "cap:scenario"
+
+
+def test_g1_b5_what_was_delivered_bars_re_entry_whatever_is_said_afterwards():
+    small = Small(reentry=Reentry("once"), limits=Limits(bypass=True))
+    small.take(consent("a", NOON_MS))
+    offer_id = small.take(usage("a", NOON_MS + 2000, id="first", app="bank"))[-1].decision_id
+    small.receipt(offer_id, "delivered")
+    small.receipt(offer_id, "failed")
+    assert small.use() == "reentry"
 
 
 def test_c2_a_failure_that_names_only_the_dispatch_gives_back():

@@ -622,6 +622,32 @@ def test_shards_of_one_process_make_each_other_whole_at_the_same_time(own_redis)
         shard.close()
 
 
+@pytest.mark.parametrize("told_in", ["the commit of its grant", "a later commit", "the batch under way"])
+def test_what_arrived_is_kept_though_redis_forgets_it(own_redis, told_in):
+    """G1, O3, F8: the reservations log knows it, so a failure that is reported after a loss gives no code away."""
+    ledger = RedisLedger(own_redis.url, reservations=MemoryLog())
+    ledger.lease_codes("p", 0, 1, 1)
+    take = Take((), "p", T0 - T0 % (24 * HOUR_MS))
+    first, second = (
+        ReserveRequest(user, user, T0, (Option(offer_id(number), "a/s", "sms", "video", "p", (), take=take),))
+        for number, user in enumerate(("u1", "u2"), 1)
+    )
+    assert ledger.reserve([first])[0].code == "p#0"
+    if told_in != "the commit of its grant":
+        ledger.commit(1, T0)
+    ledger.delivered(offer_id(1))
+    assert ledger.reserve([second])[0].refusals == ("stock",)
+    if told_in != "the batch under way":
+        ledger.commit(2, T0)
+    client = redis.Redis.from_url(own_redis.url)
+    client.flushall()
+    client.close()
+    ledger.release(offer_id(1))
+    assert ledger.reserve([second])[0].refusals == ("stock",)
+    assert ledger.rebuilds == 1
+    ledger.close()
+
+
 def test_a_replay_gets_the_code_that_the_first_run_drew_and_what_was_refused_stays_so(redis_url):
     """T3, O3: codes come back in between, answers stay."""
     ledger = RedisLedger(redis_url)

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from engine.errors import StoreCorrupt, StoreFenced, StoreUnavailable
-from engine.ledger.kernel import WITHHELD
+from engine.ledger.kernel import DELIVERED, WITHHELD
 from engine.ledger.redis.log import GrantRow, ReleaseRow
 from engine.ledger.redis.packing import binary, encode
 from engine.ledger.redis.shard import HORIZON_MS, MOST_REMEMBERED, OFFER_KEEP_MS, RedisShard
@@ -124,7 +124,8 @@ class HealingShard(RedisShard):
         # Whose they are was in their offers, which are gone: a failure that is reported later still gives back (C2).
         self._subjects |= {one.offer_id: (one.subject, one.user) for one in grants[-MOST_REMEMBERED:]}
         releases = [release for one in later for release in one.releases]
-        self._refill(token, [*grants, *self._made], releases)
+        arrived = [row for one in later for row in one.arrived]
+        self._refill(token, [*grants, *self._made], releases, arrived)
         if later:
             # How many requests came before each position, for a replay without a checkpoint.
             marks = [text for one in later[-_POSITIONS:] for text in (one.position, f"{one.position}:{one.asked}")]
@@ -145,21 +146,31 @@ class HealingShard(RedisShard):
             opened += [key, binary(bytes.fromhex(one.offer_id)), counted, one.at_ms]
         return opened
 
-    def _refill(self, token: str, grants: Sequence[GrantRow], releases: Sequence[ReleaseRow]) -> None:
+    def _refill(
+        self,
+        token: str,
+        grants: Sequence[GrantRow],
+        releases: Sequence[ReleaseRow],
+        arrived: Sequence[ReleaseRow],
+    ) -> None:
         self._number_marks_of(grants)
         released = {one.offer_id: one for one in releases}
+        kept = {one.offer_id: one for one in arrived}
         rows: list[tuple[str, list[Any]]] = []
         for one in grants:
             gone = released.pop(one.offer_id, None)
             packed_id = binary(bytes.fromhex(one.offer_id))
             number = gone.number + 1 if gone else 0
-            row = [packed_id, one.at_ms, one.number, self.shard, number, *self._marks[_mark_of(one)], one.flags]
+            flags = one.flags | (DELIVERED if kept.pop(one.offer_id, None) else 0)
+            row = [packed_id, one.at_ms, one.number, self.shard, number, *self._marks[_mark_of(one)], flags]
             rows.append((self._subject_key(one.subject, one.user), row))
             if one.code is not None:
                 self._link.command("SET", f"{self._prefix}v:{one.offer_id}", one.code, "PX", 2 * HORIZON_MS)
         for gone in released.values():
             row = [binary(bytes.fromhex(gone.offer_id)), -1, 0, self.shard, gone.number + 1, *[0] * 5]
             rows.append((gone.key, row))
+        for here in kept.values():
+            rows.append((here.key, [_binary_id(here), -1, 0, self.shard, 0, *[0] * 4, DELIVERED]))
         keep_ms = max(self._longest_ms, HORIZON_MS) + HORIZON_MS
         for chunk in _chunks(rows):
             place = {key: row for row, key in enumerate(dict.fromkeys(key for key, _ in chunk), 2)}
@@ -186,11 +197,12 @@ class HealingShard(RedisShard):
             self._step(token, "consents", [self._meta], _always(self._prefix, encode(chunk)))
 
     def _batch_under_way(self) -> tuple[Any, ...]:
-        """What the batch that is not committed gave back and took; what it gave back itself it did not take."""
+        """What the batch that is not committed gave back, kept and took; what it gave back itself it did not take."""
         gone = {one.offer_id for one in self._released}
-        given_back = [value for one in self._released for value in (one.key, _binary_id(one), "r", one.number)]
+        told = [(one, "r") for one in self._released] + [(one, "d") for one in self._arrived]
+        settled = [value for one, act in told for value in (one.key, _binary_id(one), act, one.number)]
         taken = encode(_take_rows(self._made, gone))
-        return encode(given_back), taken, 2 * HORIZON_MS, self._persons, self._sent
+        return encode(settled), taken, 2 * HORIZON_MS, self._persons, self._sent
 
     # --- together with other shards -----------------------------------------------------------------------------------
 

@@ -237,6 +237,8 @@ class RedisLedger(HealingShard, HandOffShard):
                 self._refused.pop(key.removeprefix(f"{self._prefix}u:"), None)
                 if act == "r":
                     self._released.append(ReleaseRow(offer_id.hex(), key, number))
+                else:
+                    self._arrived.append(ReleaseRow(offer_id.hex(), key, number))
 
     # --- stock ------------------------------------------------------------------------------------------------------
 
@@ -334,6 +336,7 @@ class RedisLedger(HealingShard, HandOffShard):
                 self._made,
                 self._released,
                 stock,
+                self._arrived,
             )
             self._log.append(self.shard, write_commit(entry))
             self._unlogged = position

@@ -47,7 +47,10 @@ class GrantRow(NamedTuple):
 
 
 class ReleaseRow(NamedTuple):
-    """One grant given back; `number` of the first request that sees it so, `key` of the subject in Redis."""
+    """One grant given back, or kept for good as its message arrived: the first that was told counts.
+
+    number  of the first request that sees it so;  key  of the subject in Redis
+    """
 
     offer_id: str
     key: str
@@ -68,6 +71,7 @@ class LoggedCommit:
     grants: Sequence[GrantRow]
     releases: Sequence[ReleaseRow]
     stock: dict[str, Any] | None = None  # what the shard had given after it, where that changed (lua/stock.lua)
+    arrived: Sequence[ReleaseRow] = ()  # delivered or redeemed: no failure gives them back any more
 
 
 class MemoryLog:
@@ -97,6 +101,7 @@ def write_commit(commit: LoggedCommit) -> bytes:
             "grants": commit.grants,
             "releases": commit.releases,
             **({"stock": commit.stock} if commit.stock is not None else {}),
+            **({"arrived": commit.arrived} if commit.arrived else {}),
         }
     )
 
@@ -119,6 +124,7 @@ def read_commits(entries: Iterable[bytes], after: int) -> list[LoggedCommit]:
                     [GrantRow(*row) for row in told["grants"]],
                     [ReleaseRow(*row) for row in told["releases"]],
                     told.get("stock"),
+                    [ReleaseRow(*row) for row in told.get("arrived", ())],
                 )
             )
     return found

@@ -87,6 +87,7 @@ class RedisShard(ABC):
         self._marks: dict[tuple[str, str, str, str], tuple[int, int, int, int]] = {}
         self._made: list[GrantRow] = []
         self._released: list[ReleaseRow] = []
+        self._arrived: list[ReleaseRow] = []
         self._acts: list[tuple[str, int, str, bytes]] = []
         self._settles: list[tuple[str, bytes, str, int]] = []
         self._subjects: dict[str, tuple[str, str]] = {}
@@ -223,6 +224,7 @@ class RedisShard(ABC):
         self._made.clear()
         self._acts.clear()
         self._released.clear()
+        self._arrived.clear()
         self._settles.clear()
         if len(self._subjects) > MOST_REMEMBERED:
             for old in list(self._subjects)[: MOST_REMEMBERED // 2]:

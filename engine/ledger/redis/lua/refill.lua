@@ -2,7 +2,7 @@
 --
 -- KEYS: 1 meta, 2... subjects
 -- ARGV: 1 prefix of deployment counters, 2 keep_ms, 3 flat, per subject in order: subject, id, at_ms, number, shard,
--- released, scenario, category, partner, channel, flags; at_ms -1: only its release, 4 token
+-- released, scenario, category, partner, channel, flags; at_ms -1: only its release, or that it arrived, 4 token
 if not is_healing(KEYS[1], ARGV[4]) then return 'behind' end
 local q = cmsgpack.unpack(ARGV[3])
 for p = 1, #q, 11 do
@@ -18,6 +18,10 @@ for p = 1, #q, 11 do
         value = value:sub(1, at - 1) .. struct.pack(GRANT, unpack(g, 1, 10)) .. value:sub(at + SIZE)
         redis.call('SET', key, value, 'KEEPTTL')
         if not has(g[10], WITHHELD) then count_sent(ARGV[1], g[6], g[2], -1) end
+      elseif has(q[p + 10], DELIVERED) and not has(g[10], DELIVERED) then
+        g[10] = g[10] + DELIVERED
+        value = value:sub(1, at - 1) .. struct.pack(GRANT, unpack(g, 1, 10)) .. value:sub(at + SIZE)
+        redis.call('SET', key, value, 'KEEPTTL')
       end
       break
     end

@@ -175,6 +175,8 @@ local function settle(prefix, persons, sent, q, tenant)
           local g = {struct.unpack(GRANT, value, at)}
           if act == 'd' and not has(g[10], DELIVERED) then
             g[10], did = g[10] + DELIVERED, 1
+          elseif act == 'd' then
+            did = 2
           elseif act == 'r' and g[5] == 0 and not has(g[10], DELIVERED) then
             g[5], did = number + 1, 1
             give_back(prefix, tenant, hex(id))
