@@ -19,6 +19,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from engine.effects import Redeemed
 from engine.ledger.caps import REPLAY_HORIZON_MS, Caps
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.pool import CodePool
@@ -99,10 +100,11 @@ class Model:
     def __init__(self) -> None:
         self.stock = StockOracle()
         self.grants: dict[str, tuple[str, bool, bool]] = {}  # offer id: subject, withheld, released
+        self.used: set[str] = set()
 
     def copy(self) -> Model:
         other = Model()
-        other.stock, other.grants = self.stock.copy(), dict(self.grants)
+        other.stock, other.grants, other.used = self.stock.copy(), dict(self.grants), set(self.used)
         return other
 
     def answer(self, request: ReserveRequest) -> Told:
@@ -130,6 +132,8 @@ class Model:
 
     def release(self, offer_id: str) -> None:
         subject, withheld, _ = self.grants[offer_id]
+        if offer_id in self.used:
+            return
         self.grants[offer_id] = (subject, withheld, True)
         for one in self.stock.taken:
             if one.offer_id == offer_id:
@@ -201,6 +205,21 @@ class StockMachine(RuleBasedStateMachine):
             self.ledger.release(offer_id)
             self.model.release(offer_id)
             self.released()
+
+    @precondition(lambda self: self.model.grants)
+    @rule(data=st.data())
+    def redeem(self, data) -> None:
+        """Whoever used it keeps it, whatever fails later; what failed before is gone."""
+        offer_id = data.draw(st.sampled_from(sorted(self.model.grants)))
+        if int(offer_id[:12], 16) > self.now_ms - REPLAY_HORIZON_MS:
+            self.before_release()
+            self.ledger.delivered(offer_id)
+            if not self.model.grants[offer_id][2]:
+                self.model.used.add(offer_id)
+            self.position += 1
+            used = [Redeemed(bytes.fromhex(offer_id), "ann", self.now_ms, offer_id, None, None)]
+            self.ledger.commit(self.position, self.now_ms, offers=self.offers(), redemptions=used)
+            self.committed = self.model.copy()
 
     def offers(self) -> list[Offer]:
         return []
