@@ -13,6 +13,7 @@
 -- stock, -5 no money} and
 -- {request, code ...}, subjects of cacheable requests that were refused, how many bytes of the second answer are the
 -- grants of each, and of options that stock refuses {place in the first list from 0, line, limit, used ...}
+local LACKS_KEPT = 65536
 local refusal = guard(KEYS[1])
 if refusal then return refusal end
 -- What others gave counts too: after Redis lost something all shards must be whole first (F8, F10).
@@ -128,6 +129,21 @@ local function tell_code(row, id, gone)
   end
 end
 
+-- What stock lacked is remembered by number, so that a replay says it again (T3); of the newest refusals.
+local lacks_key, lacked = ARGV[16] .. 'y', false
+
+local function note_lack(number, k, short, line, limit, used)
+  redis.call('ZADD', lacks_key, number, table.concat({whole(number), k, short, line, limit, whole(used)}, ':'))
+  lacked = true
+end
+
+local function noted_lack(number, k)
+  for _, told in ipairs(redis.call('ZRANGEBYSCORE', lacks_key, number, number)) do
+    local at, short, line, limit, used = told:match('^%d+:(%d+):(-%d+):(%d+):(%d+):(-?%d+)$')
+    if tonumber(at) == k then return tonumber(short), tonumber(line), tonumber(limit), tonumber(used) end
+  end
+end
+
 -- Take of stock what the option says, and tell the code.
 local function take_of_stock(row, subject, id)
   local take = take_of and takes[take_of[o]]
@@ -205,8 +221,18 @@ for row = 1, #subject_of do
       else
         local failed, keep, withheld = -1, 0, withhelds:byte(o) == 1
         local take = take_of and takes[take_of[o]]
+        local is_past = number < asked_before and shadows:byte(o) == 0
         local short, line, limit, used
-        if take then short, line, limit, used = short_of(ARGV[16], ARGV[17], pools, take, subject_names[row]) end
+        if take and is_past then short, line, limit, used = noted_lack(number, k) end
+        if take and not short then
+          short, line, limit, used = short_of(ARGV[16], ARGV[17], pools, take, subject_names[row])
+          if is_past then
+            line = nil  -- of today
+          elseif short and shadows:byte(o) == 0 then
+            if k == 0 then redis.call('ZREMRANGEBYSCORE', lacks_key, number, number) end
+            note_lack(number, k, short, line, limit, used)
+          end
+        end
         for rule = 0, rules - 1 do
           if since_of[r + rule] <= 0 then keep = KEEP end
           if failed < 0 and (#grants > 0 or scopes:byte(r + rule) == 5)
@@ -215,7 +241,7 @@ for row = 1, #subject_of do
           end
         end
         -- What was refused once for want of stock is refused again in a replay, whatever came back since.
-        if take and not short and failed < 0 and number < asked_before and shadows:byte(o) == 0 then short = -4 end
+        if take and not short and failed < 0 and is_past then short = -4 end
         if short then failed = short end
         if failed ~= -1 then
           n = n + 1
@@ -264,6 +290,10 @@ for subject in pairs(changed) do
   else
     redis.call('SET', KEYS[subject + 2], table.concat(parts), 'PX', keep_ms + horizon_ms)
   end
+end
+if lacked then
+  redis.call('ZREMRANGEBYRANK', lacks_key, 0, -LACKS_KEPT - 1)
+  redis.call('PEXPIRE', lacks_key, horizon_ms)
 end
 if #opened > 0 then redis.call('RPUSH', KEYS[2], cmsgpack.pack(opened)) end
 local subjects_kept, kept_bytes, parts = {}, {}, {}
