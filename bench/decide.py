@@ -122,7 +122,7 @@ def run(smoke: bool = False) -> list[dict[str, Any]]:
             if deny:
                 for column in profiles.purposes.values():
                     column.array[:] = column.array & ~3 | 2
-            batch = candidates(count, len(decider.plans), users, repeat)
+            batch = candidates(count, len(decider.content.scenarios), users, repeat)
             decisions = []
             start = time.perf_counter()
             for first in range(0, count, 512):

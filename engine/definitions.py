@@ -339,6 +339,11 @@ class Limits:
     send_only_to: str | None = None  # tag
     pause_after: PauseAfter | None = None
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether the deployment has a limit."""
+        return self.hourly_limit is not None or self.daily_limit is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

@@ -128,14 +128,16 @@ class Behavior:
             return _NO_FIRED
         if not len(matches[0]) and not len(transitions) and not self._store.looks(events, now_ms):
             return _NO_FIRED
-        chosen = np.flatnonzero(matches[1] >= self._usage)
-        rows, filters = matches[0][chosen], matches[1][chosen]
+        rows, filters = matches
+        if len(rows):
+            chosen = np.flatnonzero(filters >= self._usage)
+            rows, filters = rows[chosen], filters[chosen]
         if len(rows) > 1:
             # Within one event first what others ask about (plan.ASKED); fields are looked up in another order.
             order = np.lexsort((filters, rows))
             rows, filters = rows[order], filters[order]
         value, same = np.zeros(len(rows), np.uint64), np.zeros(len(rows), np.uint64)
-        asking = np.flatnonzero(self._needs_event[filters])
+        asking = np.flatnonzero(self._needs_event[filters]) if len(rows) else rows
         if len(asking):
             keep = np.ones(len(rows), np.bool_)
             for place in asking.tolist():

@@ -125,7 +125,7 @@ class PatternStore:
             return {}
         self._has_run = False
         counts = self._state.counts
-        if (counts == self._taken).all():
+        if counts.tobytes() == self._taken.tobytes():
             return {}
         told = {name: int(counts[place] - self._taken[place]) for name, place in _COUNTS.items()}
         self._taken[:] = counts

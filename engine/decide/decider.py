@@ -90,8 +90,9 @@ class Decider:
         self.responses.compile(content.scenarios)
         self._fence_names = {fence.id: fence.name for fence in content.fences}
         self._fence_zones = {fence.id: fence.time_zone for fence in content.fences}
-        self.plans = [self._compile_row(row) for row in range(len(content.scenarios))]
-        self._has_limits = any(plan.is_limited for plan in self.plans)
+        self.plans = _Plans(self._compile_row)
+        self._has_limits = any(one.limits.is_limited for one in content.scenarios)
+        self._reentry_rows = [row for row, one in enumerate(content.scenarios) if one.reentry.policy != "every"]
         self._row = {scenario.id: row for row, scenario in enumerate(content.scenarios)}
 
     def _compile_row(self, row: int) -> Plan:
@@ -147,9 +148,10 @@ class Decider:
         else:
             self.pauses.discard(scenario)
             self._by_limit.discard(scenario)
-        rows = range(len(self.plans)) if scenario == "*" else [self._row[scenario]] if scenario in self._row else []
-        for row in rows:
-            self.plans[row] = self._compile_row(row)
+        if scenario == "*":
+            self.plans.clear()
+        elif scenario in self._row:
+            self.plans.pop(self._row[scenario], None)
 
     def close(self, slot: int, now_ms: int) -> list[Decision]:
         """Start a new user in the slot (A4): void consent, cancel what is held, forget what was remembered."""
@@ -159,7 +161,7 @@ class Decider:
             if row is not None:
                 case = self._case(self.plans[row], held, now_ms)
                 out.append(self.recorder.record(case, _REFUSED, Reason.OPTED_OUT.value, {"closed": True}))
-        for row in range(len(self.plans)):
+        for row in range(len(self.content.scenarios)):
             self.recorder.runs.end(slot << 20 | row, out)
             self._reserved.pop(slot << 20 | row, None)
         self.responses.forget(slot)
@@ -188,7 +190,7 @@ class Decider:
         if _OFFER_ID.fullmatch(offer_id) is None:
             return []
         hashed = _hash_of(offer_id)
-        keys = [slot << 20 | plan.row for plan in self.plans if plan.has_reentry]
+        keys = [slot << 20 | row for row in self._reentry_rows]
         return [key for key in keys if (stored := self._reserved.get(key)) is not None and stored & _HASH == hashed]
 
     # --- deciding ---------------------------------------------------------------------------------------------------
@@ -440,7 +442,7 @@ class Decider:
         """Tell for these scenarios, or for all, what would happen if the trigger came now, and when it could again."""
         zone = self.content.policy.time_zone
         traces = []
-        for row in range(len(self.plans)) if rows is None else rows:
+        for row in range(len(self.content.scenarios)) if rows is None else rows:
             case_at = partial(self._case_at, row, slot, user_id)
             trace = explain_case(case_at(now_ms), self.profiles, zone, self.reserve)
             trace.again = explain_again(case_at, now_ms, self.profiles, zone, self.reserve)
@@ -503,6 +505,17 @@ class Decider:
         self._reserved.clear()
         self._reserved.update({key: at_ms << _HASH_BITS | int(hashed, 16) for key, at_ms, hashed in state["reserved"]})
         self._compile()
+
+
+class _Plans(dict[int, Plan]):
+    """Scenarios by row, each compiled at its first use: ten thousand at once would hold up the log for a second."""
+
+    def __init__(self, compile_row: Callable[[int], Plan]) -> None:
+        self._compile_row = compile_row
+
+    def __missing__(self, row: int) -> Plan:
+        plan = self[row] = self._compile_row(row)
+        return plan
 
 
 def _hash_of(offer_id: str) -> int:

@@ -81,7 +81,7 @@ class Plan:
         self.is_shadow = scenario.mode is Mode.SHADOW
         self.deadline_ms = timing_gates.deadline_of(scenario) * 1000
         self.counts = scenario.limits.counts and not self.is_service
-        self.is_limited = scenario.limits.hourly_limit is not None or scenario.limits.daily_limit is not None
+        self.is_limited = scenario.limits.is_limited
         self.fixed_text = scenario.offer.text if is_fixed(scenario.offer) else None
         self.channels: tuple[str, ...] = scenario.offer.channels
         self.named_gates: tuple[tuple[str, Gate], ...] = ()

@@ -167,10 +167,11 @@ class Caps:
         options = [option for request in requests for option in request.options]
         rules = [rule for option in options for rule in option.rules]
         marks = [(option.scenario, option.category, option.partner, option.channel) for option in options]
-        if not self._marks.keys() >= set(marks):
-            for mark in marks:  # in their order, so that numbers do not depend on how requests were grouped
-                if mark not in self._marks:
-                    self._number(mark)
+        known = self._marks
+        try:
+            numbers = [known[mark] for mark in marks]
+        except KeyError:  # in their order, so that numbers do not depend on how requests were grouped
+            numbers = [known[mark] if mark in known else self._number(mark) for mark in marks]
         joined = bytes.fromhex("".join([option.offer_id for option in options]))
         assert len(joined) == 16 * len(options), "an offer id is 32 hexadecimal digits"
         subjects = [request.subject.encode() for request in requests]
@@ -183,7 +184,7 @@ class Caps:
             option_end=_integers([len(request.options) for request in requests]).cumsum(),
             offer=np.frombuffer(joined, ">u8").astype(np.uint64).reshape(-1, 2),
             rule_end=_integers([len(option.rules) for option in options]).cumsum(),
-            mark=_integers([self._marks[mark] for mark in marks]),
+            mark=_integers(numbers),
             option_flags=flags,
             since_ms=_integers([rule.since_ms for rule in rules]),
             most=_integers([rule.most for rule in rules]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
@@ -37,8 +36,10 @@ FINENESS = (4.0, 1.5, 0.75)
 the directory aside, serves."""
 
 
-_newest: list[Any] = []
-"""The fences and cells compiled last, and what became of them: the partitions of a process have one content."""
+_newest: list[tuple[Sequence[Fence], CellTable, tuple[tuple[Fence, ...], IndexArrays]]] = []
+"""The fences and cells compiled last, and what became of them: the partitions of a process have one content, and those
+that are not there yet the one before, which is kept where it is small."""
+SMALL_BYTES = 1 << 22
 
 
 class FenceIndex:
@@ -63,8 +64,9 @@ class FenceIndex:
 
         Raises ValueError for two fences with one id, for a cell that is not in the table, or a shape that cannot be.
         """
-        if _newest and _newest[0] is fences and _newest[1] is cells:
-            return cls(*_newest[2])
+        for known, known_cells, made in _newest:
+            if known is fences and known_cells is cells:
+                return cls(*made)
         ordered = tuple(sorted(fences, key=lambda fence: fence.id))
         for one, other in pairwise(ordered):
             if one.id == other.id:
@@ -76,7 +78,8 @@ class FenceIndex:
             index = IndexArrays(arrays, brief_of(arrays), grid, directory, tile, word, near, cell_start, member)
             if nbytes(index) - index.directory.nbytes <= BYTES_PER_FENCE * len(ordered):
                 break
-        _newest[:] = (fences, cells, (ordered, index))
+        before = [one for one in _newest[:1] if nbytes(one[2][1]) < SMALL_BYTES]
+        _newest[:] = [(fences, cells, (ordered, index)), *before]
         return cls(ordered, index)
 
     def locate(self, events: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

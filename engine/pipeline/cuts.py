@@ -15,7 +15,7 @@ EVENTS, CONTENT, CONTROL = int(RecordKind.EVENTS), int(RecordKind.CONTENT), int(
 
 def between_contents(block: Block) -> Iterator[Block]:
     """Cut a block so that each content record stands alone: what follows is read with the new content."""
-    if not (block.kind == CONTENT).any():
+    if CONTENT not in block.kind.tobytes():
         yield block
         return
     contents = np.flatnonzero(block.kind == CONTENT).tolist()
@@ -31,13 +31,15 @@ def between_contents(block: Block) -> Iterator[Block]:
 
 def stops_of(block: Block, decoded: Decoded) -> list[tuple[int, int, int]]:
     """List where the array path must pause: (event row, rare row or -1, block record or -1), in log order."""
-    is_other = block.kind != EVENTS
-    if not is_other.any():
+    kinds = block.kind.tobytes()
+    if kinds.count(EVENTS) == len(kinds):
         return [(row, row, -1) for row in sorted(decoded.rare)]
+    if len(kinds) == 1:
+        return [(0, -1, 0)]
     stops = [(row, row, -1) for row in decoded.rare]
-    others = np.flatnonzero(is_other)
+    others = np.flatnonzero(block.kind != EVENTS)
     rows = np.searchsorted(decoded.events["record"], others, side="right")
-    stops += [(int(row), -1, int(record)) for row, record in zip(rows, others, strict=True)]
+    stops += [(row, -1, record) for row, record in zip(rows.tolist(), others.tolist(), strict=True)]
     # At the same row a tick or control record comes first: it was appended before the event of that row.
     stops.sort(key=lambda stop: (stop[0], stop[1] >= 0, stop[2]))
     return stops

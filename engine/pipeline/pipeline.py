@@ -73,7 +73,8 @@ class Pipeline(Stages):
         The hour is of the log, so the same records evict the same users at the same place, however they are cut (T4).
         Records without an append time tell no hour before they are decoded: a file of such forgets nobody.
         """
-        if len(block) and int(block.append_ms.max()) // HOUR_MS <= self._swept_hour:
+        last_ms = int(block.append_ms[0]) if len(block) == 1 else int(block.append_ms.max(initial=-1))
+        if last_ms // HOUR_MS <= self._swept_hour:
             yield from between_contents(block)
             return
         hour = np.maximum.accumulate(np.maximum(block.append_ms // HOUR_MS, self._swept_hour))
@@ -108,6 +109,8 @@ class Pipeline(Stages):
             row = stop + (rare >= 0)
         if row < len(decoded.events):
             self._take(block, decoded.events[row:], effects)
+        if not len(decoded.events):
+            return
         if self.reorder is None:
             effects.drops += np.bincount(decoded.events["drop"], minlength=len(Drop))
         for kind, number in enumerate(np.bincount(decoded.events["type"]).tolist()):

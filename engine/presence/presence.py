@@ -59,6 +59,7 @@ class Presence:
         self._rules = compile_rules(self.fences, arrays, feeds, dwell_thresholds or {}, open_intervals or {})
         self._state = new_state(len(self.fences))
         self._work = _new_work(len(self.fences))
+        self._has_questions = False
         self._blank = blank_user()
         self._past = Past([])
 
@@ -115,7 +116,10 @@ class Presence:
 
     def _take_questions(self, ask: np.ndarray | None) -> None:
         if ask is None:
+            if not self._has_questions:
+                return
             ask = _NOTHING_ASKED
+        self._has_questions = len(ask) > 0
         if len(ask) + 2 > len(self._work.answered):
             answered = np.zeros(2 * len(ask) + 2, np.int64)
             self._work = self._work._replace(ask=np.zeros(len(answered), np.int64), answered=answered)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -42,21 +43,13 @@ from engine.definitions import (
 )
 from engine.model import Mode, Scope
 from tests.simulation.campaigns import CLAIM_DOMAIN
-from tests.simulation.plan import City, Limit, Place, Plan, degrees
+from tests.simulation.plan import City, Limit, Place, Plan, Tower, degrees
 from tests.simulation.terms import Benefit, Pattern, Step
 
 
 def build_content(city: City) -> Content:
-    """Fences are sorted by id, as content loading does."""
-    fences = tuple(sorted((_fence(place) for place in city.places), key=lambda fence: fence.id))
-    places = [degrees(tower.east_m, tower.north_m) for tower in city.towers]
-    cells = CellTable(
-        tuple(tower.id for tower in city.towers),
-        np.array([round(lon * 1e7) for lon, _ in places], np.int32),
-        np.array([round(lat * 1e7) for _, lat in places], np.int32),
-        np.array([tower.radius_m for tower in city.towers]),
-        np.zeros(len(places), bool),
-    )
+    """Make what content loading would; places and towers are those of every seed, and so the same objects."""
+    fences, cells = _fences(city.places), _cells(city.towers)
     policy = Policy(
         time_zone=city.home_zone,
         caps=tuple(map(_cap, city.limits)),
@@ -72,6 +65,24 @@ def build_content(city: City) -> Content:
     benefits = {one.id: _benefit(one) for one in city.benefits}
     scenarios = tuple(_scenario(plan, benefits) for plan in city.plans)
     return Content(city.version, fences, cells, scenarios, policy, tuple(benefits.values()), apps)
+
+
+@cache
+def _fences(places: tuple[Place, ...]) -> tuple[Fence, ...]:
+    """Fences are sorted by id."""
+    return tuple(sorted(map(_fence, places), key=lambda fence: fence.id))
+
+
+@cache
+def _cells(towers: tuple[Tower, ...]) -> CellTable:
+    places = [degrees(tower.east_m, tower.north_m) for tower in towers]
+    return CellTable(
+        tuple(tower.id for tower in towers),
+        np.array([round(lon * 1e7) for lon, _ in places], np.int32),
+        np.array([round(lat * 1e7) for _, lat in places], np.int32),
+        np.array([tower.radius_m for tower in towers]),
+        np.zeros(len(places), bool),
+    )
 
 
 def _fence(place: Place) -> Fence:

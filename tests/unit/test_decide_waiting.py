@@ -288,7 +288,7 @@ def test_a_model_is_asked_before_the_profile_and_kept_within_its_bounds(
 
 
 def contest(world: World, user: int = 0, now_ms: int = NOON_MS) -> Any:
-    rows = range(len(world.decider.plans))
+    rows = range(len(world.decider.content.scenarios))
     return world.decider.contest(user, world.decider.contenders(user, f"u{user}", now_ms, rows), now_ms)
 
 

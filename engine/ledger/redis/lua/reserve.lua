@@ -130,7 +130,7 @@ local function tell_code(row, id, gone)
 end
 
 -- What stock lacked is remembered by number, so that a replay says it again (T3); of the newest refusals.
-local lacks_key, lacked = ARGV[16] .. 'y', false
+local lacks_key, lacked, noted_row = ARGV[16] .. 'y', false, 0
 
 local function note_lack(number, k, short, line, limit, used)
   redis.call('ZADD', lacks_key, number, table.concat({whole(number), k, short, line, limit, whole(used)}, ':'))
@@ -229,7 +229,8 @@ for row = 1, #subject_of do
           if is_past then
             line = nil  -- of today
           elseif short and shadows:byte(o) == 0 then
-            if k == 0 then redis.call('ZREMRANGEBYSCORE', lacks_key, number, number) end
+            if noted_row ~= row then redis.call('ZREMRANGEBYSCORE', lacks_key, number, number) end
+            noted_row = row
             note_lack(number, k, short, line, limit, used)
           end
         end
