@@ -75,11 +75,11 @@ class Auditor:
         self.pause_log: dict[str, list[tuple[int, bool]]] = defaultdict(list)
         self.closed_log: dict[str, list[int]] = defaultdict(list)
         self.recalls: dict[str, list[int]] = defaultdict(list)  # of leases, by pool
-        self.told_states: set[tuple[str, str]] = set()  # of offers, by receipts
+        self.told_states: dict[tuple[str, str], int] = {}  # of offers, by receipts: the first record that told it
         self.decided: dict[str, str] = {}  # whom each decision is about
         self.gone: set[str] = set()  # decisions about users who were forgotten since
         self.texts: dict[str, str] = {one[0]: one[4] for each in told for one in each.offers}
-        self._where = ""
+        self._where, self.position = "", -1
 
     @property
     def user_count(self) -> int:
@@ -90,7 +90,7 @@ class Auditor:
         for where in self.story.traces:
             self.say(f"a user who was forgotten still stands in {where}")
         for row, (record, told) in enumerate(zip(self.story.records, self.told, strict=True)):
-            self._where = f"record {row} at {record.position}"
+            self._where, self.position = f"record {row} at {record.position}", record.position
             self.now_ms = max(self.now_ms, record.append_ms)
             while forgotten and forgotten[0][0] <= record.position:
                 changes.forget(self, forgotten.pop(0)[1])
@@ -399,8 +399,7 @@ class Auditor:
         return plan.mode == "paused" or bool({plan.id, "*"} & self.paused) or plan.id in self.auto_paused
 
     def _is_outage(self) -> bool:
-        position = int(self._where.split()[-1])
-        return any(first <= position < end for first, end in self.story.outages)
+        return any(first <= self.position < end for first, end in self.story.outages)
 
     def _check_expected(self) -> None:
         """What scripted users did must have been seen, unless the service was down meanwhile."""

@@ -38,12 +38,13 @@ def apply(auditor: Auditor, event: dict[str, Any]) -> None:
         auditor.redeemed.hear(event)
         auditor.links.hear(event)
         if not event.get("refund"):
+            auditor.book.keep(event.get("offer_id"))
             auditor.answers.answered(who.name, event.get("offer_id"), event.get("benefit"), auditor.now_ms)
 
 
 def _hear(auditor: Auditor, event: dict[str, Any]) -> None:
     user, offer_id, state = event["user"], event["offer_id"], event["state"]
-    auditor.told_states.add((offer_id, state))
+    auditor.told_states.setdefault((offer_id, state), auditor.position)
     if auditor.book.hear(offer_id, state):
         auditor.shelf.release(offer_id)
     if state in ("rejected", "failed", "expired"):

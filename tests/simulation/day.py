@@ -21,6 +21,7 @@ SCRIPTED = (
     "w-right",
     "w-third",
     "w-play",
+    "w-fly",
 )
 
 
@@ -300,6 +301,10 @@ def _scripted(dice: random.Random, city: City, day: Day, span_ms: int) -> None:
     fix("w-delay", "sim/park", minute - 300_000, away_m=800)
     fix("w-delay", "sim/park", minute)
     day.expected.append(Expected("w-delay", "sim/park", "enter", "timer", minute, minute + 120_000))
+
+    # Nobody offers anything at the airport while it is night there, whatever the time is where the traveller lives.
+    fix("w-fly", "sim/airport", minute - 300_000, away_m=1200)
+    fix("w-fly", "sim/airport", minute)
 
     closing = START_MS + 14 * HOUR_MS  # 20:00
     if span_ms > 15 * HOUR_MS:

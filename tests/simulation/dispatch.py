@@ -132,7 +132,7 @@ class Dispatcher:
         """A definite failure is journaled as a receipt first, then the ledger hears of it."""
         dispatch_id = f"{offer.offer_id}/{offer.channel}/1"
         if state in (DispatchState.REJECTED, DispatchState.FAILED, DispatchState.EXPIRED):
-            self.live.journal_now(_receipt(offer, dispatch_id, state.value, now_ms, f"{dispatch_id}:{state.value}"))
+            self.live.journal_now(receipt(offer, dispatch_id, state.value, now_ms, f"{dispatch_id}:{state.value}"))
         self.live.ledger.record_dispatch([Outcome(dispatch_id, offer.offer_id, state, now_ms, None, code)])
         self.tell_late()
 
@@ -140,17 +140,17 @@ class Dispatcher:
         """The gateway's receipt: mostly delivered, sometimes failed, expired, twice, or never."""
         dice = self.dice
         state = dice.choice(("delivered",) * 6 + ("failed", "failed", "expired", "never"))
-        self.live.scanners.receive(offer, now_ms, arrives=state in ("delivered", "never"))
+        self.live.scanners.receive(offer, now_ms, arrives=state in ("delivered", "never"), is_reported=state != "never")
         if state == "never":
             return
         number = dice.getrandbits(40)
         at_ms = now_ms + dice.choice((300, 2_000, 30_000, 1_800_000))
         if dice.random() < 0.3:
-            self.live.send(at_ms - 200, _receipt(offer, dispatch_id, "accepted", at_ms - 200, f"r{number}a"))
-        self.live.send(at_ms, _receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
+            self.live.send(at_ms - 200, receipt(offer, dispatch_id, "accepted", at_ms - 200, f"r{number}a"))
+        self.live.send(at_ms, receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
         if dice.random() < self.live.trouble.receipt_twice:
             self.live.story.note("receipt_twice")
-            self.live.send(at_ms + 5_000, _receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
+            self.live.send(at_ms + 5_000, receipt(offer, dispatch_id, state, at_ms, f"r{number}"))
         if state == "delivered":
             self._redeem(offer, at_ms)
 
@@ -174,6 +174,6 @@ class Dispatcher:
             self.live.send(at_ms + 900_000, {**value, "refund": True})
 
 
-def _receipt(offer: Offer, dispatch_id: str, state: str, at_ms: int, identity: str) -> dict[str, Any]:
+def receipt(offer: Offer, dispatch_id: str, state: str, at_ms: int, identity: str) -> dict[str, Any]:
     body = {"v": 1, "tenant": "default", "type": "receipt", "id": identity, "user": offer.user_id, "at": at_ms}
     return {**body, "offer_id": offer.offer_id, "dispatch_id": dispatch_id, "state": state, "code": ""}

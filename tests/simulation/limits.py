@@ -53,6 +53,12 @@ class Book:
         grant.is_released = state != "delivered"
         return grant.is_released
 
+    def keep(self, offer_id: str | None) -> None:
+        """Somebody used it: whatever is reported from now on, it was there to be used (O3)."""
+        grant = self.by_id.get(offer_id or "")
+        if grant is not None:
+            grant.is_final = True
+
     def forget(self, subject: str) -> None:
         """Nothing is known of what a subject was granted (I2)."""
         for grant in self.by_subject.pop(subject, []):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MINUTE_MS = 60_000
 LONGEST_MS = 29 * DAY_MS
 IDENTITY = "claim:"
+FINAL = ("delivered", "rejected", "failed", "expired")
 
 
 @dataclass
@@ -113,7 +114,8 @@ def _expected(auditor: Auditor, link: Sent | None, scan: Scan) -> tuple[int, str
     """Status, and the state or the error."""
     if link is None:
         return 401, "bad_token"
-    states = {state for offer_id, state in auditor.told_states if offer_id == link.message.offer_id}
+    told = ((state, auditor.told_states.get((link.message.offer_id, state), 1 << 62)) for state in FINAL)
+    states = {state for state, position in told if position < scan.position}
     is_withdrawn = bool(states & {"rejected", "failed", "expired"}) and "delivered" not in states
     is_over = scan.at_ms >= link.until_ms
     if scan.is_look:

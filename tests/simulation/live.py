@@ -199,7 +199,7 @@ class Live:
             self._append(record.payload, record.kind, record.poison)
             self.story.note("redelivered_record")
             appended = True
-        until_ms = self.now_ms + self.dice.choice((0, 2_000, 15_000, 40_000))
+        until_ms = self.now_ms + self.dice.choice((0, 4_000, 20_000, 45_000))
         bundle: list[Event] = []
         while self.arrivals and self.arrivals[0][0] <= until_ms:
             at_ms, _, event = heapq.heappop(self.arrivals)

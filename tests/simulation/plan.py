@@ -168,7 +168,8 @@ PLACES = (
     Place("sim/park", 1500, 0, radius_m=150, size_m=150, enter_delay_s=120, exit_delay_s=300),
     Place("sim/office", 0, 2000, half_m=120, size_m=135),
     Place("sim/market", -1500, 0, radius_m=120, size_m=120, hours="10:00-20:00", time_zone=HOME_ZONE),
-    Place("sim/airport", 5000, 3000, radius_m=400, size_m=400, time_zone="Asia/Tokyo"),
+    # Until noon in Beijing it is quiet here, and nowhere else.
+    Place("sim/airport", 5000, 3000, radius_m=400, size_m=400, time_zone="Asia/Dubai"),
     Place("sim/kiosk", 3000, -2500, radius_m=100, size_m=100),
 )
 EXPO = Place("sim/expo", 0, -2000, radius_m=150, size_m=150)

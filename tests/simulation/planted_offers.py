@@ -13,6 +13,7 @@ from engine.console.claims import Claims
 from engine.decide import gates, plan, timing_gates, wave
 from engine.decide.profiles import ProfileTable
 from engine.decide.responses import Responses
+from engine.decode.events import Redemption
 from engine.definitions import FieldTest, PatternTrigger, UsageTrigger
 from engine.ledger import handoff, links
 from engine.ledger.embedded import EmbeddedLedger
@@ -246,3 +247,10 @@ def redemptions_by_link_never_told(patch: Any) -> None:
 @plants
 def links_of_failed_messages_redeemed(patch: Any) -> None:
     patch.setattr(links, "NOT_SENT", frozenset())
+
+
+@plants
+def redeemed_codes_given_again(patch: Any) -> None:
+    arrived = facts._arrived
+    deaf = lambda *asked: None if isinstance(asked[-1], Redemption) else arrived(*asked)  # noqa: E731
+    patch.setattr(facts, "_arrived", deaf)

@@ -21,6 +21,7 @@ from engine.definitions import Content
 from engine.ledger.links import Link
 from engine.model import Offer
 from tests.simulation.campaigns import CLAIM_DOMAIN
+from tests.simulation.dispatch import receipt
 from tests.simulation.plan import KEY, TENANT
 from tests.simulation.story import Scan
 
@@ -40,14 +41,17 @@ class Scanners:
         self._due: list[tuple[int, int, Scan]] = []
         self._asking: Scan | None = None
         self._number = 0
+        self._unreported: dict[str, Offer] = {}  # by token: what the gateway says nothing of, so far
 
-    def receive(self, offer: Offer, at_ms: int, *, arrives: bool) -> None:
+    def receive(self, offer: Offer, at_ms: int, *, arrives: bool, is_reported: bool = True) -> None:
         """A message has gone out. One that does not arrive may be seen by somebody at the partner's later."""
         found = LINK.search(offer.text)
         dice = self._dice
         if found is None or dice.random() < (0.2 if arrives else 0.7):
             return
         token, till = found[1], f"till-{dice.getrandbits(20)}"
+        if not is_reported:
+            self._unreported[token] = offer
         at_ms += (
             dice.choice((20 * SECOND_MS, 10 * MINUTE_MS, 25 * MINUTE_MS, 90 * MINUTE_MS)) if arrives else 5 * HOUR_MS
         )
@@ -83,7 +87,19 @@ class Scanners:
             scans.append(replace(self._asking, at_ms=now_ms, position=self._live.journal.end))
             status, answer = _answer(desk, self._asking)
             scans[-1] = replace(scans[-1], status=status, answer=answer)
+            if status == 200 and not self._asking.is_look:
+                self._fail_late(self._asking.token, now_ms)
             self._asking = None
+
+    def _fail_late(self, token: str, now_ms: int) -> None:
+        """A gateway gives up on a message that somebody has read and used: nothing of it may go to anybody else."""
+        offer = self._unreported.pop(token, None)
+        if offer is None or self._dice.random() < 0.3:
+            return
+        self._live.story.note("failure_after_redemption")
+        at_ms = now_ms + self._dice.choice((2 * SECOND_MS, 10 * MINUTE_MS, HOUR_MS))
+        dispatch_id = f"{offer.offer_id}/{offer.channel}/1"
+        self._live.send(at_ms, receipt(offer, dispatch_id, "failed", at_ms, f"late/{offer.offer_id}"))
 
     def ask_again(self, now_ms: int) -> None:
         """The service is back: whoever it died under comes again."""
