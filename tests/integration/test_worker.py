@@ -15,7 +15,8 @@ import orjson
 import pytest
 
 from engine import metrics
-from engine.errors import StoreUnavailable
+from engine.clock import monotonic_s
+from engine.errors import StoreFenced, StoreUnavailable
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.cluster.lanes import Lanes
@@ -281,3 +282,31 @@ def test_a_partition_that_moves_about_decides_as_one_that_stays(tmp_path):
     for worker in (first, second, calm):
         stop(worker)
     assert group.log.committed == {number: len(rows) - 1 for number, rows in group.log.records.items()}
+
+
+@pytest.mark.parametrize("revoked", [True, False])
+def test_what_was_lost_comes_back_unless_the_group_gave_it_to_another(tmp_path, monkeypatch, revoked):
+    """F4: a zombie is fenced by its ledger before the group tells it whose the partition is."""
+    group = fresh(tmp_path)
+    worker, other = group.worker(), group.worker([])
+    group.drain(worker)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise StoreFenced("another has the shard")
+
+    monkeypatch.setattr(worker.partitions[0].ledger, "commit", refuse)
+    group.log.send(purchases(0, 100))
+    worker.step()
+    assert set(worker.partitions) == {1}
+    if revoked:
+        worker.source.rebalance([1])
+        worker.step()
+        other.source.rebalance([0])
+        other.step()
+    session_s = group.settings.cluster.session_timeout_s
+    monkeypatch.setattr(worker, "_monotonic_s", lambda: monotonic_s() + 2 * session_s)
+    group.drain(worker, other)
+    assert set(worker.partitions) == ({1} if revoked else {0, 1})
+    assert set(other.partitions) == ({0} if revoked else set())
+    for one in (worker, other):
+        stop(one)

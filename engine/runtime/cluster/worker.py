@@ -249,6 +249,7 @@ class Worker:
                     self._let_go(number)
                 except StoreFenced:
                     self._lose(number)
+            self._lost.pop(number, None)  # the group has said whose it is: it does not come back by itself
 
     def _let_go(self, number: int) -> None:
         """Save a partition, commit it, and give it away."""
