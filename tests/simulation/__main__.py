@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
-from tests.simulation.run import Verdict
+from tests.simulation.run import Verdict, run_seed
 from tests.simulation.seeds import run_seeds
 from tests.simulation.sizes import SIZES
 from tests.simulation.tables import print_tables
@@ -27,7 +28,9 @@ def main() -> int:
     started = time.perf_counter()
     verdicts: list[Verdict] = []
     size = SIZES[asked.size] if asked.size else None
-    for verdict in run_seeds(range(asked.first, asked.first + asked.seeds), size, asked.processes):
+    seeds = range(asked.first, asked.first + asked.seeds)
+    small = partial(run_seed, asked.first, SIZES["small"])
+    for verdict in run_seeds(partial(run_seed, size=size), seeds, asked.processes, load=small):
         verdicts.append(verdict)
         print(
             f"seed {verdict.seed:5} {verdict.size:6}  {verdict.digest}  {verdict.events:6} events  "

@@ -7,17 +7,25 @@ over and take them back. What they told is compared with a replay of each partit
 
 from __future__ import annotations
 
+import argparse
 import hashlib
+import logging
 import random
+import sys
 import tempfile
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
+from engine.decide.records import encode
 from engine.definitions import Content
 from engine.errors import StoreUnavailable
 from engine.model import DispatchState, Offer, RecordKind
@@ -34,12 +42,14 @@ from tests.simulation.faults import draw, spoil
 from tests.simulation.live import part_of
 from tests.simulation.plan import HOUR_MS, KEY, START_MS
 from tests.simulation.reference import whole
+from tests.simulation.seeds import run_seeds
 from tests.simulation.story import LogRecord
 from tests.world import MemoryLedger
 
 PARTITIONS = 3
 PEOPLE, HOURS = 4, 6
-TICK_MS = 300_000
+TICK_MS, EVENING_TICK_MS = 300_000, 3_600_000
+"""Between ticks while people are about, and afterwards, when only timers are left to fire."""
 SUBMIT_LIMIT = 64
 FAULTS = ("killed", "failed", "zombie", "moved", "stopped", "dispatcher_killed", "saved")
 
@@ -124,8 +134,6 @@ class ClusterDay(Group):
         self.workers = [self._worker([0, 1]), self._worker([2])]
 
     def _worker(self, partitions: list[int]) -> Worker:
-        import threading
-
         def open_shard(number: int, assumed_consent: frozenset[str]) -> Any:
             shard = FragileShard(self.folder / f"shard-{number}.db", assumed_consent=assumed_consent, fsync="never")
             shard.fuse = self.fuse
@@ -159,7 +167,7 @@ class ClusterDay(Group):
                 for partition in range(PARTITIONS):
                     self.log.append(partition, body, kind)
             if tick_ms <= self.log.now_ms:
-                tick_ms = self.log.now_ms + TICK_MS
+                tick_ms = self.log.now_ms + (TICK_MS if event is not None else EVENING_TICK_MS)
                 for partition in range(PARTITIONS):
                     self.log.append(partition, b"", RecordKind.TICK)
                 self._something_happens()
@@ -232,11 +240,12 @@ class ClusterDay(Group):
         """A worker sleeps past its session: the other has its partitions, then it wakes up amid a batch of its own."""
         zombie, other = self.workers[row], self.workers[1 - row]
         other.source.rebalance(range(PARTITIONS))
-        try:
-            other.step()
-            zombie.step()
-        except (Killed, StoreUnavailable):
-            pass
+        for one in (other, zombie):
+            try:
+                one.step()
+            except (Killed, StoreUnavailable):
+                self._bury(self.workers.index(one))  # what leaves `step` ends the process
+                return
         zombie.source.lose_membership()
         zombie.source.rebalance([])
         try:
@@ -300,8 +309,6 @@ class ClusterDay(Group):
         return ClusterVerdict(self.seed, violations, records, self.sent.total(), trace.hexdigest(), dict(self.happened))
 
     def _replay(self, number: int) -> set[bytes]:
-        from engine.decide.records import encode
-
         rows = [
             LogRecord(place, record.append_ms, record.kind, record.payload)
             for place, record in enumerate(self.log.records[number])
@@ -342,19 +349,36 @@ def run_cluster_seed(seed: int) -> ClusterVerdict:
         return ClusterDay(seed, Path(name)).run()
 
 
-if __name__ == "__main__":
-    import sys
-    import time
-
+def main() -> int:
+    """Run seeds from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.cluster")
+    parser.add_argument("first", type=int, help="the first seed")
+    parser.add_argument("seeds", type=int, nargs="?", default=1, help="how many")
+    parser.add_argument("--processes", type=int, help="default: one for every processor")
+    asked = parser.parse_args()
+    # Of each partition taken and let go, thousands of lines.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     started_s = time.perf_counter()
-    for seed in range(
-        int(sys.argv[1]), int(sys.argv[1]) + int(sys.argv[2]) if len(sys.argv) > 2 else int(sys.argv[1]) + 1
-    ):
-        verdict = run_cluster_seed(seed)
+    broken = []
+    seeds = range(asked.first, asked.first + asked.seeds)
+    happened: Counter[str] = Counter()
+    for verdict in run_seeds(run_cluster_seed, seeds, asked.processes, load=partial(run_cluster_seed, asked.first)):
+        happened.update(verdict.happened)
         print(
-            f"seed {seed:5}  {verdict.digest}  {verdict.records:5} records  {verdict.messages:4} messages  "
-            f"{verdict.happened}  {'ok' if not verdict.violations else f'{len(verdict.violations)} VIOLATIONS'}"
+            f"seed {verdict.seed:5}  {verdict.digest}  {verdict.records:5} records  {verdict.messages:4} messages  "
+            f"{verdict.happened}  {'ok' if not verdict.violations else f'{len(verdict.violations)} VIOLATIONS'}",
+            flush=True,
         )
         for line in verdict.violations[:5]:
             print(f"    {line[:300]}")
-    print(f"{time.perf_counter() - started_s:.1f} s")
+        if verdict.violations:
+            print(f"    again: {verdict.command}")
+            broken.append(verdict.seed)
+    print(f"{len(seeds)} seeds in {time.perf_counter() - started_s:.0f} s; {dict(happened)}")
+    if broken:
+        print(f"{len(broken)} of {len(seeds)} seeds failed: {', '.join(map(str, broken))}")
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

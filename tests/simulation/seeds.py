@@ -5,37 +5,41 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TypeVar
 
 from engine.runtime.warm import warm
-from tests.simulation.run import Verdict, run_seed
-from tests.simulation.sizes import SIZES, Size
 
+V = TypeVar("V")
 MUCH = 500_000
 """Objects made and not let go of since garbage was last collected."""
 
 
-def run_seeds(seeds: range, size: Size | None = None, processes: int | None = None) -> Iterator[Verdict]:
+def run_seeds(
+    run: Callable[[int], V], seeds: range, processes: int | None = None, *, load: Callable[[], object]
+) -> Iterator[V]:
     """Simulate and audit every seed.
 
     Workers are forked once the kernels are loaded, so call it where no other thread runs.
+
+    load  runs something small first: whatever else is loaded at its first use is shared by all
     """
     processes = min(processes or len(os.sched_getaffinity(0)), len(seeds))
     warm()
-    run_seed(seeds[0], SIZES["small"])  # whatever else is loaded at its first use is shared by all
+    load()
     gc.collect()
     gc.freeze()
     if processes < 2:
-        yield from map(partial(_run, size), seeds)
+        yield from map(partial(_run, run), seeds)
         return
     with multiprocessing.get_context("fork").Pool(processes, gc.disable) as pool:
-        yield from pool.imap(partial(_run, size), seeds, chunksize=1)
+        yield from pool.imap(partial(_run, run), seeds, chunksize=1)
 
 
-def _run(size: Size | None, seed: int) -> Verdict:
+def _run(run: Callable[[int], V], seed: int) -> V:
     """Run one seed; garbage is collected between seeds, when there is much of it."""
-    verdict = run_seed(seed, size)
+    verdict = run(seed)
     if gc.get_count()[0] > MUCH:
         gc.collect()
     return verdict
