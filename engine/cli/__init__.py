@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 import sys
+from typing import NoReturn
 
 import structlog
 import typer
@@ -21,19 +23,47 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; expected errors are told in a line, with exit status 2."""
+    """Run the command line; what is wrong is told in a line, without a traceback, with exit status 2."""
     groups = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     for group in groups:
         importlib.import_module(f"engine.cli.{group}").register(app)
     _configure_logs()
     try:
-        app()
+        # Not standalone, because typer would draw a box around its errors.
+        status = app(standalone_mode=False)
+    except typer.Abort:
+        _fail("aborted", 1)
+    except typer.TyperException as error:
+        _fail_usage(error)
     except ContentError as error:
         print(f"The content cannot be used, {len(error.faults)} faults:\n{error}", file=sys.stderr)
         sys.exit(2)
     except OpportuneError as error:
-        print(f"opportune: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
+    except BrokenPipeError:
+        # Whoever reads has seen enough; nor may Python complain when it flushes at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail_usage(error: typer.TyperException) -> NoReturn:
+    """Tell what is wrong with the command as it was typed, and where help is."""
+    context = getattr(error, "ctx", None)
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.exit(2)  # the help it speaks of was printed when it was made
+    told = error.format_message() if hasattr(error, "format_message") else str(error)
+    hint = f"; see {context.command_path} --help" if context is not None else ""
+    _fail(" ".join(told.split()).rstrip(".") + hint)
+
+
+def _fail(told: str, status: int = 2) -> NoReturn:
+    print(f"opportune: {told}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _configure_logs() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
 from engine.settings import load_settings
 
@@ -43,7 +43,7 @@ def import_file(
         count = book.put(read_rows(file, faults))
     finally:
         book.close()
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     for fault in faults[:_SHOWN_FAULTS]:
         console.print(f"{file.name}: {fault}", highlight=False)
     if len(faults) > _SHOWN_FAULTS:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from engine.cli._stopped import stopped_service
 from engine.cli.content import print_table
 from engine.cli.serve import call_service
+from engine.console.terminal import Terminal
 
 _SCENARIO = re.compile(r"[a-z][a-z0-9-]*/[a-z0-9][a-z0-9-]*")
 
@@ -43,7 +43,7 @@ def count(
         asked = {"scenario" if _SCENARIO.fullmatch(audience) else "expression": audience}
     told = _count_stopped(state, asked) if state else call_service("POST", "/v1/audience", url=url, json=asked)
     if as_json:
-        Console().print_json(data=told)
+        Terminal().print_json(data=told)
         return
     table = Table("audience", Column("users", justify="right"), title=told["audience"], title_justify="left")
     table.add_row("with a profile", _number(told["profiles"]))

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import orjson
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
 from engine.settings import load_settings
 
@@ -47,11 +47,21 @@ def backtest(
     folders = [content] if against is None else [content, against]
     recording = events[0] if len(events) == 1 and events[0].is_dir() else None
     loaded = [_load(folder, settings, recording) for folder in folders]
+
+    def read_events() -> Any:
+        return FileSource(events) if recording is None else JournalSource(recording / "journal")
+
+    sources = [read_events()]
+    if recording is None and sources[0].holds_no_event():
+        raise _unread(events)
+    if html is not None:
+        # Told now, not after the run.
+        html.open("ab").close()
     warm_aloud()
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     tallies: list[tuple[str, Tally]] = []
     for (name, one, load_content), label in zip(loaded, ("before", "after"), strict=False):
-        source: Any = FileSource(events) if recording is None else JournalSource(recording / "journal")
+        source = sources.pop() if sources else read_events()
         with _progress(console, name, getattr(source, "total_bytes", 0)) as progress:
             tally = run(
                 source,
@@ -63,9 +73,7 @@ def backtest(
                 progress=progress,
             )
         if not tally.events:
-            raise OpportuneError(
-                f"no event in {', '.join(map(str, events))} could be read; opportune replay --dead-letters - tells why"
-            )
+            raise _unread(events)
         tallies.append((name if len(loaded) == 1 else f"{label} ({name})", tally))
     report = build_report(tallies, [path.name for path in events])
     if html is not None:
@@ -74,7 +82,13 @@ def backtest(
     if as_json:
         print(orjson.dumps(report, option=orjson.OPT_INDENT_2).decode())
     else:
-        print_report(Console(), report)
+        print_report(Terminal(), report)
+
+
+def _unread(events: list[Path]) -> OpportuneError:
+    return OpportuneError(
+        f"no event in {', '.join(map(str, events))} could be read; opportune replay --dead-letters - tells why"
+    )
 
 
 def _load(folder: Path | None, settings: Any, recording: Path | None) -> tuple[str, Any, Any]:
@@ -98,9 +112,9 @@ def _load(folder: Path | None, settings: Any, recording: Path | None) -> tuple[s
 
 
 @contextlib.contextmanager
-def _progress(console: Console, name: str, total: int) -> Iterator[Any]:
+def _progress(console: Terminal, name: str, total: int) -> Iterator[Any]:
     columns = (
-        TextColumn(name),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TextColumn("{task.fields[told]}"),

@@ -49,9 +49,9 @@ def rekey(
     users: Annotated[Path | None, typer.Option(help="CSV: id now, new id; for users that get one", exists=True)] = None,
 ) -> None:
     """Copy a stopped deployment into one with another number of partitions, or with other user ids."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    from engine.console.terminal import Terminal
     from engine.runtime.cluster.rekey import read_users
     from engine.runtime.cluster.rekey import rekey as copy
 
@@ -59,7 +59,7 @@ def rekey(
     new = settings.cluster.model_copy(
         update={"partitions": partitions, "prefix": prefix, "redis": redis, "checkpoints": checkpoints, "topics": {}}
     )
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     columns = (TextColumn("{task.description:>10}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         tasks = {name: bar.add_task(name, total=None) for name in ("profiles", "events", "redis")}

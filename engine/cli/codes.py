@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from engine.cli.content import print_table
+from engine.console.terminal import Terminal
 from engine.settings import load_settings
 
 StateOption = Annotated[Path | None, typer.Option("--state", help="state folder; default from the settings")]
@@ -41,7 +41,7 @@ def import_file(
 
     if not _POOL.fullmatch(pool):
         raise typer.BadParameter("a pool is named by up to 64 lower-case letters, digits, '-' and '_'")
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     store = CodeStore(load_settings(state=state).state / "codes.db")
     columns = (TextColumn("codes"), BarColumn(), TextColumn("{task.fields[told]}"), TimeRemainingColumn())
     try:

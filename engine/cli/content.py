@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from engine.clock import wall_ms
+from engine.console.terminal import Terminal
 from engine.content import Inspection, inspect_content, outdated
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
 from engine.deliver.gateways.checking import gateway_faults
@@ -101,7 +101,7 @@ def print_faults(faults: Sequence[Fault]) -> None:
     """Print faults as a table, and one a line into a pipe, where a table would break them at an assumed width."""
     if not faults:
         return
-    console = Console()
+    console = Terminal()
     errors = sum(fault.severity == "error" for fault in faults)
     warnings = len(faults) - errors
     console.print(
@@ -124,7 +124,7 @@ def print_faults(faults: Sequence[Fault]) -> None:
 def _print_summary(content: Content) -> None:
     kinds = Counter(fence.kind for fence in content.fences)
     modes = Counter(scenario.mode.value for scenario in content.scenarios)
-    Console().print(f"The content is sound. Version {content.version}", style="bold green")
+    Terminal().print(f"The content is sound. Version {content.version}", style="bold green")
     print(f"  {len(content.fences)} fences: {_counts(kinds)}")
     print(f"  {len(content.cells.ids)} cells")
     print(f"  {len(content.benefits)} benefits: {_counts(Counter(one.benefit_class for one in content.benefits))}")
@@ -163,7 +163,7 @@ def schema(name: Annotated[str | None, typer.Argument(help="which; without it th
 
 def print_table(table: Table) -> None:
     """Print a table on a terminal, and tab-separated lines into a pipe, where a table would be cut at some width."""
-    console = Console()
+    console = Terminal()
     if console.is_terminal:
         console.print(table)
         return

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from engine.cli.serve import NotRunning, call_service
 from engine.console.explain_view import View
+from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
 from engine.settings import load_settings
 
@@ -38,7 +38,7 @@ def explain(
         raise typer.BadParameter("name one user or one offer", param_hint="--user / --offer")
     at_ms = None if at is None else _instant(at)
     answer = ask_explainer(user=user, offer=offer, at_ms=at_ms, scenario=scenario, url=url, state=state)
-    console = Console()
+    console = Terminal()
     if as_json:
         console.print_json(data=answer)
         return

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults, print_table
+from engine.console.terminal import Terminal
 from engine.content.faults import Faults
 from engine.content.files import ReadLimits, read_bytes
 from engine.content.importing import ImportChoices, Imported, collection_bytes, import_drafts
@@ -150,7 +150,7 @@ def geocode_addresses(
 
 def _shown(items: list[T], words: str) -> Iterable[T]:
     """Show a progress bar on a terminal while these are worked through."""
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     return track(items, words, console=console, disable=not console.is_terminal or len(items) < 2)
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
 from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults
+from engine.console.terminal import Terminal
 from engine.definitions import Content, Scenario
 from engine.errors import OpportuneError
 from engine.settings import load_settings
@@ -252,11 +252,11 @@ def _pair(text: str) -> tuple[str, str]:
 
 
 def _show(made: Preview) -> None:
-    console = Console()
+    console = Terminal()
     if made.refused:
         console.print(f"refused: {made.refused} {made.detail}", style="bold red", highlight=False)
         return
-    console.print(Panel(Text(made.text), title=f"{made.scenario} by {made.channel}", expand=False))
+    console.print(Panel(Text(made.text), title=Text(f"{made.scenario} by {made.channel}"), expand=False))
     if made.channel == "sms":
         names = {"gsm7": "GSM-7", "ucs2": "UCS-2"}
         console.print(

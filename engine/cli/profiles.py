@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from engine.clock import wall_ms
+from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
 
@@ -65,7 +65,7 @@ def import_file(
     base_url = url or f"http://{settings.host}:{settings.port}"
     into = base_url if state is None else str(state.resolve())
     kept = None if only_check else Kept(table, into)
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     if kept is not None and kept.rows:
         console.print(f"going on after row {kept.rows:,}, where the last import was cut off")
     with _told(console, file, faults) as tell, _bar(console, table.total) as advance:
@@ -104,9 +104,9 @@ def _engine(state: Path | None, settings: Settings, base_url: str) -> Any:
 
 
 @contextlib.contextmanager
-def _bar(console: Console, total: int) -> Iterator[Callable[[int, Any], None]]:
+def _bar(console: Terminal, total: int) -> Iterator[Callable[[int, Any], None]]:
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}% {task.fields[rows]:,} rows"),
         TimeRemainingColumn(),
@@ -117,7 +117,7 @@ def _bar(console: Console, total: int) -> Iterator[Callable[[int, Any], None]]:
 
 
 @contextlib.contextmanager
-def _told(console: Console, file: Path, listing: Path | None) -> Iterator[Callable[[int, str, str], None]]:
+def _told(console: Terminal, file: Path, listing: Path | None) -> Iterator[Callable[[int, str, str], None]]:
     """Tell the first faults at once, and all of them in a file where one is asked for."""
     from defusedcsv import csv
 
@@ -134,7 +134,7 @@ def _told(console: Console, file: Path, listing: Path | None) -> Iterator[Callab
         nonlocal shown
         shown += 1
         if shown <= SHOWN_FAULTS:
-            console.print(f"{file.name}: row {row}, column {column}: {expected}", highlight=False, markup=False)
+            console.print(f"{file.name}: row {row}, column {column}: {expected}", highlight=False)
         if writer is not None:
             writer.writerow((row, column, expected))
 

@@ -9,14 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from engine.clock import monotonic_s
+from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
 from engine.model import Drop
 from engine.settings import load_settings
@@ -58,22 +58,26 @@ def replay(
     from engine.runtime.warm import warm_aloud
 
     settings = load_settings(geofences=geofences, scenarios=scenarios)
-    warm_aloud()
-    content = load_content(settings.geofences, settings.scenarios)
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     tally: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="opportune-replay-") as folder, contextlib.ExitStack() as files_open:
+        # What can be wrong with what was asked for is told first: the kernels take their time.
+        outputs = _opened(files_open, (transitions, decisions, dead_letters), files or [])
+        source: Any = FileSource(files or []) if state is None else JournalSource(_journal(state))
+        if dead_letters is None and isinstance(source, FileSource) and source.holds_no_event():
+            _tell_unread(console, files or [], state)
+        content = load_content(settings.geofences, settings.scenarios)
+        key = id_key.read_bytes() if id_key else b"opportune-replay"
+        warm_aloud()
         ledger = EmbeddedLedger(
             Path(folder) / "ledger.db",
             assumed_consent=content.policy.assumed_consent,
             fsync="never",
             endless_codes=True,
         )
-        key = id_key.read_bytes() if id_key else b"opportune-replay"
         pipeline = Pipeline(content, settings, ledger, id_key=key)
-        out = _Outputs(pipeline, files_open, transitions, decisions, dead_letters)
+        out = _Outputs(pipeline, *outputs)
         collector.settle()
-        source: Any = FileSource(files or []) if state is None else JournalSource(_journal(state))
         # What the service set aside would stop it, and took no part in its decisions (F2).
         quarantine = Quarantine((state or Path(folder)) / "quarantine.jsonl")
         follows = state is not None and geofences is None and scenarios is None
@@ -94,12 +98,13 @@ def replay(
         ledger.close()
     _summary(console, tally, seconds)
     if not tally["events"]:
-        what = ", ".join(map(str, files)) if files else f"the journal of {state}"
-        console.print(
-            f"[red]no event in {what} could be read[/red]; --dead-letters - tells what is wrong with each",
-            soft_wrap=True,
-        )
-        raise typer.Exit(1)
+        _tell_unread(console, files or [], state)
+
+
+def _tell_unread(console: Terminal, files: list[Path], state: Path | None) -> NoReturn:
+    what = ", ".join(map(str, files)) if files else f"the journal of {state}"
+    console.print(f"no event in {what} could be read; --dead-letters - tells what is wrong with each", soft_wrap=True)
+    raise typer.Exit(1)
 
 
 def _journal(state: Path) -> Path:
@@ -109,18 +114,17 @@ def _journal(state: Path) -> Path:
 
 
 class _Outputs:
+    """Where transitions, decisions and dead letters go; None: nowhere."""
+
     def __init__(
         self,
         pipeline: Any,
-        stack: contextlib.ExitStack,
-        transitions: Path | None,
-        decisions: Path | None,
-        dead_letters: Path | None,
+        transitions: IO[bytes] | None,
+        decisions: IO[bytes] | None,
+        dead_letters: IO[bytes] | None,
     ) -> None:
         self._pipeline = pipeline
-        self._transitions, self._decisions, self._dead = (
-            _open(stack, path) for path in (transitions, decisions, dead_letters)
-        )
+        self._transitions, self._decisions, self._dead = transitions, decisions, dead_letters
 
     def write(self, effects: Any) -> None:
         if self._transitions is not None:
@@ -138,10 +142,21 @@ class _Outputs:
             self._decisions.write(encode_lines(decisions))
 
 
-def _open(stack: contextlib.ExitStack, path: Path | None) -> IO[bytes] | None:
-    if path is None:
-        return None
-    return sys.stdout.buffer if str(path) == "-" else stack.enter_context(path.open("wb"))
+def _opened(stack: contextlib.ExitStack, asked: tuple[Path | None, ...], files: list[Path]) -> list[IO[bytes] | None]:
+    """Open what is to be written; raise OpportuneError rather than empty a file that is to be read."""
+    read = {path.resolve() for path in files}
+    opened: list[IO[bytes] | None] = []
+    for path in asked:
+        if path is None:
+            opened.append(None)
+        elif str(path) == "-":
+            opened.append(sys.stdout.buffer)
+        elif path.resolve() in read:
+            raise OpportuneError(f"{path} is to be read and written at once; name another file")
+        else:
+            read.add(path.resolve())
+            opened.append(stack.enter_context(path.open("wb")))
+    return opened
 
 
 def _paced(source: Any, pipeline: Any, speed: float) -> Iterator[Any]:
@@ -159,7 +174,7 @@ def _paced(source: Any, pipeline: Any, speed: float) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def _progress(console: Console, total: int) -> Iterator[Any]:
+def _progress(console: Terminal, total: int) -> Iterator[Any]:
     columns = (
         TextColumn("replay"),
         BarColumn(),
@@ -194,7 +209,7 @@ def _add(tally: Counter[str], effects: Any) -> None:
         tally[f"dead: {letter.reason.value}"] += 1
 
 
-def _summary(console: Console, tally: Counter[str], seconds: float) -> None:
+def _summary(console: Terminal, tally: Counter[str], seconds: float) -> None:
     table = Table(title=f"{tally['events']:,} events in {seconds:.1f} s, {tally['events'] / max(seconds, 1e-9):,.0f}/s")
     table.add_column("what")
     table.add_column("how many", justify="right")

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 from zoneinfo import ZoneInfo
 
 import typer
-from rich.console import Console
 from rich.table import Column, Table
 
 from engine.cli.content import print_table
 from engine.clock import wall_ms
+from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
 from engine.settings import load_settings
 
@@ -155,7 +155,7 @@ def _give(sheet: Sheet, to_csv: Path | None, to_parquet: Path | None) -> None:
         table.add_row(*(_shown(cell) for cell in row))
     print_table(table)
     for note in sheet.notes:
-        Console().print(note, highlight=False, soft_wrap=True)
+        Terminal().print(note, highlight=False, soft_wrap=True)
 
 
 def _shown(cell: object) -> str:

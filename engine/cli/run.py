@@ -21,7 +21,6 @@ from zoneinfo import ZoneInfo
 
 import httpx
 import typer
-from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
@@ -30,6 +29,7 @@ from engine.city.feeder import Feeder
 from engine.clock import monotonic_s
 from engine.console import live_view
 from engine.console.readings import Reader, Readings
+from engine.console.terminal import Terminal
 from engine.content import load_content
 from engine.definitions import Content, PatternTrigger, PresenceTrigger
 from engine.deliver.addressbook import open_address_book
@@ -58,7 +58,7 @@ def run(
     """Watch a simulated city day: events in over HTTP, offers out of a sandbox gateway; ends with a summary."""
     with _folder(state) as folder:
         settings = load_settings(state=folder, port=_port(port), api_key=None)
-        console = Console()
+        console = Terminal()
         content = load_content(settings.geofences, settings.scenarios)
         console.print(
             f"{len(content.fences)} geofences and {len(content.scenarios)} scenarios; "
@@ -82,7 +82,7 @@ def run(
 
 
 async def _watch(
-    console: Console, service: _Service, url: str, content: Content, city: City, seconds: float, seed: int
+    console: Terminal, service: _Service, url: str, content: Content, city: City, seconds: float, seed: int
 ) -> None:
     """Feed and show until the day is over, then sum up."""
     lasts_s = max(LEAST_S / 2, seconds - _OVERHEAD_S)
@@ -145,7 +145,7 @@ def prompt_in(content: Content) -> Callable[[str, int], bool]:
 class _View:
     """A live picture on a terminal; else a line every few seconds with the newest message."""
 
-    def __init__(self, console: Console, url: str, feeder: Feeder, ends_s: float) -> None:
+    def __init__(self, console: Terminal, url: str, feeder: Feeder, ends_s: float) -> None:
         self._console, self._url, self._feeder, self._ends_s = console, url, feeder, ends_s
         self._live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
         self._next_line_s = monotonic_s()

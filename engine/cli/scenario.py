@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from engine.cli.content import FencesOption, ScenariosOption, print_faults, print_table
+from engine.console.terminal import Terminal
 from engine.content import inspect_content
 from engine.errors import Fault, OpportuneError
 from engine.settings import load_settings
@@ -149,7 +149,7 @@ def _ask(template: Any, values: dict[str, Any]) -> None:
     """Ask for what was not set, again where an answer does not fit; an empty answer takes the default."""
     from engine.content.activity import read_value
 
-    console = Console(stderr=True)
+    console = Terminal(is_error=True)
     for parameter in template.parameters:
         if parameter.name in values:
             continue

@@ -27,15 +27,15 @@ from engine.console.exchange import (
     fault_body,
     json_answer,
     read_body,
+    refuse_announced,
     retry_after,
-    too_large,
     unauthorized,
     unavailable,
     unpacked,
 )
 from engine.console.foreign import Foreign
 from engine.console.idempotency import Answer, Answers
-from engine.console.intake import BODY_LIMIT, Intake, Refused, payloads_of
+from engine.console.intake import Intake, Refused, payloads_of
 from engine.console.operation import Operation
 from engine.errors import OpportuneError
 
@@ -112,8 +112,7 @@ class Api:
                     key = value.decode("latin-1")
             if not self._access.allows(authorization):
                 raise unauthorized()
-            if declared.isdigit() and int(declared) > BODY_LIMIT:
-                raise too_large()
+            refuse_announced(declared)
             body = unpacked(await read_body(receive), encoding)
             if key is None:
                 answer = await self._take_events(body, scope["query_string"])
@@ -160,6 +159,7 @@ class Api:
                     raise unauthorized()
                 if request.headers.get("sec-fetch-site") == "cross-site":
                     raise Refused(403, "cross_site", "requests from other sites' pages are not taken")
+                refuse_announced(request.headers.get("content-length", "").encode())
                 key = request.headers.get("idempotency-key") if request.method == "POST" else None
                 response = await handler(request) if key is None else await self._once(route, key, handler, request)
             except Refused as refused:

@@ -17,7 +17,7 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
     """Totals, scenarios, reasons, pressure and segments; with two contents, side by side."""
     zone = ZoneInfo(report["time_zone"])
     span = f"{instant(report['from'], zone)} to {instant(report['until'], zone)} ({report['time_zone']})"
-    console.print(f"[bold]{report['events']:,} events[/bold] of {report['users']:,} users, {span}")
+    console.print(Text.assemble((f"{report['events']:,} events", "bold"), f" of {report['users']:,} users, {span}"))
     if report["dead_letters"]:
         console.print(f"{report['dead_letters']:,} could not be read (opportune replay --dead-letters tells which)")
     sides = report["sides"]

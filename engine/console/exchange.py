@@ -41,6 +41,12 @@ def is_number(text: str, most_digits: int) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= most_digits
 
 
+def refuse_announced(content_length: bytes) -> None:
+    """Refuse a body that says it is too large before any of it is read."""
+    if content_length.isdigit() and int(content_length[:20]) > BODY_LIMIT:
+        raise too_large()
+
+
 async def read_body(receive: Receive) -> bytes:
     """Read a whole body, at most BODY_LIMIT bytes."""
     message = await receive()

@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from engine import metrics
 from engine.console.at_once import EVENTS_ROUTE
 from engine.errors import SettingsError
 
@@ -57,6 +58,7 @@ class HttpServer:
             ws="none",
             lifespan="off",
             log_config=None,
+            log_level="error",  # what strangers send is counted, not logged: they would fill the disk
             access_log=False,
             server_header=False,
             date_header=False,
@@ -101,6 +103,7 @@ class _Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if len(self.connections) > self.most_connections:
+            metrics.HTTP_REQUESTS.labels("none", "503").inc()
             transport.write(_TOO_MANY)
             transport.close()
             return
@@ -133,10 +136,18 @@ class _Protocol(HttpToolsProtocol):
         if self._head_bytes > MOST_HEAD_BYTES and not self.transport.is_closing():
             self.send_400_response(f"a request's head may have at most {MOST_HEAD_BYTES} bytes")
 
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is no request, as JSON like every fault, and close."""
+        metrics.HTTP_REQUESTS.labels("none", "400").inc()
+        body = b'{"error":"bad_request","detail":"%b"}' % msg.encode()
+        self.transport.write(_BAD_REQUEST % (len(body), body))
+        self.transport.close()
+
     def on_headers_complete(self) -> None:
         self._head_bytes = -(1 << 62)  # the body is limited where it is read
         if (
             self.url == _EVENTS
+            and not _announces_much(self.headers)
             and (self.cycle is None or self.cycle.response_complete)
             and self.parser.get_method() == b"POST"
             and self.parser.should_keep_alive()
@@ -180,6 +191,15 @@ class _Protocol(HttpToolsProtocol):
             super().on_body(body)
 
 
+def _announces_much(headers: list[tuple[bytes, bytes]]) -> bool:
+    """Say whether a body is announced that is not answered at once: it may have to be refused before it comes."""
+    return any(name == b"content-length" and len(value) > _SWIFT_DIGITS for name, value in headers)
+
+
+_SWIFT_DIGITS = len(str(SWIFT_BYTES))
+_BAD_REQUEST = (
+    b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n%b"
+)
 _TOO_MANY = (
     b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\nconnection: close\r\n"
     b'content-length: 72\r\n\r\n{"error":"too_many_connections","detail":"use one for several requests"}'

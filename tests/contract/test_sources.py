@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -286,3 +289,47 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path):
     broken.write_bytes(gzip.compress(b"x" * 1000)[:-10])
     with pytest.raises(StoreError, match=r"broken\.gz: cannot be read"):
         FileSource([broken])
+    damaged = bytearray(gzip.compress(random.Random(1).randbytes(5000)))
+    damaged[2000:2010] = b"\xff" * 10
+    broken.write_bytes(damaged)
+    with pytest.raises(StoreError, match=r"broken\.gz: cannot be read"):
+        FileSource([broken])
+
+
+def test_lines_of_nonsense_are_handed_over_and_lead_no_other(tmp_path):
+    """T2: instants that no calendar reckons with, endless nesting and bytes that are no text are not times."""
+    odd = [b'{"at":1e308}', b'{"tst":1e308}', b'{"at":"\xff"}', b"[" * 5000, b'{"at":' + b"9" * 5000 + b"}"]
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(b"\n".join([b'{"at":1700000002000}', *odd, b'{"at":1700000001000}']))
+    lines = payloads(drain(FileSource([path])))
+    assert lines == [b'{"at":1700000001000}', b'{"at":1700000002000}', *odd]
+
+
+def test_a_pipe_is_read_whole_and_once(tmp_path):
+    path = tmp_path / "pipe"
+    os.mkfifo(path)
+    text = b"".join(b'{"at":%d}\n' % at for at in range(1_700_000_000_000, 1_700_000_000_100))
+    for sent in (text, gzip.compress(text)):
+        writer = threading.Thread(target=path.write_bytes, args=(sent,))
+        writer.start()
+        assert len(payloads(drain(FileSource([path])))) == 100
+        writer.join()
+
+
+@pytest.mark.parametrize(
+    ("text", "holds_none"),
+    [
+        (b"user,channel,address\nu1,sms,1\n", True),
+        (b'{"type":"FeatureCollection",\n"features":[]}', True),
+        (b"", True),
+        (b"\xff\xd8\xff\xe0 a picture", True),
+        (b'no json\n{"at":"10 o\'clock"}', False),
+        (b'{"specversion":"1.0","data":{"user":"u","at":5}}', False),
+        (b'[{"at":1700000000000}]', False),
+    ],
+)
+def test_a_file_of_something_else_is_known_by_no_line_saying_when(tmp_path, text, holds_none):
+    path = tmp_path / "a.ndjson"
+    path.write_bytes(text)
+    assert FileSource([path]).holds_no_event() is holds_none
+    assert not FileSource([path], sort_bytes=-1).holds_no_event()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +16,36 @@ ROOT = Path(__file__).resolve().parents[2]
 AT_MS = 1_795_140_000_000
 
 
-def replay(*asked: str) -> subprocess.CompletedProcess[str]:
+def replay(*asked: str, **settings: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "engine.cli", "replay", *asked], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-m", "engine.cli", "replay", *asked],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **settings},
     )
 
 
-def test_a_file_of_garbage_is_told_and_fails(tmp_path: Path) -> None:
+def test_a_file_of_garbage_is_told_before_any_kernel_is_loaded(tmp_path: Path) -> None:
     garbage = tmp_path / "garbage.ndjson"
-    garbage.write_bytes(b"hello\nworld {{\n[1, 2]\n")
-    run = replay(str(garbage))
+    garbage.write_bytes(b"hello\nworld {{\n[1, 2]\n\xff{}\n" + b"[" * 5000)
+    run = replay(str(garbage), OPPORTUNE_NO_COMPILE="1", OPPORTUNE_CACHE_DIR=str(tmp_path / "cold"))
     assert run.returncode == 1
-    assert "no event in" in run.stderr
-    assert "could be read" in run.stderr
+    assert run.stderr.strip().replace("\n", " ") == (
+        f"no event in {garbage} could be read; --dead-letters - tells what is wrong with each"
+    )
+
+
+def test_odd_lines_among_events_are_dead_letters_and_stop_nothing(tmp_path: Path) -> None:
+    """Not UTF-8, nested without end, and instants beyond every calendar were exceptions of the reader of files."""
+    odd = [b'{"type": "profile", "user": "\xff", "at": 1}', b"[" * 5000, b'{"at": 1e308}', b'{"tst": 1e308}']
+    event = orjson.dumps({"type": "profile", "user": "u", "at": AT_MS})
+    events = tmp_path / "events.ndjson"
+    events.write_bytes(b"\n".join([*odd, event]))
+    run = replay(str(events), "--dead-letters", "-")
+    assert run.returncode == 0, run.stderr
+    assert "1 events" in run.stderr
+    assert len([line for line in run.stdout.splitlines() if line.startswith("{")]) == len(odd)
 
 
 def test_f2_a_journal_is_replayed_without_what_its_service_set_aside(tmp_path: Path) -> None:

@@ -39,7 +39,6 @@ from tests.simulation.content import build_content
 from tests.simulation.day import make_day
 from tests.simulation.dispatch import Outcome
 from tests.simulation.faults import draw, spoil
-from tests.simulation.live import part_of
 from tests.simulation.plan import HOUR_MS, KEY, START_MS
 from tests.simulation.reference import whole
 from tests.simulation.seeds import run_seeds
@@ -318,7 +317,7 @@ class ClusterDay(Group):
         found = set()
         for row in range(len(rows)):
             effects = pipeline.process(
-                part_of(block, row, row + 1), lambda body: self.contents[orjson.loads(body)["version"]]
+                block.part(row, row + 1), lambda body: self.contents[orjson.loads(body)["version"]]
             )
             found.update(encode(one) for one in effects.decisions if one.reason != "duplicate")
         return found

@@ -503,9 +503,4 @@ def cut_at(block: Block, edges: list[int]) -> Iterator[Block]:
     """Cut a block so that no piece lies on both sides of an edge."""
     places = sorted({int(np.searchsorted(block.position, edge)) for edge in edges} | {0, len(block)})
     for first, last in itertools.pairwise(places):
-        yield part_of(block, first, last)
-
-
-def part_of(block: Block, first: int, last: int) -> Block:
-    columns = (block.start, block.end, block.position, block.append_ms, block.kind)
-    return Block(block.data, *(column[first:last] for column in columns))
+        yield block.part(first, last)

@@ -11,7 +11,7 @@ from engine.definitions import Content
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block
 from engine.pipeline import Pipeline
-from tests.simulation.live import LedgerSeam, part_of, settings_in
+from tests.simulation.live import LedgerSeam, settings_in
 from tests.simulation.plan import KEY
 from tests.simulation.story import LogRecord, Told
 from tests.simulation.told import tell, tell_decisions
@@ -36,7 +36,7 @@ def replay(
             _, user = waiting.pop(0)
             pipeline.forget(user)
             ledger.forget(user)
-        effects = pipeline.process(part_of(block, row, row + 1), lambda body: contents[orjson.loads(body)["version"]])
+        effects = pipeline.process(block.part(row, row + 1), lambda body: contents[orjson.loads(body)["version"]])
         told.append(tell(pipeline, effects))
     closing = tell_decisions(pipeline.finish().decisions)
     ledger.close()

@@ -7,6 +7,7 @@ import contextlib
 import gzip
 import re
 
+import orjson
 import pytest
 
 from engine.console.server import SWIFT_BYTES, HttpServer
@@ -124,6 +125,47 @@ def test_connections_that_bring_no_request_are_closed_and_further_ones_refused()
     head, _, body = refused.partition(b"\r\n\r\n")
     assert b"content-length: %d" % len(body) in head
     assert answered.startswith(b"HTTP/1.1 202 ")
+
+
+GIGABYTE = b"content-length: 1000000000\r\n"
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST /v1/events HTTP/1.1\r\nhost: e\r\n" + GIGABYTE, b"413"),
+        (b"POST /v1/events?wait=processed HTTP/1.1\r\nhost: e\r\n" + GIGABYTE, b"413"),
+        (b"POST /v1/owntracks HTTP/1.1\r\nhost: e\r\n" + GIGABYTE, b"413"),
+        (b"POST /v1/batch HTTP/1.1\r\nhost: e\r\nidempotency-key: k\r\n" + GIGABYTE, b"413"),
+        (b"POST /v1/callbacks/sms HTTP/1.1\r\nhost: e\r\n" + GIGABYTE, b"413"),
+        (b"POST /v1/pause HTTP/1.1\r\nhost: e\r\n" + GIGABYTE, b"413"),
+        (b"POST /v1/events HTTP/1.1\r\nhost: e\r\ncontent-length: " + b"9" * 60 + b"\r\n", b"400"),
+        (b"POST /v1/events HTTP/1.1\r\nhost: e\r\ncontent-length: -5\r\n", b"400"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03 a TLS greeting\r\n", b"400"),
+    ],
+)
+def test_a_body_that_is_too_large_is_refused_when_it_is_announced_and_what_is_no_request_is_not_logged(
+    head: bytes, status: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing of the body is waited for; and strangers fill no log."""
+
+    async def talk() -> bytes:
+        caller = Caller()
+        server = HttpServer(caller.api, "127.0.0.1", 0, at_once=caller.api.at_once.answer)
+        await server.start()
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(head + b"\r\n")
+            answer = await asyncio.wait_for(reader.readuntil(b"}"), 5)
+            writer.close()
+        finally:
+            await server.stop()
+        return answer
+
+    answer = asyncio.run(talk())
+    assert answer.startswith(b"HTTP/1.1 %b " % status)
+    assert set(orjson.loads(answer.partition(b"\r\n\r\n")[2])) == {"error", "detail"}
+    assert not [one for one in caplog.records if one.name.startswith("uvicorn")]
 
 
 @pytest.mark.parametrize("path", [b"/v1/events", b"/v1/events?wait=processed"])

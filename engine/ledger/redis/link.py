@@ -61,7 +61,6 @@ class RedisLink:
     ) -> None:
         self.patience_s = patience_s
         self.run_id = ""
-        self.reconnects = -1
         self._address = read_address(url)
         self._where = self._address.where
         self._timeout_s = timeout_s
@@ -152,7 +151,6 @@ class RedisLink:
 
     def _connect(self) -> None:
         self._connection, facts = self._reach()
-        self.reconnects += 1
         if facts.get("cluster_enabled") == "1":
             facts = self._go_home(facts)
         self.run_id = check_server(facts, self._where, self._setting)

@@ -92,7 +92,6 @@ class RedisShard(ABC):
         self._settles: list[tuple[str, bytes, str, int]] = []
         self._subjects: dict[str, tuple[str, str]] = {}
         self._refused: dict[str, bytes] = {}
-        self._is_dispatcher = dispatcher
         # Another shard of the same deployment, for putting back what its owner is not there to put back.
         self._again: Callable[[int], RedisShard] = partial(
             type(self),
