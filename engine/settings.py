@@ -124,7 +124,9 @@ class Settings(BaseSettings):
     scenarios: Path = Path("scenarios")
     host: str = "127.0.0.1"
     port: int = Field(8080, ge=0, le=65535)
-    api_key: str | None = Field(None, description="asked for as `Authorization: Bearer`; none: open on loopback only")
+    api_key: str | None = Field(
+        None, repr=False, description="asked for as `Authorization: Bearer`; none: open on loopback only"
+    )
     api_keys: dict[KeyName, str] = Field(
         default_factory=dict, repr=False, description="further keys, by the name that the audit log gives their holder"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import pkgutil
 import sys
 from typing import NoReturn
@@ -11,6 +10,7 @@ from typing import NoReturn
 import structlog
 import typer
 
+from engine.cli._saying import log_lines, stop_saying
 from engine.errors import ContentError, OpportuneError
 
 app = typer.Typer(
@@ -42,7 +42,7 @@ def main() -> None:
         _fail(str(error))
     except BrokenPipeError:
         # Whoever reads has seen enough; nor may Python complain when it flushes at the end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        stop_saying()
         sys.exit(1)
     except OSError as error:
         if error.filename is None:
@@ -72,4 +72,4 @@ def _configure_logs() -> None:
         colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback
     )
     processors = [*structlog.get_config()["processors"][:-1], renderer]
-    structlog.configure(processors=processors, logger_factory=structlog.PrintLoggerFactory(sys.stderr))
+    structlog.configure(processors=processors, logger_factory=log_lines)

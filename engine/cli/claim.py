@@ -30,11 +30,12 @@ def show(
 ) -> None:
     """Say whether this deployment signed a link, for which offer and until when. Exit status 1 where it did not."""
     from engine.claim_token import token_reader
+    from engine.runtime.id_key import load_id_key
 
     path = load_settings(state=state).state / "offer-id.key"
     if not path.exists():
         raise OpportuneError(f"there is no {path}: name the state folder of the service by --state")
-    claim = token_reader(path.read_bytes())(_token(link))
+    claim = token_reader(load_id_key(path))(_token(link))
     if claim is None:
         print("not genuine: made elsewhere, or changed on its way")
         raise typer.Exit(1)
@@ -54,7 +55,7 @@ def redeem(
     headers = {} if key is None else {"idempotency-key": key}
     try:
         answer = httpx.post(f"{base}/v1/claims/{_token(link)}", headers=headers, timeout=10, trust_env=False)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise OpportuneError(f"no service answers at {base} ({type(error).__name__})") from None
     print(json.dumps(answer.json(), ensure_ascii=False, indent=2))
     if not answer.is_success:

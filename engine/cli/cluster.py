@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 import uvloop
 
+from engine.cli._saying import say
 from engine.console.callbacks import Handle
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
@@ -156,7 +157,7 @@ async def _serve(
         settings.cluster.health_port,
     )
     await server.start()
-    print(f"opportune {name}: health and metrics on http://{settings.host}:{server.port}", flush=True)
+    say(f"opportune {name}: health and metrics on http://{settings.host}:{server.port}")
     while not stop.is_set() and is_alive():
         try:
             async with asyncio.timeout(0.2):
@@ -164,7 +165,7 @@ async def _serve(
         except TimeoutError:
             continue
     stop.set()
-    print("draining ...", flush=True)
+    say("draining ...")
     await drain()
     await server.stop()
 

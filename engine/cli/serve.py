@@ -14,6 +14,7 @@ import orjson
 import typer
 import uvloop
 
+from engine.cli._saying import say
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
 
@@ -57,9 +58,9 @@ async def _serve(settings: Settings, clock: str, load: Callable[[], Settings]) -
     host = Host(settings, open_address_book(settings), clock=clock)
     await host.start()
     reroute_on_hangup(host.dispatcher, settings, load)
-    print(f"opportune listens on http://{settings.host}:{host.port}, state in {settings.state}", flush=True)
+    say(f"opportune listens on http://{settings.host}:{host.port}, state in {settings.state}")
     await stop.wait()
-    print("draining ...", flush=True)
+    say("draining ...")
     await host.stop()
 
 
@@ -73,9 +74,9 @@ async def _front(settings: Settings) -> None:
     front = ClusterFront(settings)
     await front.start()
     where = f"http://{settings.host}:{front.port}"
-    print(f"opportune listens on {where}, events go to kafka at {settings.cluster.kafka}", flush=True)
+    say(f"opportune listens on {where}, events go to kafka at {settings.cluster.kafka}")
     await stop.wait()
-    print("draining ...", flush=True)
+    say("draining ...")
     await front.stop()
 
 
@@ -114,9 +115,12 @@ def call_service(method: str, path: str, *, url: str | None = None, **more: Any)
         headers["Authorization"] = f"Bearer {settings.api_key}"
     try:
         answer = httpx.request(method, f"{base}{path}", headers=headers, timeout=10.0, trust_env=False, **more)
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NotRunning(f"no service answers at {base} ({type(error).__name__}); start it: opportune serve") from None
     if answer.is_error:
         raise OpportuneError(f"{base}{path} answered {answer.status_code}: {answer.text[:300]}")
-    told: dict[str, Any] = orjson.loads(answer.content) if answer.content else {}
+    try:
+        told: dict[str, Any] = orjson.loads(answer.content) if answer.content else {}
+    except orjson.JSONDecodeError:
+        raise OpportuneError(f"{base} is no service of opportune: it answered {path} with something else") from None
     return told

@@ -61,11 +61,15 @@ def basic_credentials(authorization: bytes | None) -> tuple[bytes, bytes] | None
 
 def check_binding(host: str, api_key: str | None, api_keys: Mapping[str, str] | None = None) -> None:
     """Refuse to listen beyond this machine without a key; raise SettingsError. Every key named must be one."""
-    for name, key in (api_keys or {}).items():
+    named = {f"api_keys.{name}": key for name, key in (api_keys or {}).items()}
+    for name, key in (({"api_key": api_key} if api_key else {}) | named).items():
         if len(key) < SHORTEST_KEY:
             raise SettingsError(
-                f"api_keys.{name} has fewer than {SHORTEST_KEY} characters; whoever guesses it may call"
+                f"{name} has fewer than {SHORTEST_KEY} characters; whoever guesses it may call. "
+                "openssl rand -hex 16 makes a good one"
             )
+        if not key.isascii() or not key.isprintable() or key != key.strip():
+            raise SettingsError(f"{name} may hold letters, digits and signs of ASCII, without space around them")
     if api_key or api_keys:
         return
     try:

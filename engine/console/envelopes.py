@@ -5,9 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+import msgspec
 import orjson
 
 from engine.console.intake import Refused
+
+MOST_CALLS = 10_000
+"""More than Segment's clients ever send; each becomes a record of its own, and all are written while others wait."""
 
 
 def owntracks_payload(body: bytes, user: str | None) -> bytes | None:
@@ -34,13 +38,14 @@ def owntracks_payload(body: bytes, user: str | None) -> bytes | None:
     for theirs, ours in (("lon", "lon"), ("lat", "lat"), ("acc", "accuracy_m"), ("_id", "id")):
         if theirs in message:
             event[ours] = message[theirs]
-    return orjson.dumps(event)
+    return _encoded(event)
 
 
 def segment_payloads(body: bytes, now_ms: int) -> list[bytes]:
     """Turn a Segment track call, or a batch of calls, into track payloads stamped with the time of receipt.
 
     The decoder maps them (time = receivedAt - (sentAt - originalTimestamp)). Other calls of a batch are left out.
+    Raises Refused where there are more than MOST_CALLS.
     """
     call = _document(body)
     if not isinstance(call, dict):
@@ -51,7 +56,22 @@ def segment_payloads(body: bytes, now_ms: int) -> list[bytes]:
         calls = [{"sentAt": sent_at, **one} if sent_at is not None else one for one in calls]
     else:
         calls = [call]
-    return [orjson.dumps({**one, "type": "track", "receivedAt": _rfc3339(now_ms)}) for one in calls]
+    if len(calls) > MOST_CALLS:
+        raise Refused(413, "too_many", f"a batch holds at most {MOST_CALLS} track calls; send several")
+    stamp = {"type": "track", "receivedAt": _rfc3339(now_ms)}
+    return [_encoded({**one, **stamp}) for one in calls]
+
+
+def _encoded(event: dict[str, Any]) -> bytes:
+    """Write an event as JSON. What is nested too deep for orjson goes on too: the decoder says so of it alone."""
+    try:
+        return orjson.dumps(event)
+    except orjson.JSONEncodeError:
+        pass
+    try:
+        return msgspec.json.encode(event)
+    except RecursionError:
+        raise Refused(400, "bad_json", "the body is nested too deep") from None
 
 
 def _document(body: bytes) -> Any:

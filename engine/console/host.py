@@ -42,6 +42,8 @@ DRAIN_S = 8.0
 """How long a stop waits for what was taken to be processed; the rest is in the journal."""
 STOP_S = 20.0
 """How long a stop may take in all, but for the checkpoint: FAULTS F24 allows 25."""
+CLOCK_BEHIND_S = 5.0
+"""Corrections smaller than this are everyday work of NTP."""
 
 
 class Host:
@@ -170,10 +172,18 @@ class Host:
     def ready(self) -> dict[str, Component]:
         """Say of each part whether it works."""
         journal, engine = self.service.journal.failure, self.service.failure
+        behind_s = self.service.clock_behind_s
         return {
             "accepting": Component(not self._is_stopping, "shutting down" if self._is_stopping else ""),
             "journal": Component(journal is None, journal or ""),
             "engine": Component(engine is None, engine or ""),
+            "clock": Component(
+                behind_s < CLOCK_BEHIND_S,
+                f"{behind_s:.0f} s behind the log, whose time stands still till then: events count as late"
+                if behind_s >= CLOCK_BEHIND_S
+                else "",
+                critical=False,
+            ),
             "content": Component(True, self.service.pipeline.content.version),
             "hand-off": Component(self.dispatcher.may_claim, "" if self.dispatcher.may_claim else "ledger unavailable"),
             **{

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.console.intake import Refused
+from engine.errors import StoreCorrupt, StoreUnavailable
 
 KEPT_MS = 24 * 3_600_000
 MOST_ANSWERS = 100_000
@@ -35,16 +36,25 @@ class Answers:
     def __init__(self, path: Path | None, now_ms: Callable[[], int]) -> None:
         self._now_ms = now_ms
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         # autocommit; the loop's thread and the one that closes it
-        self._store = sqlite3.connect(path or ":memory:", isolation_level=None, check_same_thread=False, timeout=2.0)
-        self._store.execute("PRAGMA journal_mode = WAL")
-        self._store.execute("PRAGMA synchronous = NORMAL")
-        self._store.execute(
-            "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, request BLOB NOT NULL, status INTEGER NOT NULL, "
-            "body BLOB NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID"
-        )
-        self._store.execute("CREATE INDEX IF NOT EXISTS answers_by_age ON answers (at_ms)")
+        try:
+            self._store = sqlite3.connect(
+                path or ":memory:", isolation_level=None, check_same_thread=False, timeout=2.0
+            )
+            self._store.execute("PRAGMA journal_mode = WAL")
+            self._store.execute("PRAGMA synchronous = NORMAL")
+            self._store.execute(
+                "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, request BLOB NOT NULL, "
+                "status INTEGER NOT NULL, body BLOB NOT NULL, at_ms INTEGER NOT NULL) WITHOUT ROWID"
+            )
+            self._store.execute("CREATE INDEX IF NOT EXISTS answers_by_age ON answers (at_ms)")
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(f"{path}: {error}") from None
+        except sqlite3.DatabaseError as error:
+            raise StoreCorrupt(
+                f"{path}: {error}; remove it: repetitions of requests of the last 24 hours are then done again"
+            ) from None
         self._under_way: set[bytes] = set()
         self._until_tidy = 0
 

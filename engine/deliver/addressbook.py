@@ -52,7 +52,7 @@ class AddressBook:
         self._cipher = AESGCM(_derived(key, b"seal"))
         self._hash_key = _derived(key, b"lookup")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             path.touch(mode=0o600)
         except OSError as error:
             raise StoreUnavailable(
@@ -181,13 +181,28 @@ def load_key(state: Path, environment: Mapping[str, str], *, may_generate: bool 
     if not path.exists():
         if not may_generate or (state / "addresses.db").exists():
             raise SettingsError(f"the address key {path} is missing; without it the stored addresses cannot be read")
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as handle:
-            handle.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+        _make_key(path)
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise SettingsError(f"others may read the address key {path}; run: chmod 600 {path}")
-    return _decoded(path.read_text(), str(path))
+    return _decoded(path.read_text("latin-1"), str(path))
+
+
+def _make_key(path: Path) -> None:
+    """Make a key file that is whole or not there."""
+    new = path.with_suffix(".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        new.unlink(missing_ok=True)
+        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as handle:
+            handle.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(new, path)
+    except OSError as error:
+        raise SettingsError(
+            f"the address key {path} cannot be made ({error.strerror}); name another place with "
+            "OPPORTUNE_ADDRESS_KEY_FILE"
+        ) from None
 
 
 def key_path(environment: Mapping[str, str]) -> Path:

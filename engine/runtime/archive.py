@@ -14,7 +14,7 @@ import orjson
 
 from engine.content import load_content
 from engine.definitions import Content
-from engine.errors import ContentError, StoreCorrupt
+from engine.errors import ContentError, StoreCorrupt, StoreUnavailable
 
 
 class ContentArchive:
@@ -28,8 +28,11 @@ class ContentArchive:
 
         What is checked is the copy, so that an edit under way cannot come between the check and the copy.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        copy = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            copy = Path(tempfile.mkdtemp(prefix=".new-", dir=self.root))
+        except OSError as error:
+            raise StoreUnavailable(f"content cannot be kept in {self.root}: {error.strerror}") from None
         try:
             _copy(geofences, copy / "geofences")
             _copy(scenarios, copy / "scenarios")
@@ -63,8 +66,15 @@ def content_record(content: Content) -> bytes:
 
 
 def _copy(source: Path, target: Path) -> None:
-    if source.is_dir():
+    if not source.is_dir():
+        return
+    try:
         shutil.copytree(source, target, ignore=shutil.ignore_patterns(".*", "*~", "*.tmp"))
+    except shutil.Error as error:  # one (source, target, reason) for every file that could not be copied
+        path, _, reason = error.args[0][0]
+        raise StoreUnavailable(f"{path} cannot be kept with the other content: {reason}") from None
+    except OSError as error:
+        raise StoreUnavailable(f"content cannot be kept in {target.parent.parent}: {error.strerror}") from None
 
 
 class FolderWatch:

@@ -18,6 +18,7 @@ from engine.pipeline import Pipeline
 from engine.runtime.archive import ContentArchive, FolderWatch, content_record
 from engine.runtime.crowds import CrowdWatch
 from engine.runtime.journal import Journal
+from engine.runtime.repeated import Repeated
 from engine.settings import Settings
 
 log = structlog.get_logger("opportune.service")
@@ -56,6 +57,7 @@ class Housekeeper:
         self._watch = FolderWatch(settings.geofences, settings.scenarios)
         self.crowds = CrowdWatch()
         self._shown_version = ""
+        self._repeated = Repeated()
         self._expire_due_s = 60.0 + monotonic_s()
 
     def run(self, stopping: threading.Event) -> None:
@@ -75,10 +77,12 @@ class Housekeeper:
                     self._activate_if_changed()
                     self._supply_codes(self._pipeline().content)
             except StoreError as error:
-                log.error("housekeeping", error=str(error))
+                if self._repeated.is_news(str(error)):
+                    log.error("housekeeping", error=str(error))
             except Exception as error:
                 # A folder that is gone or a full disk must not end flushing and watching for good.
-                log.exception("housekeeping", error=type(error).__name__)
+                if self._repeated.is_news(str(error)):
+                    log.exception("housekeeping", error=type(error).__name__)
 
     def show_state(self) -> None:
         """Set the gauges that say how things stand."""

@@ -1,19 +1,47 @@
-"""The deployment's secret key of offer ids (D4)."""
+"""The deployment's secret key: offer ids are made with it, claim links signed (D4)."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import stat
 from pathlib import Path
 
+from engine.errors import SettingsError, StoreCorrupt, StoreUnavailable
 
-def load_id_key(path: Path) -> bytes:
-    """Read the deployment's key of offer ids, making one at the first start (D4); whole or not at all."""
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        new = path.with_suffix(".new")
-        new.unlink(missing_ok=True)
-        new.touch(mode=0o600)
-        new.write_bytes(secrets.token_bytes(32))
-        os.replace(new, path)
-    return path.read_bytes()
+KEY_BYTES = 32
+
+
+def load_id_key(path: Path, *, may_make: bool = True) -> bytes:
+    """Read the deployment's key, making one at the first start; whole or not at all.
+
+    may_make  False where ids were made with it already: with another one what was granted would be granted again
+    Raises StoreCorrupt where it is missing or cut short, SettingsError where others may read it.
+    """
+    try:
+        if not path.exists():
+            if not may_make:
+                raise StoreCorrupt(
+                    f"{path} is missing, and what was granted has ids made with it: with a new key it would be "
+                    "granted again. Restore the file from a copy"
+                )
+            _make(path)
+        key, mode = path.read_bytes(), path.stat().st_mode
+    except OSError as error:
+        raise StoreUnavailable(f"the key {path} cannot be read or made: {error.strerror}") from None
+    if len(key) != KEY_BYTES:
+        raise StoreCorrupt(f"{path} holds {len(key)} bytes and not {KEY_BYTES}; restore it from a copy")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise SettingsError(f"others may read the key {path}, with which claim links are signed; run: chmod 600 {path}")
+    return key
+
+
+def _make(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.unlink(missing_ok=True)
+    with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(new, path)

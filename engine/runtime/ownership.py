@@ -1,4 +1,4 @@
-"""One owner for what two processes must not have at once."""
+"""The state folder: that it is there and whole, and has one owner where two processes must not be at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import fcntl
 from pathlib import Path
 from typing import IO
 
-from engine.errors import StoreUnavailable
+from engine.errors import StoreCorrupt, StoreUnavailable
 
 
 def own(lock: Path, refusal: str) -> IO[str]:
@@ -21,3 +21,24 @@ def own(lock: Path, refusal: str) -> IO[str]:
         handle.close()
         raise StoreUnavailable(refusal) from None
     return handle
+
+
+def make_state(state: Path) -> None:
+    """Make the state folder where it is not there, for its owner alone; raise StoreUnavailable where that cannot be."""
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreUnavailable(
+            f"the state folder {state} cannot be made: {error.strerror}; name one that may be written (--state)"
+        ) from None
+
+
+def refuse_lost_ledger(state: Path) -> None:
+    """Refuse a journal whose ledger is gone: what was sent would be sent again."""
+    if (state / "ledger.db").exists():
+        return
+    if any(path.stat().st_size for path in (state / "journal").glob("*.log")):
+        raise StoreCorrupt(
+            f"{state / 'ledger.db'} is missing and the journal beside it is not: what was sent would be sent again. "
+            "Restore it from a copy, or move the whole state folder away and begin anew"
+        )

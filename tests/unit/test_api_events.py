@@ -265,7 +265,7 @@ def test_the_key_is_asked_for_everywhere_but_at_probes_and_metrics() -> None:
 def test_without_a_key_only_loopback_is_served() -> None:
     for host in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         check_binding(host, None)
-    check_binding("0.0.0.0", "key")
+    check_binding("0.0.0.0", "the key of this place")
     for host in ("0.0.0.0", "::", "10.0.0.8", "engine.example"):
         with pytest.raises(SettingsError, match="api_key"):
             check_binding(host, None)
@@ -419,7 +419,59 @@ def test_a14_a_pause_is_asked_for_by_the_name_of_the_key_that_was_shown() -> Non
 def test_a_named_key_opens_the_service_to_others_and_must_not_be_short() -> None:
     check_binding("0.0.0.0", None, {"ops": "0123456789abcdef"})
     with pytest.raises(SettingsError, match=r"api_keys\.ops has fewer than 16"):
-        check_binding("127.0.0.1", "key", {"ops": "short"})
+        check_binding("127.0.0.1", "the key of this place", {"ops": "short"})
     assert "0123456789abcdef" not in repr(Settings(api_keys={"ops": "0123456789abcdef"}))
     with pytest.raises(SettingsError, match="api_keys"):
         load_settings(api_keys={"Wang, the boss": "0123456789abcdef"})
+
+
+@pytest.mark.parametrize("levels", [10, 300, 900, 1100])
+@pytest.mark.parametrize("path", ["/v1/track", "/v1/batch", "/v1/owntracks"])
+def test_a_message_nested_without_end_is_answered_and_harms_no_neighbour(path: str, levels: int) -> None:
+    """A4: what is too deep for one JSON library and not for the other was an error of the service."""
+    deep = b'{"a":' * levels + b"1" + b"}" * levels
+    track = b'{"type":"track","userId":"u","event":"e","properties":%b}' % deep
+    body = {
+        "/v1/track": track,
+        "/v1/batch": b'{"batch":[%b,{"type":"track","userId":"v","event":"e"}]}' % track,
+        "/v1/owntracks": b'{"_type":"location","tid":"x","tst":1,"lat":%b}' % deep,
+    }[path]
+    caller = Caller()
+    status = caller.ask("POST", path, content=body).status_code
+    assert status == (200 if levels <= 300 else status)
+    assert status in (200, 400)
+    assert len(caller.engine.payloads) == (0 if status == 400 else 2 if path == "/v1/batch" else 1)
+
+
+def test_a_batch_of_more_calls_than_any_client_sends_is_refused_before_it_holds_up_others() -> None:
+    caller = Caller()
+    body = b'{"batch":[' + b",".join([b'{"type":"track"}'] * 10_001) + b"]}"
+    assert caller.ask("POST", "/v1/batch", content=body).status_code == 413
+    assert not caller.engine.payloads
+
+
+@pytest.mark.parametrize("key", ["", "short", "fifteen-letters"])
+def test_a_key_that_can_be_guessed_is_refused_whatever_the_address(key: str) -> None:
+    check_binding("127.0.0.1", None)
+    if key:
+        with pytest.raises(SettingsError, match="api_key has fewer than 16"):
+            check_binding("127.0.0.1", key)
+    else:
+        check_binding("127.0.0.1", key)
+        with pytest.raises(SettingsError, match="no api_key is set"):
+            check_binding("0.0.0.0", key)
+    with pytest.raises(SettingsError, match=r"api_keys\.ops has fewer than 16"):
+        check_binding("127.0.0.1", "0123456789abcdef", {"ops": "x"})
+    for odd in ("0123456789abcdef\n", " 0123456789abcdef", "0123456789abcdé中"):
+        with pytest.raises(SettingsError, match="signs of ASCII"):
+            check_binding("127.0.0.1", odd)
+    check_binding("0.0.0.0", "0123456789abcdef")
+    assert "0123456789abcdef" not in repr(Settings(api_key="0123456789abcdef"))
+
+
+def test_a_key_in_the_address_is_no_key() -> None:
+    """It would stand in the logs of every proxy."""
+    caller = Caller(api_key="0123456789abcdef")
+    for path in ("/v1/events", "/v1/track", "/v1/pause"):
+        for name in ("api_key", "key", "token", "access_token"):
+            assert caller.ask("POST", f"{path}?{name}=0123456789abcdef", content=b"{}").status_code == 401

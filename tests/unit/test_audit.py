@@ -117,6 +117,7 @@ def test_a_benefit_that_is_listed_paused_stopped_new_or_gone_is_a_row(tmp_path):
 
 def test_that_a_user_was_forgotten_is_a_row_which_only_who_knows_the_id_and_has_the_key_finds(folder, capsys):
     (folder / "offer-id.key").write_bytes(b"k" * 32)
+    (folder / "offer-id.key").chmod(0o600)
     name = forgotten_name(b"k" * 32, "zarathustra")
     told = Change(-1, NOON_MS, "local, ops", "forget", name, None, None)
     for _ in range(2):  # done again after a crash, it is one row
@@ -132,6 +133,7 @@ def test_that_a_user_was_forgotten_is_a_row_which_only_who_knows_the_id_and_has_
     list_rows(state=folder, limit=100, user="u2")
     assert "forget" not in capsys.readouterr().out
     (folder / "offer-id.key").write_bytes(b"another key of the deployment...")
+    (folder / "offer-id.key").chmod(0o600)
     list_rows(state=folder, limit=100, user="zarathustra")
     assert "forget" not in capsys.readouterr().out
     with pytest.raises(Exception, match="forget"):
