@@ -14,7 +14,10 @@ import msgspec
 from engine.definitions import OfferDefinition, Placeholder
 from engine.model import Reason
 
-_FORBIDDEN = re.compile(r"[【】\r\n\v\f\x1c-\x1e\x85\u2028\u2029\ue000]")
+_FORBIDDEN = re.compile(r"[【】\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ue000]")
+"""Also what turns the direction of the text behind it, which would let a value rewrite what the message says."""
+_UNSEEN = re.compile("[\u00ad\u034f\u061c\u180e\u200b-\u200f\u2060-\u2064\ufe00-\ufe0f\ufeff]")
+"""Takes no room in a text, and hides a link from whoever looks for it."""
 _LINK = re.compile(
     r"(?i)://|www\.|\d{1,3}(?:\.\d{1,3}){3}|[a-z0-9-]\.[a-z]{2,24}/"
     r"|[a-z0-9-]\.(?:com|cn|net|org|io|cc|top|info|me|co|app|link|xyz|vip|shop|site|club|ltd|ink|biz|tv|ly)(?![a-z0-9-])"
@@ -105,8 +108,9 @@ def place_value(place: Placeholder, raw: float | str | None) -> str | Refusal:
     text = _write(place.type, raw)
     if text is None:
         return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": place.type})
-    folded = unicodedata.normalize("NFKC", text)
-    if _FORBIDDEN.search(text) or _LINK.search(folded):
+    folded = _UNSEEN.sub("", unicodedata.normalize("NFKC", text))
+    # An ideographic full stop is a dot to whoever resolves a name (IDNA).
+    if _FORBIDDEN.search(text) or _FORBIDDEN.search(folded) or _LINK.search(folded.replace("\u3002", ".")):
         return Refusal(Reason.BAD_VALUE, {"placeholder": place.name, "expected": "no 【】, line break or link"})
     if len(text) > place.max_length:
         return Refusal(

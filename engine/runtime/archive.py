@@ -53,7 +53,13 @@ class ContentArchive:
         folder = self.root / version
         if not folder.is_dir():
             raise StoreCorrupt(f"the log names content {version}, but {folder} is missing; restore it from a copy")
-        return load_content(folder / "geofences", folder / "scenarios")
+        try:
+            return load_content(folder / "geofences", folder / "scenarios")
+        except ContentError as error:
+            raise StoreCorrupt(
+                f"the log names content {version}, but what is kept of it in {folder} cannot be used: changed there, "
+                f"or kept by another version of this program. Restore it from a copy. First fault: {error.faults[0]}"
+            ) from None
 
     def load_record(self, payload: bytes) -> Content:
         """Load what a content record names."""

@@ -35,10 +35,11 @@ def make_state(state: Path) -> None:
 
 def refuse_lost_ledger(state: Path) -> None:
     """Refuse a journal whose ledger is gone: what was sent would be sent again."""
-    if (state / "ledger.db").exists():
+    # SQLite takes an empty file for a new database.
+    if any((state / name).exists() and (state / name).stat().st_size for name in ("ledger.db", "ledger.db-wal")):
         return
     if any(path.stat().st_size for path in (state / "journal").glob("*.log")):
         raise StoreCorrupt(
-            f"{state / 'ledger.db'} is missing and the journal beside it is not: what was sent would be sent again. "
-            "Restore it from a copy, or move the whole state folder away and begin anew"
+            f"{state / 'ledger.db'} is missing or empty and the journal beside it is not: what was sent would be sent "
+            "again. Restore it from a copy, or move the whole state folder away and begin anew"
         )

@@ -118,6 +118,7 @@ class Processor:
                 content = self._archive.load(newest.content_version)
             except StoreError as error:
                 log.warning("checkpoint not used", reason=str(error))
+                found.refused.append(f"{newest.position:020d}.checkpoint: {error}")
                 newest = None
         pipeline = Pipeline(self._wanted if newest is None else content, self._settings, self._ledger, id_key=id_key)
         after = -1
@@ -144,6 +145,12 @@ class Processor:
                 )
             self._ledger.rebuild(first - 1)
         self.source = JournalSource(self._journal, after=after)
+        if self.source.lost_from >= 0:
+            log.error(
+                "the journal's end was lost; the checkpoint holds what came of it, up to its position",
+                from_position=self.source.lost_from,
+                checkpoint=after,
+            )
         self.done = after
         self.pipeline = pipeline
         if not self._is_live and (self._ledger.lost_power or self._ledger.position() < after):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import orjson
 
@@ -29,6 +30,11 @@ class RecordFault(Exception):
         super().__init__(f"positions {int(block.position[0])} to {int(block.position[-1])}")
 
 
+class _Entry(msgspec.Struct):
+    position: int
+    item: int
+
+
 class Quarantine:
     """The list in a file, one JSON object a line: position, item of the record (-1: all of it), type of the error."""
 
@@ -37,10 +43,10 @@ class Quarantine:
         self._items: dict[int, set[int]] = {}
         for line in path.read_bytes().splitlines() if path.exists() else ():
             try:
-                entry = orjson.loads(line)
-            except orjson.JSONDecodeError:
+                entry = msgspec.json.decode(line, type=_Entry)
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue  # torn by a crash: the event is found again
-            self._items.setdefault(entry["position"], set()).add(entry["item"])
+            self._items.setdefault(entry.position, set()).add(entry.item)
 
     def __len__(self) -> int:
         return sum(map(len, self._items.values()))

@@ -80,6 +80,8 @@ def block_of(data: bytes, records: Records, base: int, partition: int = 0) -> Bl
 class JournalSource:
     """Read a journal from behind `after`: the one that this process writes, or a folder nobody writes.
 
+    lost_from  where the records end that were lost before the position asked for, -1: none are missing
+
     Raises StoreCorrupt, naming segment and offset, where a record is damaged.
     """
 
@@ -96,6 +98,7 @@ class JournalSource:
         self._next_base: int | None = None
         self._assigned = False
         self._next = 0
+        self.lost_from = -1
         self.seek(0, after)
 
     @property
@@ -112,9 +115,17 @@ class JournalSource:
         self._next = position
         segment = self._open_segment()
         head = os.pread(self._fd, HEADER.size, position - segment.base) if segment else b""
+        if segment is not None and len(head) < HEADER.size and self._leads_into_gap():
+            # What lay there is lost, and so declared; whoever stands at `position` has it behind.
+            self.lost_from = segment.base + segment.size()
+            assert self._next_base is not None
+            self._next = self._next_base
+            self._close_segment()
+            return
         if segment is None or len(head) < HEADER.size:
             raise StoreCorrupt(
-                f"journal {self._folder} holds no record at position {position}; it is behind its readers"
+                f"journal {self._folder} holds no record at position {position}; it is behind its readers: "
+                "restore its newest segment from a copy"
             )
         self._next = position + HEADER.size + HEADER.unpack(head)[0]
 
@@ -207,6 +218,9 @@ class JournalSource:
         self._next = self._next_base
         self._close_segment()
         return self._open_segment() is not None
+
+    def _leads_into_gap(self) -> bool:
+        return any(one.gap and one.base == self._next_base for one in list_segments(self._folder))
 
     def _is_last_segment(self) -> bool:
         return list_segments(self._folder)[-1].base == self._segment.base

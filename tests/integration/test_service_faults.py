@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 import pytest
 
-from engine.errors import StoreCorrupt, StoreUnavailable
+from engine.errors import SettingsError, StoreCorrupt, StoreUnavailable
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.id_key import load_id_key
@@ -161,6 +161,79 @@ def test_a_journal_whose_ledger_is_gone_is_refused(settings):
     with pytest.raises(StoreCorrupt, match="sent again"):
         Service(settings, clock="events")
     assert not (settings.state / "ledger.db").exists()
+
+
+def used_once(settings: Settings, *records: bytes) -> None:
+    """A state folder as an orderly end leaves it."""
+    service = Service(settings, clock="events")
+    service.start(lambda offers: None)
+    for number, record in enumerate(records):
+        service.journal.append(record, wall_ms=AT_MS + number)
+    until(lambda: is_seen(service, "last"))
+    service.stop()
+
+
+def test_a_journal_cut_behind_its_checkpoint_is_told_and_goes_on_where_the_gap_ends(settings):
+    """T3: under `never` a power loss takes records that a checkpoint reflects already; their effects are whole."""
+    used_once(settings, event("a"), event("last"))
+    (segment,) = (settings.state / "journal").glob("*.log")
+    os.truncate(segment, segment.stat().st_size - 7)
+    for user in ("again", "and again"):
+        service = Service(settings, clock="events")
+        assert service.recovered_records == (user == "and again")
+        assert is_seen(service, "a")
+        assert is_seen(service, "last")
+        service.start(lambda offers: None)
+        service.journal.append(event(user), wall_ms=AT_MS)
+        until(lambda user=user, service=service: is_seen(service, user))
+        service.stop()
+        for path in sorted((settings.state / "checkpoints").glob("*"))[1:]:
+            path.unlink()  # so that the next start stands before the gap again
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (lambda state: os.truncate(state / "ledger.db", 0), "is missing or empty"),
+        (lambda state: (state / "offer-id.key").unlink(), "would be granted again"),
+        (lambda state: os.truncate(state / "offer-id.key", 31), "holds 31 bytes and not 32"),
+        (lambda state: [path.write_text("x: [") for path in state.rglob("content/**/policy.yaml")], "what is kept of"),
+    ],
+)
+def test_a_file_that_cannot_be_done_without_is_named(settings, damage, told):
+    """G1, D4: with an empty ledger or another key what was sent would be sent again."""
+    used_once(settings, event("last"))
+    damage(settings.state)
+    for path in (settings.state / "checkpoints").glob("*"):
+        path.unlink()
+    with pytest.raises(StoreCorrupt, match=told):
+        Service(settings, clock="events")
+
+
+def test_damaged_checkpoints_are_refused_where_the_journal_no_longer_begins_at_the_beginning(settings):
+    """Profiles and consents from before it would be lost without a word."""
+    used_once(settings, event("a"), event("last"))
+    (segment,) = (settings.state / "journal").glob("*.log")
+    for path in (settings.state / "checkpoints").glob("*"):
+        os.truncate(path, 5000)
+    Service(settings, clock="events").stop()  # all of it is still in the journal
+    segment.rename(segment.with_name("00000000000001000000.log"))
+    with pytest.raises(StoreCorrupt, match="no checkpoint can be read"):
+        Service(settings, clock="events")
+
+
+def test_lines_of_quarantine_that_are_no_entries_are_passed_over(settings):
+    settings.state.mkdir()
+    (settings.state / "quarantine.jsonl").write_bytes(b'\n[]\n{"x":1}\n{"position":"a","item":1}\n7\n\xff\n{"posi')
+    used_once(settings, event("last"))
+
+
+def test_a_key_that_others_may_read_is_refused(settings):
+    used_once(settings, event("last"))
+    assert settings.state.stat().st_mode & 0o077 == 0
+    (settings.state / "offer-id.key").chmod(0o640)
+    with pytest.raises(SettingsError, match="chmod 600"):
+        Service(settings, clock="events")
 
 
 def test_a_key_file_is_whole_or_not_there(tmp_path):

@@ -191,13 +191,28 @@ def test_a_placeholder_is_typed_bounded_and_required(place: Placeholder, expecte
 
 @pytest.mark.parametrize(
     "value",
-    ["【银行】", "a\nb", "a\r", "a\u2028b", "http://x", "HTTPS://x.cn", "x.com/1", "点t.cn看", "ｔ．ｃｎ", "10.0.0.1"],
+    ["【银行】", "a\nb", "a\r", "a\u2028b", "http://x", "HTTPS://x.cn", "x.com/1", "点t.cn看", "ｔ．ｃｎ", "10.0.0.1"]
+    # The same seen sideways, with what takes no room in between, with a dot of its own, and turned round.
+    + [
+        "\ufe3b银行\ufe3c",
+        "x.c\u200bom",
+        "bank\u00ad.cn",
+        "bank。com",
+        "bank｡ｃｏｍ",
+        "\u202emoc.x",
+        "\u2066x",
+        "\x1b[2J",
+        "a\0b",
+    ],
 )
 def test_signatures_line_breaks_and_links_in_a_value_are_refused(value: str) -> None:  # O1
     assert written("{x}", Placeholder("x", "attribute:v"), sources=Sources({"v": value}.get)) is Reason.BAD_VALUE
 
 
-@pytest.mark.parametrize("value", ["{x}", "50%", "A.B", "3.5折", "张三", "{y}"])
+@pytest.mark.parametrize(
+    "value",
+    ["{x}", "50%", "A.B", "3.5折", "张三", "{y}", "你好。再见", "👨\u200d👩\u200d👧", "❤\ufe0f", "می\u200cخواهم"],
+)
 def test_a_value_is_never_read_as_a_template(value: str) -> None:  # O1
     assert written("好{x}", Placeholder("x", "attribute:v"), sources=Sources({"v": value}.get)) == f"好{value}"
 
