@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import orjson
@@ -17,6 +17,9 @@ import uvloop
 from engine.cli._saying import say
 from engine.errors import OpportuneError
 from engine.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from engine.deliver.addressbook import AddressBook
 
 
 def register(app: typer.Typer) -> None:
@@ -41,22 +44,31 @@ def serve(
     settings = load()
     if clock not in ("log", "events"):
         raise typer.BadParameter("log or events", param_hint="--clock")
-    uvloop.run(_front(settings) if cluster else _serve(settings, clock, load))
-
-
-async def _serve(settings: Settings, clock: str, load: Callable[[], Settings]) -> None:
-    from engine.console.host import Host
-    from engine.console.rerouting import reroute_on_hangup
+    if cluster:
+        uvloop.run(_front(settings))
+        return
+    from engine.console.access import check_binding
     from engine.deliver.addressbook import open_address_book
     from engine.runtime.warm import warm_aloud
 
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    # What can be wrong is told before the kernels take their time.
+    check_binding(settings.host, settings.api_key, settings.api_keys)
+    addresses = open_address_book(settings)
+    # Before there is a loop that would keep signals for later: whoever stops a start that compiles need not wait.
     warm_aloud()
-    host = Host(settings, open_address_book(settings), clock=clock)
+    uvloop.run(_serve(settings, addresses, clock, load))
+
+
+async def _serve(settings: Settings, addresses: AddressBook, clock: str, load: Callable[[], Settings]) -> None:
+    from engine.console.host import Host
+    from engine.console.rerouting import reroute_on_hangup
+
+    host = Host(settings, addresses, clock=clock)
     await host.start()
+    # Not before: a start that replays for long may be killed at any instant, as after a crash.
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     reroute_on_hangup(host.dispatcher, settings, load)
     say(f"opportune listens on http://{settings.host}:{host.port}, state in {settings.state}")
     await stop.wait()
