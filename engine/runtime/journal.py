@@ -19,6 +19,8 @@ from engine.runtime.segment import (
     HEADER,
     MAX_PAYLOAD,
     Segment,
+    damaged,
+    edited,
     frame,
     holds_later_record,
     list_segments,
@@ -27,6 +29,7 @@ from engine.runtime.segment import (
 )
 
 Fsync = Literal["always", "interval", "never"]
+_REWRITTEN = ".rewritten"
 
 
 class Journal:
@@ -72,6 +75,8 @@ class Journal:
             f"journal {folder} is being written by another process; stop that one or use another state folder",
         )
         try:
+            for left_over in folder.glob(f"*{_REWRITTEN}"):  # whoever is forgotten later must not live on in it
+                left_over.unlink()
             self._segments = list_segments(folder)
             if self._segments:
                 self._recover()
@@ -181,29 +186,34 @@ class Journal:
         return dropped
 
     def rewrite(self, edit: Callable[[bytes], bytes]) -> int:
-        """Replace payloads in place: `edit` returns new bytes of the same length. Returns how many changed (I2).
+        """Replace payloads: `edit` returns new bytes of the same length. Returns how many changed (I2).
 
-        For forgetting a user while nothing else reads. Positions and append times stay as they are.
+        For forgetting a user while nothing else reads. Positions and append times stay as they are; whatever comes in
+        between, a segment is the old one or the new one. Raises StoreCorrupt where a record cannot be read.
         """
         changed = 0
         with self._lock:
             for segment in self._segments:
-                data = segment.path.read_bytes()
-                records = read_records(data)
-                with segment.path.open("r+b") as file:
-                    for row, start in enumerate(records.start):
-                        payload = data[start : records.end[row]]
-                        edited = edit(payload)
-                        if edited is payload or edited == payload:
-                            continue
-                        if len(edited) != len(payload):
-                            raise ValueError("a payload must keep its length")
-                        file.seek(records.offset[row])
-                        file.write(frame(edited, records.kind[row], records.append_ms[row]))
-                        changed += 1
-                    file.flush()
-                    os.fsync(file.fileno())
+                data, edits = edited(segment, edit)
+                if edits:
+                    self._replace(segment, data)
+                changed += edits
         return changed
+
+    def _replace(self, segment: Segment, data: bytearray) -> None:
+        new = segment.path.with_suffix(_REWRITTEN)
+        try:
+            with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(new, segment.path)
+            _sync_folder(self.folder)
+        except OSError as error:
+            raise StoreUnavailable(f"journal {self.folder}: cannot rewrite a segment ({error.strerror})") from error
+        if segment is self._segments[-1]:
+            os.close(self._fd)
+            self._fd = os.open(segment.path, os.O_WRONLY | os.O_APPEND)
 
     def close(self) -> None:
         """Flush and let another process write."""
@@ -238,10 +248,7 @@ class Journal:
                 data = segment.path.read_bytes()
                 records = read_records(data)
                 if records.consumed < len(data):
-                    raise StoreCorrupt(
-                        f"{segment.path}: the record at offset {records.consumed} "
-                        f"(position {segment.base + records.consumed}) is damaged; restore the segment from a copy"
-                    )
+                    raise damaged(segment, records.consumed)
             if records.offset:
                 self.last_position = segment.base + records.offset[-1]
                 self.last_append_ms = records.append_ms[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -129,6 +130,36 @@ class Segment:
         with self.path.open("rb") as file:
             head = file.read(HEADER.size)
         return HEADER.unpack(head)[2] if len(head) == HEADER.size else None
+
+
+def edited(segment: Segment, edit: Callable[[bytes], bytes]) -> tuple[bytearray, int]:
+    """Return a segment's bytes with its payloads edited, and how many were; raise StoreCorrupt where one is damaged.
+
+    edit  returns new bytes of the same length
+    """
+    data = bytearray(segment.path.read_bytes())
+    records = read_records(bytes(data))
+    if records.consumed < len(data):
+        raise damaged(segment, records.consumed)
+    edits = 0
+    for row, (start, end) in enumerate(zip(records.start, records.end, strict=True)):
+        payload = bytes(data[start:end])
+        made = edit(payload)
+        if made == payload:
+            continue
+        if len(made) != len(payload):
+            raise ValueError("a payload must keep its length")
+        data[records.offset[row] : end] = frame(made, records.kind[row], records.append_ms[row])
+        edits += 1
+    return data, edits
+
+
+def damaged(segment: Segment, offset: int) -> StoreCorrupt:
+    """Make the error that names the place."""
+    return StoreCorrupt(
+        f"{segment.path}: the record at offset {offset} (position {segment.base + offset}) is damaged; "
+        "restore the segment from a copy"
+    )
 
 
 def segment_path(folder: Path, base: int, *, gap: bool = False) -> Path:

@@ -268,6 +268,45 @@ def test_positions_the_ledger_knows_are_not_given_out_again(tmp_path):
     again.close()
 
 
+def test_a_rewriting_cut_short_leaves_every_segment_whole_and_no_copy(tmp_path, monkeypatch):
+    """I2: a power loss in the middle must not make the journal unreadable, nor leave data behind beside it."""
+    journal = Journal(tmp_path, segment_bytes=60)
+    for k in range(6):
+        journal.append(b'{"user":"u%d"}' % (k % 2), wall_ms=k)
+    before = read_all(journal)
+
+    def cut(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", cut)
+        with pytest.raises(StoreUnavailable, match="No space left"):
+            journal.rewrite(lambda payload: b" " * len(payload))
+    assert list(tmp_path.glob("*.rewritten"))
+    journal.close()
+    again = Journal(tmp_path)
+    assert not list(tmp_path.glob("*.rewritten"))
+    assert read_all(again) == before
+    assert again.rewrite(lambda payload: b" " * len(payload)) == 6
+    again.append(b"after", wall_ms=9)
+    assert b"after" in list_segments(tmp_path)[-1].path.read_bytes()
+    again.close()
+
+
+def test_a_segment_that_cannot_be_read_whole_is_not_half_rewritten(tmp_path):
+    """I2: what follows the damage would go on holding the user."""
+    journal = Journal(tmp_path)
+    for k in range(6):
+        journal.append(b'{"user":"u1","k":%d}' % k, wall_ms=k)
+    (segment,) = list_segments(tmp_path)
+    data = bytearray(segment.path.read_bytes())
+    data[60] ^= 1
+    segment.path.write_bytes(data)
+    with pytest.raises(StoreCorrupt, match="is damaged"):
+        journal.rewrite(lambda payload: b" " * len(payload))
+    journal.close()
+
+
 def test_payloads_can_be_blanked_in_place(tmp_path):
     """I2: forgetting a user rewrites what the journal holds, at the same positions."""
     journal = Journal(tmp_path, segment_bytes=60)
