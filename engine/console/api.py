@@ -24,6 +24,7 @@ from engine.console.exchange import (
     Handler,
     Headers,
     Receive,
+    broken,
     fault_body,
     json_answer,
     read_body,
@@ -128,6 +129,8 @@ class Api:
         except OpportuneError as error:
             fault = unavailable(error)
             await self._answer(send, fault.status, fault_body(fault), EVENTS, retry_after(fault))
+        except Exception as error:
+            await self._answer(send, 500, fault_body(broken(error)), EVENTS)
 
     async def _take_events(self, body: bytes, query: bytes) -> Answer:
         payloads, count = payloads_of(body)
@@ -167,6 +170,8 @@ class Api:
             except OpportuneError as error:
                 fault = unavailable(error)
                 response = json_answer(fault_body(fault), fault.status, retry_after(fault))
+            except Exception as error:
+                response = json_answer(fault_body(broken(error)), 500)
             self._count(route, response.status_code)
             return response
 

@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from engine.console.intake import BODY_LIMIT, Refused, decompress
 from engine.errors import OpportuneError, StoreUnavailable
+from engine.runtime.repeated import Repeated
 
 log = structlog.get_logger("opportune.console")
 
@@ -19,6 +20,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Headers = list[tuple[bytes, bytes]]
 Handler = Callable[[Request], Awaitable[Response]]
 
+_repeated = Repeated()
 NO_STORE = {"cache-control": "no-store", "referrer-policy": "no-referrer"}
 
 
@@ -105,6 +107,13 @@ def unauthorized() -> Refused:
 
 def too_large() -> Refused:
     return Refused(413, "too_large", f"a body holds at most {BODY_LIMIT} bytes; send several")
+
+
+def broken(error: Exception) -> Refused:
+    """Answer for a bug of ours, told once a minute: whoever found it may ask again and again."""
+    if _repeated.is_news(type(error).__name__):
+        log.error("a request woke a bug", error=type(error).__name__, exc_info=error)
+    return Refused(500, "internal", "this request met a fault of the service; it is in its log")
 
 
 def unavailable(error: OpportuneError) -> Refused:

@@ -8,8 +8,8 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from engine.content.conditions import Condition, ConditionModel
-from engine.content.faults import Faults
-from engine.content.files import parse_yaml
+from engine.content.faults import Faults, Shown
+from engine.content.files import YamlRefused, parse_yaml
 from engine.content.triggers import audience_expression
 from engine.definitions import Expression
 from engine.errors import ContentError
@@ -28,6 +28,8 @@ def read_expression(text: str) -> Expression:
     else:
         try:
             document = parse_yaml(text, _MOST_DEPTH)
+        except YamlRefused as refused:
+            faults.add("audience", refused.place, Shown(refused.found), refused.expected, refused.hint)
         except (yaml.YAMLError, ValueError, RecursionError):
             faults.add(
                 "audience", "$", text, "a condition in YAML or JSON", "such as {all: [member, {organisation: p/c}]}"

@@ -76,9 +76,13 @@ class EmbeddedLedger(Stored):
             self.unsettled = handoff.settle_submitting(cursor, self.epoch)
             here = _BOOT_ID.read_text().strip() if boot_id is None and _BOOT_ID.exists() else boot_id or ""
             was_closed, last = _meta(cursor, "closed", 1), _meta(cursor, "boot_id", here)
-            self.lost_power = fsync != "always" and not was_closed and last != here
+            # Until `distrust_through` has come: a start that fails before must not be taken for the one that healed it.
+            self.lost_power = bool(_meta(cursor, "lost_power", 0)) or (
+                fsync != "always" and not was_closed and last != here
+            )
             if self.lost_power:
                 handoff.distrust_outbox(cursor, self.epoch)
+                _set_meta(cursor, "lost_power", 1)
             _set_meta(cursor, "closed", 0)
             _set_meta(cursor, "boot_id", here)
             self._distrusted = int(_meta(cursor, "distrusted", -1))
@@ -221,6 +225,7 @@ class EmbeddedLedger(Stored):
         """
         with self._database.writing() as cursor:
             _set_meta(cursor, "distrusted", position)
+            _set_meta(cursor, "lost_power", 0)
         self._distrusted = position
 
     def position(self) -> int:

@@ -78,7 +78,7 @@ class Service:
         try:
             self._open(state)
         except BaseException:
-            self._owner.close()
+            self._close_stores()
             raise
 
     def _open(self, state: Path) -> None:
@@ -163,10 +163,15 @@ class Service:
         except StoreError as error:
             log.error("no checkpoint at the end; the next start replays", error=str(error))
         finally:
-            self.journal.close()
-            self.ledger.close()
-            self.codes.close()
-            self._owner.close()
+            self._close_stores()
+
+    def _close_stores(self) -> None:
+        """Close what is open: all of it, or what a failed start came to."""
+        for name in ("journal", "ledger", "codes"):
+            store = getattr(self, name, None)
+            if store is not None:
+                store.close()
+        self._owner.close()
 
     # --- how it stands ----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,9 @@ from sets import SCENARIO, collection, fence, scenario, write_set
 
 from engine.content import inspect_content
 from engine.content.built import NOT_SUPPORTED_YET
+from engine.content.expressions import read_expression
 from engine.definitions import TAG_CLASS, GrantTag, PauseAfter
+from engine.errors import ContentError
 
 USAGE = {"usage": {"category": "video"}}
 STEP = {"usage": {"category": "video"}}
@@ -413,3 +415,28 @@ def test_tags_windows_factors_and_pauses_become_what_the_engine_takes(tmp_path: 
     assert made["beijing/tag"].offer.offer_class == TAG_CLASS
     assert inspection.content.policy.arbitration_window_ms == 2000
     assert inspection.content.policy.score_factors == {"priority"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "&a [*a]",
+        "a: &b [1]\nc: *b",
+        "!!python/object/apply:os.system [id]",
+        '{"all": [' * 30 + '"x"' + "]}" * 30,
+        "[" * 5000,
+        "x" * 300_000,
+        "a: b: c",
+        "\x00",
+        "",
+        '{"attribute": "x", "at_least": .inf}',
+        '{"attribute": "x", "at_least": .nan}',
+    ],
+    ids=range(11),
+)
+def test_an_audience_asked_for_by_itself_is_refused_with_its_faults(text: str) -> None:
+    """FAULTS A3: what the YAML of a file may not hold, an expression of the API may not either."""
+    with pytest.raises(ContentError) as refused:
+        read_expression(text)
+    assert refused.value.faults
+    assert len(str(refused.value)) < 1000

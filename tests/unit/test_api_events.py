@@ -475,3 +475,17 @@ def test_a_key_in_the_address_is_no_key() -> None:
     for path in ("/v1/events", "/v1/track", "/v1/pause"):
         for name in ("api_key", "key", "token", "access_token"):
             assert caller.ask("POST", f"{path}?{name}=0123456789abcdef", content=b"{}").status_code == 401
+
+
+def test_a_bug_that_a_request_wakes_is_answered_as_json_and_logged_once(capsys: pytest.CaptureFixture[str]) -> None:
+    caller = Caller()
+
+    async def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    caller.engine.append = caller.engine.audience = fail  # type: ignore[method-assign,assignment]
+    for _ in range(3):
+        for path in ("/v1/events", "/v1/audience"):
+            answer = caller.ask("POST", path, content=b"{}")
+            assert (answer.status_code, answer.json()["error"]) == (500, "internal")
+    assert capsys.readouterr().out.count("a request woke a bug") <= 1

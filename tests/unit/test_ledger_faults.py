@@ -124,6 +124,21 @@ def test_after_a_power_loss_nothing_that_may_have_gone_out_goes_again(tmp_path):
     ledger.close()
 
 
+def test_a_start_that_fails_after_a_power_loss_does_not_make_the_next_one_trust(tmp_path):
+    """D7: a damaged file, mended by hand, and a second start on the same day: the claims are still lost."""
+    crashed(tmp_path, boot_id="monday")
+    open_ledger(tmp_path, boot_id="tuesday").close()  # came to nothing before it knew how far to distrust
+    ledger = open_ledger(tmp_path, boot_id="tuesday")
+    assert ledger.lost_power
+    ledger.distrust_through(20)
+    ledger.commit(20, T0, offers=[offer(3)])
+    assert ledger.outbox(10) == []
+    ledger.close()
+    again = open_ledger(tmp_path, boot_id="tuesday")
+    assert not again.lost_power
+    again.close()
+
+
 @pytest.mark.parametrize("fsync", ["always", "interval"])
 def test_a_reboot_after_a_clean_close_or_under_always_is_no_loss(tmp_path, fsync):
     if fsync == "always":
