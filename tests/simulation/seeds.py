@@ -13,11 +13,16 @@ from engine.runtime.warm import warm
 
 V = TypeVar("V")
 MUCH = 500_000
-"""Objects made and not let go of since garbage was last collected."""
+"""Objects made and not let go of since garbage was last collected; fewer are too many where they hold large arrays."""
 
 
 def run_seeds(
-    run: Callable[[int], V], seeds: range, processes: int | None = None, *, load: Callable[[], object]
+    run: Callable[[int], V],
+    seeds: range,
+    processes: int | None = None,
+    *,
+    load: Callable[[], object],
+    much: int = MUCH,
 ) -> Iterator[V]:
     """Simulate and audit every seed.
 
@@ -31,15 +36,15 @@ def run_seeds(
     gc.collect()
     gc.freeze()
     if processes < 2:
-        yield from map(partial(_run, run), seeds)
+        yield from map(partial(_run, run, much), seeds)
         return
     with multiprocessing.get_context("fork").Pool(processes, gc.disable) as pool:
-        yield from pool.imap(partial(_run, run), seeds, chunksize=1)
+        yield from pool.imap(partial(_run, run, much), seeds, chunksize=1)
 
 
-def _run(run: Callable[[int], V], seed: int) -> V:
+def _run(run: Callable[[int], V], much: int, seed: int) -> V:
     """Run one seed; garbage is collected between seeds, when there is much of it."""
     verdict = run(seed)
-    if gc.get_count()[0] > MUCH:
+    if gc.get_count()[0] > much:
         gc.collect()
     return verdict
