@@ -43,28 +43,23 @@ def host_worker(
     worker = Worker(settings, stopping, connect(settings, stopping.is_set, FixedContent(open_content(fences))))
     noted: dict[str, tuple[str, float, float, float, float]] = {}
     counting = threading.Lock()
-    process, publish = worker._process, worker._publish
+    decide, conclude, publish = worker._decide, worker._conclude, worker._publish
     at: dict[int, list[float]] = {number: [0.0, 0.0, 0.0] for number in range(settings.cluster.partitions)}
 
-    def processing(block: Any) -> None:
-        at[block.partition][0] = perf_counter()
-        partition = worker.partitions.get(block.partition)
-        if partition is not None and "commit" not in vars(partition.ledger):
-            partition.ledger.commit = committing(partition.ledger.commit, at[block.partition])  # type: ignore[method-assign]
-        process(block)
+    def deciding(partition: Any, block: Any) -> Any:
+        at[partition.number][0] = perf_counter()
+        decided = decide(partition, block)
+        at[partition.number][1] = perf_counter()
+        return decided
+
+    def concluding(partition: Any, decided: Any, *arguments: Any) -> None:
+        conclude(partition, decided, *arguments)
         if done is not None:
             with counting:
-                done[0] += len(block)
-
-    def committing(commit: Any, at: list[float]) -> Any:
-        def timed(*arguments: Any, **named: Any) -> None:
-            at[1] = perf_counter()
-            commit(*arguments, **named)
-            at[2] = perf_counter()
-
-        return timed
+                done[0] += len(decided.block)
 
     def publishing(number: int, effects: Any, bodies: Any) -> None:
+        at[number][2] = perf_counter()
         publish(number, effects, bodies)
         for offer in effects.offers:
             noted[offer.offer_id] = (offer.user_id, *at[number], perf_counter())
@@ -72,7 +67,8 @@ def host_worker(
     if done is not None:
         poll = worker.source.poll
         worker.source.poll = lambda most: poll(most if done[-1] else 0)
-    worker._process = processing  # type: ignore[method-assign]
+    worker._decide = deciding  # type: ignore[method-assign]
+    worker._conclude = concluding  # type: ignore[method-assign]
     worker._publish = publishing  # type: ignore[method-assign]
     thread = threading.Thread(target=worker.run, name="opportune-engine")
     thread.start()

@@ -321,25 +321,11 @@ class RedisLedger(HealingShard, HandOffShard):
             self._flush_settles()
             self._forget_batch()
             return
-        self._flush_settles()
-        if self._log is not None and self._unlogged != position:
-            has_moved = self._acts or self._released or any(row.taken is not None for row in self._made)
-            stock = self._read_stock() if has_moved or self._logged % _STOCK_EVERY == 0 else None
-            entry = LoggedCommit(
-                self._tenant,
-                self.shard,
-                self._logged + 1,
-                position,
-                now_ms,
-                self._asked,
-                self._longest_ms,
-                self._made,
-                self._released,
-                stock,
-                self._arrived,
-            )
-            self._log.append(self.shard, write_commit(entry))
-            self._unlogged = position
+        entry = self.log_entry(position, now_ms)
+        if entry is not None:
+            assert self._log is not None
+            self._log.append(self.shard, entry)
+            self.has_logged(position)
         acts = put_in_order(self._made, offers, consents, closed_users, closed_at, pauses, dispatches, decisions)
         packed = encode(acts)
         self._guarded(
@@ -360,6 +346,37 @@ class RedisLedger(HealingShard, HandOffShard):
         self._logged += 1
         self._kept = self._asked
         self._forget_batch()
+
+    @in_turn
+    def log_entry(self, position: int, now_ms: int) -> bytes | None:
+        """Return what the reservations log must hold before this commit, None where it holds it or there is no log.
+
+        For whoever writes the entries of several shards at once, and says `has_logged` before `commit`.
+        """
+        if position <= self._position:
+            return None
+        self._flush_settles()
+        if self._log is None or self._unlogged == position:
+            return None
+        has_moved = self._acts or self._released or any(row.taken is not None for row in self._made)
+        entry = LoggedCommit(
+            self._tenant,
+            self.shard,
+            self._logged + 1,
+            position,
+            now_ms,
+            self._asked,
+            self._longest_ms,
+            self._made,
+            self._released,
+            self._read_stock() if has_moved or self._logged % _STOCK_EVERY == 0 else None,
+            self._arrived,
+        )
+        return write_commit(entry)
+
+    def has_logged(self, position: int) -> None:
+        """Take note that the entry of this commit is durable."""
+        self._unlogged = position
 
     @property
     def history_end(self) -> int | None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -22,10 +23,17 @@ PATIENCE_MS = 120_000
 _LAST_WAIT_S = 8.0
 MOST_IN_FLIGHT = 1_000
 """Calls of `send` that are not acknowledged yet; the next one waits."""
+_LATER = ("decisions", "dead-letters")
+_LINGER_MS = 20
+"""How long what nobody waits for may be gathered into one request."""
+_WORTH_A_BATCH = 16
 
 
 class Outputs:
-    """One producer in a loop of its own; what was sent is acknowledged by all replicas in sync once `flush` returns.
+    """Producers in a loop of their own; what was sent is acknowledged by all replicas in sync once `flush` returns.
+
+    A producer has one request on its way to each broker, and what comes meanwhile waits for it. So there are three: for
+    the reservations log, which the engine waits for; for offers, which users wait for; and for what nobody waits for.
 
     A broker that does not answer is waited for: two minutes, or until `is_stopped`, and some seconds more.
     """
@@ -35,6 +43,9 @@ class Outputs:
         self._is_stopped = is_stopped
         self._loop = Loop("opportune-outputs")
         self._sent: deque[Future[None]] = deque()
+        self._queued: deque[tuple[Future[None], Coroutine[Any, Any, None]]] = deque()
+        self._is_woken = False
+        self._tasks: set[asyncio.Task[None]] = set()
         self._turn = threading.RLock()  # held while `_sent` changes: partitions send side by side
         try:
             self._loop.run(self._start())
@@ -44,15 +55,23 @@ class Outputs:
 
     async def _start(self) -> None:
         await probe(self._cluster.kafka)
-        self._producer = AIOKafkaProducer(
+        self._log, self._now, self._later = (self._make(linger_ms) for linger_ms in (0, 0, _LINGER_MS))
+        for producer in self._producers:
+            await producer.start()
+
+    def _make(self, linger_ms: int) -> AIOKafkaProducer:
+        return AIOKafkaProducer(
             bootstrap_servers=self._cluster.kafka,
             acks="all",
             enable_idempotence=True,
             request_timeout_ms=PATIENCE_MS,
-            linger_ms=0,  # what belongs together is handed over together
+            linger_ms=linger_ms,
             max_request_size=8 << 20,
         )
-        await self._producer.start()
+
+    @property
+    def _producers(self) -> tuple[AIOKafkaProducer, ...]:
+        return self._log, self._now, self._later
 
     def send(
         self,
@@ -69,11 +88,34 @@ class Outputs:
                 _raise_failure(self._sent.popleft())
             if len(self._sent) > MOST_IN_FLIGHT:
                 self.flush()
-            self._sent.append(self._loop.begin(self._send(self._cluster.topic(role), values, partition, keys, kind)))
+            sent: Future[None] = Future()
+            self._sent.append(sent)
+        self._queued.append((sent, self._send(role, values, partition, keys, kind)))
+        if not self._is_woken:
+            self._is_woken = True
+            self._loop.loop.call_soon_threadsafe(self._begin_queued)
+
+    def _begin_queued(self) -> None:
+        """In the loop: begin what was handed over; a batch hands over several things and wakes the loop once."""
+        self._is_woken = False
+        while self._queued:
+            sent, work = self._queued.popleft()
+            task = self._loop.loop.create_task(work)
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._end, sent))
+
+    def _end(self, sent: Future[None], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled():
+            sent.cancel()
+        elif (error := task.exception()) is not None:
+            sent.set_exception(error)
+        else:
+            sent.set_result(None)
 
     async def _send(
         self,
-        topic: str,
+        role: str,
         values: Sequence[bytes],
         partition: int | None,
         keys: Sequence[bytes | None] | None,
@@ -81,26 +123,26 @@ class Outputs:
     ) -> None:
         """Return once all are acknowledged."""
         headers = kind_headers(kind)
-        if partition is None or len(values) == 1:
+        topic = self._cluster.topic(role)
+        producer = self._later if role in _LATER else self._now
+        if partition is None or len(values) < _WORTH_A_BATCH:
             sent = [
-                await self._producer.send(
-                    topic, value, key=keys[row] if keys else None, partition=partition, headers=headers
-                )
+                await producer.send(topic, value, key=keys[row] if keys else None, partition=partition, headers=headers)
                 for row, value in enumerate(values)
             ]
             await asyncio.gather(*sent)
             return
         # Batches of our own cost a record a twentieth of what `send` does.
         waiting = []
-        batch = self._producer.create_batch()
+        batch = producer.create_batch()
         for row, value in enumerate(values):
             key = keys[row] if keys else None
             if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                waiting.append(await self._producer.send_batch(batch, topic, partition=partition))
-                batch = self._producer.create_batch()
+                waiting.append(await producer.send_batch(batch, topic, partition=partition))
+                batch = producer.create_batch()
                 if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
                     raise StoreUnavailable(f"a record of {len(value)} bytes is larger than topic {topic} takes")
-        waiting.append(await self._producer.send_batch(batch, topic, partition=partition))
+        waiting.append(await producer.send_batch(batch, topic, partition=partition))
         await asyncio.gather(*waiting)
 
     def append_control(self, partition: int, payload: bytes) -> int:
@@ -109,7 +151,7 @@ class Outputs:
         async def write() -> int:
             headers = kind_headers(RecordKind.CONTROL)
             topic = self._cluster.topic("events")
-            told = await self._producer.send_and_wait(topic, payload, partition=partition, headers=headers)
+            told = await self._now.send_and_wait(topic, payload, partition=partition, headers=headers)
             return int(told.offset)
 
         return int(self._run(write()))
@@ -127,9 +169,13 @@ class Outputs:
 
     def close(self) -> None:
         try:
-            self._run(self._producer.stop())
+            self._run(self._stop())
         finally:
             self._loop.stop()
+
+    async def _stop(self) -> None:
+        for producer in self._producers:
+            await producer.stop()
 
     def _run(self, work: Any) -> Any:
         try:
@@ -141,9 +187,15 @@ class Outputs:
 
     def append(self, shard: int, entry: bytes) -> None:
         """Write one commit of a shard; durable on return."""
+        self.append_all({shard: entry})
+
+    def append_all(self, entries: Mapping[int, bytes]) -> None:
+        """Write a commit of each of these shards; all are durable on return."""
 
         async def write() -> None:
-            await self._producer.send_and_wait(self._cluster.topic("reservations"), entry, partition=shard)
+            topic = self._cluster.topic("reservations")
+            sent = [await self._log.send(topic, entry, partition=shard) for shard, entry in entries.items()]
+            await asyncio.gather(*sent)
 
         self._run(write())
 

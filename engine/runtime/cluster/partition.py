@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from engine.clock import monotonic_s
 from engine.decide.profiles import GRANTED
 from engine.decode.split import split
 from engine.definitions import Content
+from engine.effects import Effects
 from engine.errors import StoreUnavailable
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.shard import Authority
@@ -30,6 +32,19 @@ log = structlog.get_logger("opportune.worker")
 _NOWHERE = (-1, -1)
 
 
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A block whose effects are not committed yet."""
+
+    block: Block
+    effects: Effects
+    decisions: list[bytes]
+    position: int  # of its last record
+    waited_ms: int  # from the broker until it was taken up
+    started_s: float
+    decided_s: float
+
+
 class Partition:
     """One partition of the events topic while it is ours; `restore` gives it its state, at first and after a fault.
 
@@ -37,6 +52,7 @@ class Partition:
     saved      what the newest durable checkpoint reflects
     committed  what the source was told to commit
     told       the last record whose effects were published by this process
+    decided    what is decided and not committed; the next block waits for it
     is_whole   False while a block is under way: the state is then neither that before nor that after it
     stopped    why nothing more is read of it; '' while it is
     """
@@ -52,6 +68,7 @@ class Partition:
         self.ledger = ledger
         self.done = self.saved = self.committed = self.told = -1
         self.is_whole = True
+        self.decided: Decided | None = None
         self.desk: CodeDesk | None = None
         self.unread: list[DeadLetter] = []  # of the block under way: what no schema could read
         self.has_begun = False  # a record was processed, or a checkpoint restored

@@ -8,7 +8,8 @@ An event that the engine fails on is found by bisection and set aside; other par
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,7 +32,7 @@ from engine.runtime.cluster.faust_source import FaustSource
 from engine.runtime.cluster.kafka_source import KafkaSource
 from engine.runtime.cluster.lanes import Lanes, OneByOne
 from engine.runtime.cluster.outputs import Outputs
-from engine.runtime.cluster.partition import Partition
+from engine.runtime.cluster.partition import Decided, Partition
 from engine.runtime.cluster.registry import SchemaRegistry
 from engine.runtime.cluster.topics import ensure_topics
 from engine.runtime.cluster.values import ValueReader
@@ -166,6 +167,7 @@ class Worker:
         for number in changing:
             self._process_all(taken.pop(number))
         self._lanes.each(self._process_all, list(taken.values()))
+        self._finish(list(self.partitions.values()))
         if self.stopping.is_set():
             return
         self._look_after()
@@ -309,6 +311,7 @@ class Worker:
             return
         block, partition.unread = self.values.read(block)
         for piece in partition.pieces(block):
+            self._finish([partition])
             partition.leave_history(int(piece.position[0]))
             # Whatever was fetched before the state went back, or was given up, is fetched again.
             if block.partition in self._sought or self.partitions.get(block.partition) is not partition:
@@ -331,19 +334,47 @@ class Worker:
             return
         partition.is_whole = False
         try:
-            self._decide(partition, block)
+            partition.decided = self._decide(partition, block)
         except (OpportuneError, MemoryError):
             raise
         except Exception as error:
             self._suspect(partition, block, error)
-            return
-        partition.done = int(block.position[-1])
-        partition.is_whole = True
-        partition.last_block_s = self._monotonic_s()
-        partition.ticking = False
-        self._stop_if_bad(partition)
 
-    def _decide(self, partition: Partition, block: Block) -> None:
+    def _finish(self, partitions: Sequence[Partition]) -> None:
+        """Commit and tell what these have decided; what goes into the reservations log goes there together."""
+        begun_s = monotonic_s()
+        entries: dict[int, bytes] = {}
+        under_way = [(one, one.decided) for one in partitions if one.decided is not None]
+        for partition, decided in under_way:
+            with self._guarding(partition, decided):
+                entry = self._log_entry(partition, decided)
+                if entry is not None:
+                    entries[partition.number] = entry
+        if entries:
+            self.outputs.append_all(entries)
+        for partition, decided in under_way:
+            if partition.number in entries:
+                partition.ledger.has_logged(decided.position)
+            with self._guarding(partition, decided):
+                if partition.decided is not None:
+                    self._conclude(partition, decided, begun_s)
+
+    @contextmanager
+    def _guarding(self, partition: Partition, decided: Decided) -> Iterator[None]:
+        """A partition that is another's by now, or that the engine fails on, does not harm the others."""
+        try:
+            yield
+        except StoreFenced:
+            self._lose(partition.number)
+        except (OpportuneError, MemoryError):
+            raise
+        except Exception as error:
+            self._suspect(partition, decided.block, error)
+        else:
+            return
+        partition.decided = None
+
+    def _decide(self, partition: Partition, block: Block) -> Decided:
         started_s = monotonic_s()
         waited_ms = wall_ms() - int(block.append_ms[0])
         partition.begin(int(block.position[0]))
@@ -358,8 +389,14 @@ class Worker:
         effects.dead = [*partition.quarantine.named(effects.dead), *unread]
         decisions = [encode(one) for one in effects.decisions if one.reason != "duplicate"]
         partition.ledger.assumed_consent = partition.pipeline.content.policy.assumed_consent
-        decided_s = monotonic_s()
-        position = int(block.position[-1])
+        return Decided(block, effects, decisions, last, waited_ms, started_s, monotonic_s())
+
+    def _log_entry(self, partition: Partition, decided: Decided) -> bytes | None:
+        effects = decided.effects
+        return partition.ledger.log_entry(decided.position, effects.now_ms) if effects.is_stored else None
+
+    def _conclude(self, partition: Partition, decided: Decided, begun_s: float) -> None:
+        effects, position = decided.effects, decided.position
         if effects.is_stored:
             partition.ledger.commit(
                 position,
@@ -373,19 +410,27 @@ class Worker:
             )
         committed_s = monotonic_s()
         if position > partition.told:
-            self._publish(partition.number, effects, decisions)
+            self._publish(partition.number, effects, decided.decisions)
             partition.told = position
             count(effects)
-        self._measure(partition, effects, waited_ms, (started_s, decided_s, committed_s, monotonic_s()))
+        self._measure(partition, decided, begun_s, committed_s)
+        partition.decided = None
+        partition.done = position
+        partition.is_whole = True
+        partition.last_block_s = self._monotonic_s()
+        partition.ticking = False
+        self._stop_if_bad(partition)
 
-    def _measure(self, partition: Partition, effects: Effects, waited_ms: int, times: Sequence[float]) -> None:
+    def _measure(self, partition: Partition, decided: Decided, begun_s: float, committed_s: float) -> None:
+        now_s = monotonic_s()
         stage = partition.measured.stage
-        stage["waited"].observe(max(0, waited_ms) / 1000)
-        for name, begin_s, end_s in zip(("decide", "commit", "publish"), times, times[1:], strict=False):
-            stage[name].observe(end_s - begin_s)
-        metrics.BATCH_SECONDS.observe(times[-1] - times[0])
-        metrics.BATCH_EVENTS.observe(effects.events)
-        partition.measured.events.observe(effects.events)
+        stage["waited"].observe(max(0, decided.waited_ms) / 1000)
+        stage["decide"].observe(decided.decided_s - decided.started_s)
+        stage["commit"].observe(committed_s - begun_s)
+        stage["publish"].observe(now_s - committed_s)
+        metrics.BATCH_SECONDS.observe(now_s - decided.started_s)
+        metrics.BATCH_EVENTS.observe(decided.effects.events)
+        partition.measured.events.observe(decided.effects.events)
 
     def _publish(self, number: int, effects: Effects, decisions: Sequence[bytes]) -> None:
         if effects.offers:
