@@ -56,7 +56,7 @@ class Links:
                 continue
             if not scan.is_look and link.first is None:
                 link.first = scan
-            if scan.status:
+            if found == expected:
                 _check_answer(auditor, link, scan)
         auditor._where = "at the end"
         redeemed = {one.message.offer_id: one for one in sent.values() if one.first is not None}
