@@ -114,6 +114,11 @@ class Decider:
             responses=self.responses,
         )
 
+    def compile_all(self) -> None:
+        """Compile every scenario now, where nobody waits; each is otherwise compiled at its first use."""
+        for row in range(len(self.content.scenarios)):
+            self.plans[row]
+
     def activate(self, content: Content) -> list[Decision]:
         """Take new content from the next candidate on; held candidates and runs follow their scenarios by id."""
         old = [scenario.id for scenario in self.content.scenarios]

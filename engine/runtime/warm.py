@@ -6,6 +6,7 @@ import hashlib
 import sys
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def _run_a_day() -> None:
         pipeline.process(_block([b""], len(lines) + 1, RecordKind.TICK, _LATER_MS))
         arrays, objects = pipeline.snapshot()
         pipeline.restore({name: array.copy() for name, array in arrays.items()}, objects)
-        pipeline.activate(content, Effects(0))
+        pipeline.activate(_edited(content), Effects(0))
         # Enough users that every table grows, and one that leaves.
         crowd = [
             b'{"type":"ping","user":"crowd%d","lon":116.4,"lat":39.9,"at":%d}\n'
@@ -116,7 +117,9 @@ def _run_a_day() -> None:
         # What waits to be sorted goes on before it can make a table grow.
         pipeline.process(_block([b""], len(lines) + 3, RecordKind.TICK, _LATER_MS + 10_000))
         pipeline.forget("crowd7")
-        pipeline.behavior.reset_users(np.arange(pipeline.users.count))
+        everybody = np.arange(pipeline.users.count)
+        pipeline.presence.reset_users(everybody)
+        pipeline.behavior.reset_users(everybody)
         ledger.close()
         _import_codes(Path(folder))
     _read_a_record_batch()
@@ -181,6 +184,20 @@ def _content() -> Content:
     assumed = frozenset({"location", "usage", "marketing.sms"})
     apps = AppTable(("x",), ("warm",))
     return Content("warm", fences, cells, scenarios, Policy(assumed_consent=assumed), apps=apps)
+
+
+def _edited(content: Content) -> Content:
+    """The same with a fence that was drawn anew, and a cell more: what an activation takes leave of, and renumbers."""
+    first, *others = content.fences
+    cells = content.cells
+    more = CellTable(
+        ("460-01-1-0", *cells.ids),
+        np.append(cells.lon_e7, cells.lon_e7),
+        np.append(cells.lat_e7, cells.lat_e7),
+        np.append(cells.radius_m, cells.radius_m),
+        np.append(cells.indoor, cells.indoor),
+    )
+    return replace(content, fences=(replace(first, state_hash="drawn anew"), *others), cells=more)
 
 
 def _pattern(kind: str, *steps: UsageTrigger | PresenceTrigger, field: str = "") -> PatternTrigger:

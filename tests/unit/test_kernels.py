@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 from engine.behavior import catalogue_kernel, pattern_kernel, store_kernel
+from engine.presence import activation_kernel
+from engine.presence import kernel as presence_kernel
 from engine.runtime import warm
 
 ENGINE = Path(__file__).resolve().parents[2] / "engine"
@@ -74,5 +76,18 @@ def test_warming_compiles_every_kernel_that_patterns_are_called_by():
         catalogue_kernel.hash_texts,
         catalogue_kernel.fill_catalogue,
         catalogue_kernel.fill_categories,
+    )
+    assert [one.py_func.__name__ for one in called if not one.signatures] == []
+
+
+def test_warming_compiles_every_kernel_that_an_activation_is_made_of():
+    """L10: the first fence to go away, the first cell to move, must not hold up the log for a second."""
+    warm._run_a_day()
+    called = (
+        activation_kernel.leave_removed,
+        activation_kernel.renumber,
+        activation_kernel.renumber_cells,
+        presence_kernel.mark_idle,
+        presence_kernel.reset_all,
     )
     assert [one.py_func.__name__ for one in called if not one.signatures] == []
