@@ -177,6 +177,7 @@ class Host:
             "accepting": Component(not self._is_stopping, "shutting down" if self._is_stopping else ""),
             "journal": Component(journal is None, journal or ""),
             "engine": Component(engine is None, engine or ""),
+            "checkpoints": Component(not (why := self.service.checkpoint_failure), why or "", critical=False),
             "clock": Component(
                 behind_s < CLOCK_BEHIND_S,
                 f"{behind_s:.0f} s behind the log, whose time stands still till then: events count as late"

@@ -29,6 +29,8 @@ _ALIGN = 64
 _CHUNK = 8 << 20
 _CRC_FIELD = b',"crc32c":'  # of everything before it; always the last field
 KEEP = 2
+_UNKNOWN = 255
+"""What the writing child ends with where no error of the system says why; those are smaller."""
 
 
 @dataclass(slots=True)
@@ -81,7 +83,9 @@ class Pending:
                 return False
             self._status = status
         if self._status != 0:
-            raise StoreUnavailable(f"checkpoint {self.target}: cannot be written (status {self._status})")
+            code = os.waitstatus_to_exitcode(self._status)
+            reason = os.strerror(code) if 0 < code < _UNKNOWN else f"its writer ended with status {code}"
+            raise StoreUnavailable(f"checkpoint {self.target}: cannot be written ({reason})")
         return True
 
 
@@ -99,12 +103,14 @@ def write_in_background(folder: Path, checkpoint: Checkpoint) -> Pending:
         pid = os.fork()
     if pid:
         return Pending(pid, target, checkpoint.position)
-    status = 1
+    status = _UNKNOWN
     try:
         os.closerange(3, 65536)
         os.nice(5)
         write(folder, checkpoint)
         status = 0
+    except StoreUnavailable as error:
+        status = getattr(error.__cause__, "errno", None) or _UNKNOWN
     finally:
         os._exit(status)
 

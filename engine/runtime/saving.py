@@ -32,6 +32,8 @@ class Saver:
         self._snapshot = snapshot
         self._pending: checkpoint.Pending | None = None
         self._due_s = self._since_s = 0.0
+        self.failure: str | None = None
+        """Why the newest checkpoint could not be written; the journal grows as long as there is none."""
 
     def save_if_due(self) -> None:
         """Begin a checkpoint when the time has come, or look whether the one under way is done."""
@@ -47,7 +49,7 @@ class Saver:
                 self._journal.sync()
                 self._pending = checkpoint.write_in_background(self._folder, self._snapshot())
             except (OSError, StoreUnavailable) as error:
-                log.error("checkpoint failed; the journal is kept", error=type(error).__name__)
+                self._fail(error)
         self._due_s = monotonic_s() + self._settings.checkpoint_interval_s
 
     def save_last(self) -> None:
@@ -65,6 +67,11 @@ class Saver:
             metrics.CHECKPOINT_SECONDS.observe(monotonic_s() - self._since_s)
             metrics.CHECKPOINT_POSITION.set(self._pending.position)
             self._journal.drop_before(self._pending.position, now_ms=wall_ms(), hours=self._settings.journal_hours)
+            self.failure = None
         except (OSError, StoreUnavailable) as error:
-            log.error("checkpoint failed; the journal is kept", error=str(error))
+            self._fail(error)
         self._pending = None
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = str(error)
+        log.error("checkpoint failed; the journal is kept", error=self.failure)

@@ -185,6 +185,11 @@ class Service:
         return self._processor.failure
 
     @property
+    def checkpoint_failure(self) -> str | None:
+        """Why the newest checkpoint could not be written, None where it was."""
+        return self._saver.failure
+
+    @property
     def clock_behind_s(self) -> float:
         """How far the machine's clock is behind the log, which never goes back: it was set back, or had been ahead."""
         return max(0, self.journal.last_append_ms - wall_ms()) / 1000 if self.clock == "log" else 0.0
