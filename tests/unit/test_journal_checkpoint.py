@@ -108,7 +108,7 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
         with pytest.raises(StoreUnavailable, match="cannot be written"):
             checkpoint.write(tmp_path, sample(6))
         pending = checkpoint.write_in_background(tmp_path, sample(7))
-        with pytest.raises(StoreUnavailable, match="cannot be written .File too large"):
+        with pytest.raises(StoreUnavailable, match=r"cannot be written \(File too large\)"):
             pending.done(wait=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
