@@ -15,7 +15,7 @@ from engine.decide.profiles import ProfileTable
 from engine.decide.responses import Responses
 from engine.decode.events import Redemption
 from engine.definitions import FieldTest, PatternTrigger, UsageTrigger
-from engine.ledger import handoff, links
+from engine.ledger import claiming, links
 from engine.ledger.embedded import EmbeddedLedger
 from engine.ledger.pool import CodePool
 from engine.ledger.stock import Stock
@@ -77,7 +77,7 @@ def stock_lost_in_a_crash(patch: Any) -> None:
 
 @plants_with("codes_recalled")
 def recalled_codes_sent(patch: Any) -> None:
-    patch.setattr(handoff, "_is_expired", lambda *_: False)
+    patch.setattr(claiming, "_is_expired", lambda *_: False)
 
 
 @plants
