@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
+import signal
 import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,7 @@ import msgspec
 import numpy as np
 from numpy.lib.format import descr_to_dtype, dtype_to_descr
 
+from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 
 MAGIC = "opportune-checkpoint"
@@ -29,6 +32,8 @@ _ALIGN = 64
 _CHUNK = 8 << 20
 _CRC_FIELD = b',"crc32c":'  # of everything before it; always the last field
 KEEP = 2
+BEGINS_WITHIN_S = 10.0
+_LOOK_S = 0.002
 _UNKNOWN = 255
 """What the writing child ends with where no error of the system says why; those are smaller."""
 
@@ -54,6 +59,7 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     for left_over in folder.glob("*.partial"):
         left_over.unlink(missing_ok=True)
     try:
+        temporary.touch()
         _write_file(temporary, checkpoint)
         os.replace(temporary, target)
         _sync_folder(folder)
@@ -66,6 +72,10 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
+class WriterStuck(StoreUnavailable):
+    """The child never began: it may wait for a lock that another thread held at the fork."""
+
+
 class Pending:
     """A checkpoint being written by a forked child from its copy-on-write view of the arrays."""
 
@@ -74,19 +84,33 @@ class Pending:
         self.target = target
         self._pid = pid
         self._status: int | None = None
+        self._patient_until_s = monotonic_s() + BEGINS_WITHIN_S
 
     def done(self, *, wait: bool = False) -> bool:
-        """Say whether it is written and durable; raise StoreUnavailable if writing failed."""
-        if self._status is None:
-            pid, status = os.waitpid(self._pid, 0 if wait else os.WNOHANG)
-            if pid == 0:
+        """Say whether it is written and durable; raise StoreUnavailable if writing failed.
+
+        Raises WriterStuck for a child that has not begun within BEGINS_WITHIN_S; it is gone then.
+        """
+        while self._status is None:
+            pid, status = os.waitpid(self._pid, os.WNOHANG)
+            if pid:
+                self._status = status
+            elif monotonic_s() > self._patient_until_s and not self._has_begun():
+                os.kill(self._pid, signal.SIGKILL)
+                _, self._status = os.waitpid(self._pid, 0)
+                raise WriterStuck(f"checkpoint {self.target}: its writer never began")
+            elif not wait:
                 return False
-            self._status = status
+            else:
+                select.select([], [], [], _LOOK_S)  # time.sleep fails under libfaketime
         if self._status != 0:
             code = os.waitstatus_to_exitcode(self._status)
             reason = os.strerror(code) if 0 < code < _UNKNOWN else f"its writer ended with status {code}"
             raise StoreUnavailable(f"checkpoint {self.target}: cannot be written ({reason})")
         return True
+
+    def _has_begun(self) -> bool:
+        return self.target.with_suffix(".partial").exists() or self.target.exists()
 
 
 def write_in_background(folder: Path, checkpoint: Checkpoint) -> Pending:

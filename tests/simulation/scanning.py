@@ -1,7 +1,7 @@
 """People who scan the links of their messages: once, twice, at two tills, too late, or with a link they made up.
 
 What answers them is the service's own desk of claim links over the ledger of the day; it may die between the ledger's
-word and the journal's (O3). People outlive the service: whoever got no answer asks again.
+word and the journal's (O3). People outlive the service: most who got no answer ask again.
 """
 
 from __future__ import annotations
@@ -102,9 +102,10 @@ class Scanners:
         self._live.send(at_ms, receipt(offer, dispatch_id, "failed", at_ms, f"late/{offer.offer_id}"))
 
     def ask_again(self, now_ms: int) -> None:
-        """The service is back: whoever it died under comes again."""
+        """The service is back: whoever it died under comes again, or has gone home."""
         if self._asking is not None:
-            self._ask(now_ms + self._dice.choice((SECOND_MS, 10 * MINUTE_MS)), self._asking)
+            if self._dice.random() < 0.6:
+                self._ask(now_ms + self._dice.choice((SECOND_MS, 10 * MINUTE_MS)), self._asking)
             self._asking = None
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import pytest
 
 from engine.errors import StoreUnavailable
 from engine.runtime import checkpoint
-from engine.runtime.checkpoint import Checkpoint
+from engine.runtime.checkpoint import Checkpoint, Pending, WriterStuck
 
 RECORD = np.dtype([("at_ms", "i8"), ("flag", "u1"), ("place", "f4", (2,))], align=True)
 
@@ -130,6 +131,21 @@ def test_a_background_checkpoint_holds_the_state_of_its_start(tmp_path):
     read = checkpoint.read_newest(tmp_path).checkpoint
     assert read.arrays["big"].max() == 0
     assert read.arrays["wide"].tolist() == list(range(20_000))
+
+
+def test_a_writer_that_never_begins_is_not_waited_for(tmp_path, monkeypatch):
+    """A child may inherit a lock that another thread held at the fork; who waits for it would wait for ever."""
+    monkeypatch.setattr(checkpoint, "BEGINS_WITHIN_S", 0.05)
+    with subprocess.Popen(["sleep", "60"]) as stuck:
+        pending = Pending(stuck.pid, tmp_path / "5.checkpoint", 5)
+        with pytest.raises(WriterStuck, match="never began"):
+            pending.done(wait=True)
+        stuck.returncode = -9  # waited for already
+    with subprocess.Popen(["sleep", "0.3"]) as slow:
+        pending = Pending(slow.pid, tmp_path / "6.checkpoint", 6)
+        (tmp_path / "6.partial").touch()
+        assert pending.done(wait=True), "what has begun is waited for"
+        slow.returncode = 0
 
 
 def test_the_child_lets_go_of_what_it_inherited(tmp_path):

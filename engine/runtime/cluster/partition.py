@@ -152,16 +152,24 @@ class Partition:
 
     def has_saved(self) -> bool:
         """Say whether the checkpoint under way is durable by now."""
-        if self._pending is None or not self._pending.done():
-            return False
-        self.saved, self._pending = self._pending.position, None
-        return True
+        return self._end_pending(wait=False)
 
     def end_saving(self) -> None:
         """Wait for the checkpoint under way."""
-        if self._pending is not None:
-            self._pending.done(wait=True)
-            self.saved, self._pending = max(self.saved, self._pending.position), None
+        self._end_pending(wait=True)
+
+    def _end_pending(self, *, wait: bool) -> bool:
+        if self._pending is None:
+            return False
+        try:
+            if not self._pending.done(wait=wait):
+                return False
+        except checkpoint.WriterStuck as error:
+            log.warning("a checkpoint is begun anew", partition=self.number, reason=str(error))
+            self.due_s, self._pending = 0.0, None
+            return False
+        self.saved, self._pending = max(self.saved, self._pending.position), None
+        return True
 
     # --- events that wake a fault of ours (F2) ------------------------------------------------------------------------
 
