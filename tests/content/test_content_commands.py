@@ -17,6 +17,7 @@ from sets import collection, fence, scenario, write_set
 from typer.testing import CliRunner, Result
 
 from engine.cli import content, fences
+from engine.console.terminal import Terminal
 from engine.content import inspect_content
 
 app = typer.Typer()
@@ -69,10 +70,8 @@ def test_check_warns_of_what_is_over(tmp_path: Path) -> None:
 
 
 def test_a_fault_table_keeps_brackets_and_everything_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rich.console import Console
-
-    console = Console(force_terminal=True, width=200, color_system=None)
-    monkeypatch.setattr(content, "Console", lambda: console)
+    console = Terminal(force_terminal=True, width=200, color_system=None)
+    monkeypatch.setattr(content, "Terminal", lambda: console)
     with console.capture() as capture:
         ring = [[39.9, 116.4], [39.9, 116.5], [39.8, 116.5], [39.9, 116.4]]
         bad = collection(fence(geometry={"type": "Polygon", "coordinates": [ring]}))
