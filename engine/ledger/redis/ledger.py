@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import structlog
@@ -86,7 +87,8 @@ class RedisLedger(HealingShard, HandOffShard):
         for request in requests:
             numbers.append(asked)
             # What is in shadow leaves nothing, and explaining asks in shadow: only the rest has a place in the log.
-            asked += not all(option.shadow for option in request.options)
+            options = request.options
+            asked += not (options[0].shadow and all(option.shadow for option in options))
         self._asked = asked
         self._number_marks(requests)
         if not self._refused:
@@ -109,17 +111,20 @@ class RedisLedger(HealingShard, HandOffShard):
         return [local[row] for row in range(len(requests))]
 
     def _ask(self, requests: Sequence[ReserveRequest], numbers: Sequence[int]) -> list[ReserveAnswer]:
-        """Ask Redis, batch after batch; the next is packed while Redis works on the one before."""
+        """Ask Redis, batch after batch; others are packed, and read, while Redis works on one. Marks are numbered."""
         while True:
-            self.recover()
-            self._number_marks(requests)
+            if self._needs_heal:
+                self.recover()
+                self._number_marks(requests)
             batches = [
                 _Batch(requests[first : first + BATCH], numbers[first : first + BATCH])
                 for first in range(0, len(requests), BATCH)
             ]
-            answers = self._link.scripts("reserve", (self._packed(batch) for batch in batches))
+            calls = (self._packed(batch) for batch in batches)
+            answers = self._link.scripts("reserve", calls, partial(_read, batches))
             if b"others" in answers:
                 self._await_others()
+                self._number_marks(requests)
                 continue
             # After a rebuild all are asked again: names may have other numbers by then.
             if not any(self._is_behind(answer) for answer in answers):
@@ -155,14 +160,9 @@ class RedisLedger(HealingShard, HandOffShard):
         )
         return [self._meta, self._open, *batch.keys], lambda: (*self._claimed(), *fixed, *packed.arguments, *of_stock)
 
-    def _take_answers(self, batch: _Batch, answer: Any) -> list[ReserveAnswer]:
-        packed, values = answer
-        out, codes, refused, sizes, lacks = decode(packed)
-        at = 0
-        for key, size in zip(refused, sizes, strict=True):
-            self._remember(batch.keys[key - 1].decode(), values[at : at + size])
-            at += size
-        answers = read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)), lacks)
+    def _take_answers(self, batch: _Batch, answer: tuple[list[ReserveAnswer], dict[str, bytes]]) -> list[ReserveAnswer]:
+        answers, refused = answer
+        self._remember(refused)
         for request, one, number in zip(batch.requests, answers, batch.numbers, strict=True):
             if one.granted >= 0 and not one.duplicate:
                 won = request.options[one.granted]
@@ -195,12 +195,14 @@ class RedisLedger(HealingShard, HandOffShard):
             )
         )
 
-    def _remember(self, key: str, packed: bytes) -> None:
-        """Keep the grants of a subject that was refused, so that the next refusal needs no call."""
+    def _remember(self, refused: dict[str, bytes]) -> None:
+        """Keep the grants of subjects that were refused, so that the next refusal needs no call."""
         if len(self._refused) >= MOST_REMEMBERED:
             for old in list(self._refused)[: MOST_REMEMBERED // 2]:
                 del self._refused[old]
-        self._refused[key.removeprefix(f"{self._prefix}u:")] = packed
+        own = f"{self._prefix}u:"
+        for key, packed in refused.items():
+            self._refused[key.removeprefix(own)] = packed
 
     def release(self, offer_id: str) -> None:
         """Give back what an offer took (a definite failure, C2). Harmless where there is nothing to give back."""
@@ -420,3 +422,18 @@ def _taken(won: Option) -> tuple[int, list[str | int | bool]] | None:
         return None
     lines = [value for line in won.take.lines for value in (line.benefit, line.cost_fen, line.counts_users)]
     return won.take.day_ms, lines
+
+
+def _read(batches: Sequence[_Batch], row: int, answer: Any) -> Any:
+    """Return the answers of a batch, and the grants of the subjects refused by key; a word of Redis stays one."""
+    if isinstance(answer, bytes):
+        return answer
+    batch = batches[row]
+    packed, values = answer
+    out, codes, refused, sizes, lacks = decode(packed)
+    grants: dict[str, bytes] = {}
+    at = 0
+    for key, size in zip(refused, sizes, strict=True):
+        grants[batch.keys[key - 1].decode()] = values[at : at + size]
+        at += size
+    return read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)), lacks), grants

@@ -80,9 +80,15 @@ class RedisLink:
         return self.scripts(name, [(keys, arguments)])[0]
 
     def scripts(
-        self, name: str, calls: Iterable[tuple[Sequence[bytes], Callable[[], Sequence[bytes | str | int]]]]
+        self,
+        name: str,
+        calls: Iterable[tuple[Sequence[bytes], Callable[[], Sequence[bytes | str | int]]]],
+        read: Callable[[int, Any], Any] = lambda _, answer: answer,
     ) -> list[Any]:
-        """Run a script several times in order; calls are made while Redis works on those before them."""
+        """Run a script several times in order; calls are made, and answers read, while Redis works on others.
+
+        read  makes of each call's number and answer what is returned; what is repeated is read again
+        """
         text, sha = _script(name)
         made: list[tuple[Sequence[bytes], Callable[[], Sequence[bytes | str | int]]]] = []
         coming = iter(calls)
@@ -95,9 +101,9 @@ class RedisLink:
                 connection.send_packed_command([_call(sha, keys, arguments())])
             answers = []
             unknown = False
-            for _ in made:
+            for row in range(len(made)):
                 try:
-                    answers.append(connection.read_response(disable_decoding=True))
+                    answers.append(read(row, connection.read_response(disable_decoding=True)))
                 except NoScriptError:
                     unknown = True
             if unknown:

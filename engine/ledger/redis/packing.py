@@ -160,7 +160,9 @@ def read_answers(
             continue
         tried = granted if granted >= 0 else len(options)
         refusals = tuple(_REFUSED.get(out[at + k]) or options[k].rules[out[at + k]].reason for k in range(tried))
-        shorts = tuple((k, _short(options[k], *lacking[at + k])) for k in range(tried) if at + k in lacking)
+        shorts: tuple[tuple[int, Short], ...] = ()
+        if lacking:
+            shorts = tuple((k, _short(options[k], *lacking[at + k])) for k in range(tried) if at + k in lacking)
         at += tried
         code = codes.get(row)
         if code is None and granted >= 0 and not is_duplicate:
