@@ -32,7 +32,6 @@ from engine.ledger.redis.packing import (
     binary,
     decode,
     encode,
-    is_shared,
     judge_refused,
     pack_requests,
     pack_takes,
@@ -150,11 +149,13 @@ class RedisLedger(HealingShard, HandOffShard):
         batch.keeps = packed.keeps
         self._longest_ms = max(self._longest_ms, packed.longest_ms)
         fixed = (self.shard, max(self._longest_ms, HORIZON_MS), HORIZON_MS, self._sent, f"{self._prefix}v:")
-        shared = any(is_shared(request) for request in batch.requests)
+        takes = pack_takes(batch.requests)
+        # Persons, limits over the deployment and stock: other shards' grants count too.
+        shared = packed.counts_all or takes or 0 in owned
         of_stock = (
             self._prefix,
             self._everywhere,
-            pack_takes(batch.requests),
+            takes,
             self.shards if shared else 0,
             self._kept,
         )

@@ -80,19 +80,13 @@ def pack_takes(requests: Sequence[ReserveRequest]) -> bytes:
     return encode((of, takes))
 
 
-def is_shared(request: ReserveRequest) -> bool:
-    """Say whether other shards' grants count for the answer: persons, limits over the deployment, stock."""
-    return request.subject != request.user_id or any(
-        option.take is not None or any(rule.scope == DEPLOYMENT for rule in option.rules) for option in request.options
-    )
-
-
 class Packed(NamedTuple):
     """Requests as reserve.lua reads them: columns, as one comprehension a column is fastest."""
 
     arguments: tuple[bytes, ...]
     longest_ms: int  # the longest window that a rule asks about
     keeps: bool  # whether a rule has no window
+    counts_all: bool  # whether a rule counts what every shard gave
 
 
 def pack_requests(
@@ -131,17 +125,18 @@ def pack_requests(
             [request.subject for request in requests],
         )
     )
+    scopes = bytes([rule.scope for rule in rules])
     arguments = (
         columns,
         bytes.fromhex("".join([option.offer_id for option in options])),
         bytes([option.counts for option in options]),
         bytes([option.withheld for option in options]),
         bytes([option.shadow for option in options]),
-        bytes([rule.scope for rule in rules]),
+        scopes,
         bytes([rule.uncounted_too for rule in rules]),
     )
     longest_ms = max(now_ms) - int(bounded.min()) if len(bounded) else 0
-    return Packed(arguments, max(longest_ms, 0), len(bounded) < len(windows))
+    return Packed(arguments, max(longest_ms, 0), len(bounded) < len(windows), DEPLOYMENT in scopes)
 
 
 def read_answers(
@@ -159,7 +154,7 @@ def read_answers(
             answers.append(GRANTED_FIRST)
             continue
         tried = granted if granted >= 0 else len(options)
-        refusals = tuple(_REFUSED.get(out[at + k]) or options[k].rules[out[at + k]].reason for k in range(tried))
+        refusals = tuple([_REFUSED.get(out[at + k]) or options[k].rules[out[at + k]].reason for k in range(tried)])
         shorts: tuple[tuple[int, Short], ...] = ()
         if lacking:
             shorts = tuple((k, _short(options[k], *lacking[at + k])) for k in range(tried) if at + k in lacking)
