@@ -72,7 +72,6 @@ class Stages:
         self.ledger = ledger
         self.now_ms = 0
         self._swept_hour = 0
-        self._room_for = -1
         self._state_ttl_ms = int(settings.state_ttl_days * 24 * HOUR_MS)
         self.feeds = FeedTable(settings.feeds)
         self.users = UserTable()
@@ -138,9 +137,6 @@ class Stages:
 
     def _ensure(self) -> None:
         users = self.users.count
-        if users == self._room_for:
-            return
-        self._room_for = users
         if self.reorder is not None:
             self.reorder.ensure(users)
         self.profiles.ensure(users)
@@ -244,7 +240,6 @@ class Stages:
             self.reorder = Reorder(self.feeds)  # no feed reorders any more; what is held goes on when it is due
         if self.reorder is not None and len(held):
             self.reorder.restore(part("reorder"))
-        self._room_for = -1
         self._ensure()
         self._renew_hours(self.now_ms)
 
