@@ -102,7 +102,7 @@ class Dispatcher:
         self._paused: set[str] = set()
         self._parked: dict[str, Offer] = {}
         self._known: set[str] = set()
-        self._overflowed = False
+        self._is_behind = False
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- life -------------------------------------------------------------------------------------------------------
@@ -114,7 +114,7 @@ class Dispatcher:
             for work in (self._settler.run(), self.returns.run(), self.returns.watch_silence(), self._refill())
         ]
         await self._lanes.open()
-        self._overflowed = True
+        self._is_behind = True
         await self._fetch()
 
     async def stop(self, timeout_s: float = 20.0) -> None:
@@ -147,7 +147,7 @@ class Dispatcher:
             if offer.offer_id in self._known:
                 continue
             if len(self._known) >= MOST_QUEUED:
-                self._overflowed = True
+                self._is_behind = True
                 return
             self._known.add(offer.offer_id)
             self._queue(offer)
@@ -220,8 +220,10 @@ class Dispatcher:
         elif answer == ClaimAnswer.CODE_EXPIRED:
             self._drop(offer, DispatchState.FAILED, "code_expired")
         else:
-            # Somebody else has it, or it is not ours any more: nothing to write, nothing to send.
+            # Somebody else has it, or it is not ours any more: nothing to write, nothing to send. Should what it
+            # belongs to be ours again by now, nobody tells of it once more: look.
             self._known.discard(offer.offer_id)
+            self._is_behind |= answer == ClaimAnswer.FENCED
             if answer != ClaimAnswer.ALREADY:
                 log.warning("offer not claimed", offer_id=offer.offer_id, answer=str(answer))
 
@@ -276,15 +278,15 @@ class Dispatcher:
         self.settle(Settled(offer.user_id, "none", record, gives_back(offer, code)))
 
     async def _fetch(self) -> None:
-        """Read from the outbox what memory had no room for."""
-        if not self._overflowed or len(self._known) > MOST_QUEUED // 2 or self.is_stopping:
+        """Read from the outbox what memory may lack: there was no room for it, or it was not ours for a moment."""
+        if not self._is_behind or len(self._known) > MOST_QUEUED // 2 or self.is_stopping:
             return
         try:
             offers = await self._call(self._ledger.outbox, MOST_QUEUED)
         except (StoreError, OSError) as error:
             log.error("outbox cannot be read", error=type(error).__name__)
             return
-        self._overflowed = False
+        self._is_behind = False
         self.enqueue(offers)
 
     async def _fall_back(self) -> None:

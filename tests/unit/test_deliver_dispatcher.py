@@ -367,6 +367,25 @@ def test_a_claim_store_that_cannot_answer_means_no_send_until_it_can() -> None:
     assert len(gateway.seen) == 1
 
 
+def test_an_offer_that_was_another_dispatchers_for_a_moment_is_handed_over_without_being_told_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("engine.deliver.dispatcher.REFILL_S", 0.02)
+    gateway = ScriptedGateway()
+    bench = Bench([offer(1)], gateway)
+    bench.ledger.answers[offer(1).offer_id] = "fenced"
+
+    async def work(bench: Bench) -> None:
+        await asyncio.sleep(0.05)
+        assert gateway.seen == []
+        del bench.ledger.answers[offer(1).offer_id]
+        await until(lambda: bool(bench.ledger.records))
+
+    run(bench, work)
+    assert bench.ledger.state_of(1) is DispatchState.ACCEPTED
+    assert len(gateway.seen) == 1
+
+
 def test_while_outcomes_cannot_be_written_nothing_new_is_claimed() -> None:
     gateway = ScriptedGateway()
     bench = Bench([offer(1)], gateway)
