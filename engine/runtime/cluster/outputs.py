@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
@@ -43,9 +42,6 @@ class Outputs:
         self._is_stopped = is_stopped
         self._loop = Loop("opportune-outputs")
         self._sent: deque[Future[None]] = deque()
-        self._queued: deque[tuple[Future[None], Coroutine[Any, Any, None]]] = deque()
-        self._is_woken = False
-        self._tasks: set[asyncio.Task[None]] = set()
         self._turn = threading.RLock()  # held while `_sent` changes: partitions send side by side
         try:
             self._loop.run(self._start())
@@ -88,30 +84,7 @@ class Outputs:
                 _raise_failure(self._sent.popleft())
             if len(self._sent) > MOST_IN_FLIGHT:
                 self.flush()
-            sent: Future[None] = Future()
-            self._sent.append(sent)
-        self._queued.append((sent, self._send(role, values, partition, keys, kind)))
-        if not self._is_woken:
-            self._is_woken = True
-            self._loop.loop.call_soon_threadsafe(self._begin_queued)
-
-    def _begin_queued(self) -> None:
-        """In the loop: begin what was handed over; a batch hands over several things and wakes the loop once."""
-        self._is_woken = False
-        while self._queued:
-            sent, work = self._queued.popleft()
-            task = self._loop.loop.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._end, sent))
-
-    def _end(self, sent: Future[None], task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled():
-            sent.cancel()
-        elif (error := task.exception()) is not None:
-            sent.set_exception(error)
-        else:
-            sent.set_result(None)
+            self._sent.append(self._loop.begin(self._send(role, values, partition, keys, kind)))
 
     async def _send(
         self,
