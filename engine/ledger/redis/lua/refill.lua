@@ -15,13 +15,11 @@ for p = 1, #q, 11 do
       local g = {struct.unpack(GRANT, value, at)}
       if g[5] == 0 and q[p + 5] > 0 then
         g[5] = q[p + 5]
-        value = value:sub(1, at - 1) .. struct.pack(GRANT, unpack(g, 1, 10)) .. value:sub(at + SIZE)
-        redis.call('SET', key, value, 'KEEPTTL')
+        put_grant(key, value, at, g)
         if not has(g[10], WITHHELD) then count_sent(ARGV[1], g[6], g[2], -1) end
       elseif has(q[p + 10], DELIVERED) and not has(g[10], DELIVERED) then
         g[10] = g[10] + DELIVERED
-        value = value:sub(1, at - 1) .. struct.pack(GRANT, unpack(g, 1, 10)) .. value:sub(at + SIZE)
-        redis.call('SET', key, value, 'KEEPTTL')
+        put_grant(key, value, at, g)
       end
       break
     end

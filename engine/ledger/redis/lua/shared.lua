@@ -10,6 +10,12 @@ local HISTORY = 2 ^ 40  -- engine.ledger.redis.log
 
 local function has(flags, bit_) return bit.band(flags, bit_) ~= 0 end
 
+-- Write the grant that begins at a place of a subject's grants once more, as it is now.
+local function put_grant(key, value, at, g)
+  local record = struct.pack(GRANT, g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10])
+  redis.call('SET', key, value:sub(1, at - 1) .. record .. value:sub(at + SIZE), 'KEEPTTL')
+end
+
 -- Whether this shard is still the caller's, and the store still the one it wrote to.
 -- ARGV: 1 epoch, 2 number of the last logged commit, 3 run id of the server
 local function guard(meta_key)

@@ -186,8 +186,7 @@ local function settle(prefix, persons, sent, q, tenant)
           end
           if act == 'r' then drop_fallback(prefix, hex(id)) end
           if did == 1 then
-            local record = struct.pack(GRANT, g[1], g[2], g[3], g[4], g[5], g[6], g[7], g[8], g[9], g[10])
-            redis.call('SET', key, value:sub(1, at - 1) .. record .. value:sub(at + SIZE), 'KEEPTTL')
+            put_grant(key, value, at, g)
           end
           break
         end
