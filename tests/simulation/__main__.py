@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from tests.simulation.run import Verdict, run_seed
-from tests.simulation.seeds import run_seeds
+from tests.simulation.seeds import print_end, print_verdict, run_seeds
 from tests.simulation.sizes import SIZES
 from tests.simulation.tables import print_tables
 
@@ -32,25 +32,18 @@ def main() -> int:
     small = partial(run_seed, asked.first, SIZES["small"])
     for verdict in run_seeds(partial(run_seed, size=size), seeds, asked.processes, load=small):
         verdicts.append(verdict)
-        print(
-            f"seed {verdict.seed:5} {verdict.size:6}  {verdict.digest}  {verdict.events:6} events  "
-            f"{verdict.records:5} records  {verdict.messages:4} messages  {len(verdict.faults):2} faults  "
-            f"{'ok' if not verdict.violations else f'{len(verdict.violations)} VIOLATIONS'}",
-            flush=True,
+        print_verdict(
+            verdict,
+            f"{verdict.size:6}  {verdict.digest}  {verdict.events:6} events  {verdict.records:5} records  "
+            f"{verdict.messages:4} messages  {len(verdict.faults):2} faults",
+            asked.most,
         )
-        for line in verdict.violations[: asked.most]:
-            print(f"    {line}")
-        if verdict.violations:
-            print(f"    again: {verdict.command}")
     if asked.verdicts:
         asked.verdicts.write_bytes(b"".join(msgspec.json.encode(one) + b"\n" for one in verdicts))
     print_tables(verdicts)
-    failed = [one for one in verdicts if one.violations]
     events = sum(one.events for one in verdicts)
     print(f"{len(verdicts)} seeds, {events:,} events in {time.perf_counter() - started:.0f} s")
-    if failed:
-        print(f"{len(failed)} of {len(verdicts)} seeds failed: {', '.join(str(one.seed) for one in failed)}")
-    return 1 if failed else 0
+    return print_end(verdicts)
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ from tests.simulation.dispatch import Outcome
 from tests.simulation.faults import draw, spoil
 from tests.simulation.plan import HOUR_MS, KEY, START_MS
 from tests.simulation.reference import whole
-from tests.simulation.seeds import run_seeds
+from tests.simulation.seeds import print_end, print_verdict, run_seeds
 from tests.simulation.story import LogRecord
 from tests.world import MemoryLedger
 
@@ -373,26 +373,17 @@ def main() -> int:
     # Of each partition taken and let go, thousands of lines.
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     started_s = time.perf_counter()
-    broken = []
+    verdicts: list[ClusterVerdict] = []
     seeds = range(asked.first, asked.first + asked.seeds)
     happened: Counter[str] = Counter()
     first = partial(run_cluster_seed, asked.first)
     for verdict in run_seeds(run_cluster_seed, seeds, asked.processes, load=first, much=MUCH):
         happened.update(verdict.happened)
-        print(
-            f"seed {verdict.seed:5}  {verdict.digest}  {verdict.records:5} records  {verdict.messages:4} messages  "
-            f"{verdict.happened}  {'ok' if not verdict.violations else f'{len(verdict.violations)} VIOLATIONS'}",
-            flush=True,
-        )
-        for line in verdict.violations[:5]:
-            print(f"    {line[:300]}")
-        if verdict.violations:
-            print(f"    again: {verdict.command}")
-            broken.append(verdict.seed)
+        said = f" {verdict.digest}  {verdict.records:5} records  {verdict.messages:4} messages  {verdict.happened}"
+        print_verdict(verdict, said, most=5)
+        verdicts.append(verdict)
     print(f"{len(seeds)} seeds in {time.perf_counter() - started_s:.0f} s; {dict(happened)}")
-    if broken:
-        print(f"{len(broken)} of {len(seeds)} seeds failed: {', '.join(map(str, broken))}")
-    return 1 if broken else 0
+    return print_end(verdicts)
 
 
 if __name__ == "__main__":

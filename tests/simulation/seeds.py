@@ -5,9 +5,9 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from engine.runtime.warm import warm
 
@@ -40,6 +40,34 @@ def run_seeds(
         return
     with multiprocessing.get_context("fork").Pool(processes, gc.disable) as pool:
         yield from pool.imap(partial(_run, run, much), seeds, chunksize=1)
+
+
+class Told(Protocol):
+    """What every verdict tells."""
+
+    seed: int
+    violations: list[str]
+
+    @property
+    def command(self) -> str: ...
+
+
+def print_verdict(verdict: Told, said: str, most: int) -> None:
+    """Print one line of a seed; then what is wrong, `most` lines of it, and how to see it again."""
+    broken = len(verdict.violations)
+    print(f"seed {verdict.seed:5} {said}  {f'{broken} VIOLATIONS' if broken else 'ok'}", flush=True)
+    for line in verdict.violations[:most]:
+        print(f"    {line[:300]}")
+    if broken:
+        print(f"    again: {verdict.command}")
+
+
+def print_end(verdicts: Sequence[Told]) -> int:
+    """Print which seeds failed; return the exit code."""
+    failed = [str(one.seed) for one in verdicts if one.violations]
+    if failed:
+        print(f"{len(failed)} of {len(verdicts)} seeds failed: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 def _run(run: Callable[[int], V], much: int, seed: int) -> V:
