@@ -22,6 +22,7 @@ from numpy.lib.format import descr_to_dtype, dtype_to_descr
 
 from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
+from engine.runtime.ownership import sync_folder
 
 MAGIC = "opportune-checkpoint"
 FORMAT = 3
@@ -32,6 +33,7 @@ _ALIGN = 64
 _CHUNK = 8 << 20
 _CRC_FIELD = b',"crc32c":'  # of everything before it; always the last field
 KEEP = 2
+_UNFINISHED = ".partial"
 BEGINS_WITHIN_S = 10.0
 _LOOK_S = 0.002
 _UNKNOWN = 255
@@ -55,14 +57,14 @@ def write(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write and fsync a checkpoint, then drop all but the newest two; raise StoreUnavailable if the disk refuses."""
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{max(checkpoint.position, 0):020d}.checkpoint"
-    temporary = target.with_suffix(".partial")
-    for left_over in folder.glob("*.partial"):
+    temporary = target.with_suffix(_UNFINISHED)
+    for left_over in folder.glob(f"*{_UNFINISHED}"):
         left_over.unlink(missing_ok=True)
     try:
         temporary.touch()
         _write_file(temporary, checkpoint)
         os.replace(temporary, target)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -110,7 +112,7 @@ class Pending:
         return True
 
     def _has_begun(self) -> bool:
-        return self.target.with_suffix(".partial").exists() or self.target.exists()
+        return self.target.with_suffix(_UNFINISHED).exists() or self.target.exists()
 
 
 def write_in_background(folder: Path, checkpoint: Checkpoint) -> Pending:
@@ -303,11 +305,3 @@ def _padded(size: int, unit: int) -> int:
 
 def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.checkpoint"), reverse=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -14,7 +14,7 @@ from typing import Literal
 
 from engine.errors import StoreCorrupt, StoreUnavailable
 from engine.model import RecordKind
-from engine.runtime.ownership import own
+from engine.runtime.ownership import own, sync_folder
 from engine.runtime.segment import (
     HEADER,
     MAX_PAYLOAD,
@@ -208,7 +208,7 @@ class Journal:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(new, segment.path)
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise StoreUnavailable(f"journal {self.folder}: cannot rewrite a segment ({error.strerror})") from error
         if segment is self._segments[-1]:
@@ -262,7 +262,7 @@ class Journal:
         try:
             fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o600)
             if self._fsync != "never":
-                _sync_folder(self.folder)
+                sync_folder(self.folder)
         except OSError as error:
             raise StoreUnavailable(f"journal {self.folder}: cannot start a segment ({error.strerror})") from error
         if self._fd >= 0:
@@ -314,11 +314,3 @@ class Journal:
             )
             raise StoreUnavailable(self._failure) from error
         self._dirty = False
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
 from typing import IO
 
@@ -31,6 +32,15 @@ def make_state(state: Path) -> None:
         raise StoreUnavailable(
             f"the state folder {state} cannot be made: {error.strerror}; name one that may be written (--state)"
         ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that came or went in a folder durable; OSError where the disk refuses."""
+    fd = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def refuse_lost_ledger(state: Path) -> None:
