@@ -70,14 +70,14 @@ def apply_fact(stages: Stages, slot: int, read: Any, at_ms: int, position: int, 
                 stages.decider.released(slot, offer_id)
                 stages.decider.responses.answered(slot, offer_id, None, stages.now_ms)
             elif read.state == "delivered" and offer_id:
-                _arrived(stages, slot, offer_id, read)
+                _arrived(stages, slot, offer_id)
             if read.state in _RECEIVED and offer_id:
                 stages.decider.responses.received(slot, offer_id, stages.now_ms)
         case Redemption():
             effects.redemptions.append(_redeemed(stages.feeds, read))
             if not read.refund:
                 if read.offer_id:
-                    _arrived(stages, slot, read.offer_id, read)
+                    _arrived(stages, slot, read.offer_id)
                 stages.decider.responses.answered(slot, read.offer_id, read.benefit, stages.now_ms)
     for bound in stages.profiles.take_bound():
         change = ConsentChange(stages.users.id_of(bound.slot), bound.purpose, False, bound.at_ms, PERSON_SOURCE)
@@ -87,7 +87,7 @@ def apply_fact(stages: Stages, slot: int, read: Any, at_ms: int, position: int, 
         effects.changes.append(_consent_change(stages, position, said, before))
 
 
-def _arrived(stages: Stages, slot: int, offer_id: str, _read: Receipt | Redemption) -> None:
+def _arrived(stages: Stages, slot: int, offer_id: str) -> None:
     """Let an offer keep what it took, whatever fails afterwards: it was delivered, or somebody has used it (G1, O3)."""
     stages.ledger.delivered(offer_id)
     stages.decider.arrived(slot, offer_id)
