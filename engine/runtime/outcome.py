@@ -18,6 +18,18 @@ _EVENT_NAMES = {int(kind): kind.name.lower() for kind in EventType}
 _TRANSITION_NAMES = {int(kind): kind.name.lower() for kind in TransitionKind}
 
 
+def rows_of(effects: Effects) -> dict[str, Any]:
+    """Return what every ledger's `commit` takes of a batch, by the names of its arguments."""
+    return {
+        "offers": effects.offers,
+        "consents": effects.consents,
+        "closed_users": effects.closed_users,
+        "closed_at": effects.closed_at,
+        "pauses": effects.pauses,
+        "dispatches": _dispatch_rows(effects.receipts),
+    }
+
+
 def encode_all(effects: Effects) -> list[tuple[str, str, bytes]]:
     """Return the rows of a batch's decisions as the ledger stores them."""
     return [(one.decision_id, one.user, encode(one)) for one in effects.decisions if one.reason != "duplicate"]
@@ -37,7 +49,7 @@ class ReportedState:
     gateway_ids: tuple[str, ...] = ()
 
 
-def dispatch_rows(receipts: Sequence[Any]) -> list[ReportedState]:
+def _dispatch_rows(receipts: Sequence[Any]) -> list[ReportedState]:
     """Return what receipts say of dispatches; one that names an offer alone moves no dispatch."""
     return [
         ReportedState(

@@ -24,7 +24,7 @@ from engine.runtime import checkpoint
 from engine.runtime.archive import ContentArchive
 from engine.runtime.id_key import load_id_key
 from engine.runtime.journal import Journal
-from engine.runtime.outcome import count, dispatch_rows, encode_all
+from engine.runtime.outcome import count, encode_all, rows_of
 from engine.runtime.quarantine import WHOLE, Quarantine, RecordFault, single_items, single_records
 from engine.runtime.repeated import Repeated
 from engine.runtime.source import JournalSource
@@ -254,14 +254,9 @@ class Processor:
                     position,
                     effects.now_ms,
                     decisions=rows,
-                    offers=effects.offers,
-                    consents=effects.consents,
-                    closed_users=effects.closed_users,
-                    closed_at=effects.closed_at,
-                    pauses=effects.pauses,
                     redemptions=effects.redemptions,
                     changes=effects.changes,
-                    dispatches=dispatch_rows(effects.receipts),
+                    **rows_of(effects),
                 )
             except StoreUnavailable as error:
                 # Nothing was stored and nothing is handed over: wait, the disk may come back (F22).

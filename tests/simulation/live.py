@@ -23,7 +23,7 @@ from engine.ledger.embedded import EmbeddedLedger
 from engine.model import Block, Offer, RecordKind, ReserveAnswer, ReserveRequest
 from engine.pipeline import Pipeline
 from engine.runtime.journal import Journal
-from engine.runtime.outcome import dispatch_rows
+from engine.runtime.outcome import rows_of
 from engine.runtime.source import JournalSource
 from engine.settings import FeedSettings, Settings
 from tests.simulation.day import Event
@@ -275,14 +275,9 @@ class Live:
             last,
             effects.now_ms,
             decisions=decisions,
-            offers=effects.offers,
-            consents=effects.consents,
-            closed_users=effects.closed_users,
-            closed_at=effects.closed_at,
-            pauses=effects.pauses,
             redemptions=effects.redemptions,
             changes=effects.changes,
-            dispatches=dispatch_rows(effects.receipts),
+            **rows_of(effects),
         )
         self.story.committed.append(self.ledger.position())
         if effects.offers:

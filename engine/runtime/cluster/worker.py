@@ -38,7 +38,7 @@ from engine.runtime.cluster.topics import ensure_topics
 from engine.runtime.cluster.values import ValueReader
 from engine.runtime.code_desk import CodeDesk, pools_of
 from engine.runtime.id_key import load_id_key
-from engine.runtime.outcome import count, dispatch_rows
+from engine.runtime.outcome import count, rows_of
 from engine.runtime.quarantine import single_items
 from engine.settings import Settings
 
@@ -312,20 +312,16 @@ class Worker:
         block, partition.unread = self.values.read(block)
         for piece in partition.pieces(block):
             self._finish([partition])
-            partition.leave_history(int(piece.position[0]))
             # Whatever was fetched before the state went back, or was given up, is fetched again.
-            if block.partition in self._sought or self.partitions.get(block.partition) is not partition:
+            is_ours = self.partitions.get(block.partition) is partition
+            if not is_ours or partition.is_stopped or block.partition in self._sought:
                 return
-            try:
+            with self._guarding(partition, piece):
                 self._process_piece(partition, piece)
-            except StoreFenced:
-                self._lose(block.partition)
-                return
-            if partition.is_stopped:
-                return
 
     def _process_piece(self, partition: Partition, block: Block) -> None:
         first = int(block.position[0])
+        partition.leave_history(first)
         if partition.is_worth_saving_before(block):
             self.outputs.flush()
             partition.save()
@@ -333,12 +329,7 @@ class Worker:
             self._probe(partition, block)
             return
         partition.is_whole = False
-        try:
-            partition.decided = self._decide(partition, block)
-        except (OpportuneError, MemoryError):
-            raise
-        except Exception as error:
-            self._suspect(partition, block, error)
+        partition.decided = self._decide(partition, block)
 
     def _finish(self, partitions: Sequence[Partition]) -> None:
         """Commit and tell what these have decided; what goes into the reservations log goes there together."""
@@ -346,7 +337,7 @@ class Worker:
         entries: dict[int, bytes] = {}
         under_way = [(one, one.decided) for one in partitions if one.decided is not None]
         for partition, decided in under_way:
-            with self._guarding(partition, decided):
+            with self._guarding(partition, decided.block):
                 entry = self._log_entry(partition, decided)
                 if entry is not None:
                     entries[partition.number] = entry
@@ -355,12 +346,12 @@ class Worker:
         for partition, decided in under_way:
             if partition.number in entries:
                 partition.ledger.has_logged(decided.position)
-            with self._guarding(partition, decided):
+            with self._guarding(partition, decided.block):
                 if partition.decided is not None:
                     self._conclude(partition, decided, begun_s)
 
     @contextmanager
-    def _guarding(self, partition: Partition, decided: Decided) -> Iterator[None]:
+    def _guarding(self, partition: Partition, block: Block) -> Iterator[None]:
         """A partition that is another's by now, or that the engine fails on, does not harm the others."""
         try:
             yield
@@ -369,7 +360,7 @@ class Worker:
         except (OpportuneError, MemoryError):
             raise
         except Exception as error:
-            self._suspect(partition, decided.block, error)
+            self._suspect(partition, block, error)
         else:
             return
         partition.decided = None
@@ -398,16 +389,7 @@ class Worker:
     def _conclude(self, partition: Partition, decided: Decided, begun_s: float) -> None:
         effects, position = decided.effects, decided.position
         if effects.is_stored:
-            partition.ledger.commit(
-                position,
-                effects.now_ms,
-                offers=effects.offers,
-                consents=effects.consents,
-                closed_users=effects.closed_users,
-                closed_at=effects.closed_at,
-                pauses=effects.pauses,
-                dispatches=dispatch_rows(effects.receipts),
-            )
+            partition.ledger.commit(position, effects.now_ms, **rows_of(effects))
         committed_s = monotonic_s()
         if position > partition.told:
             self._publish(partition.number, effects, decided.decisions)
