@@ -48,5 +48,5 @@ def kind_of(headers: Sequence[tuple[str, bytes]]) -> int:
     return _EVENTS
 
 
-def kind_headers(kind: RecordKind) -> list[tuple[str, bytes]]:
+def kind_headers(kind: RecordKind) -> list[tuple[str, str | bytes | None]]:
     return [] if kind == RecordKind.EVENTS else [(KIND_HEADER, KIND_NAMES[int(kind)])]

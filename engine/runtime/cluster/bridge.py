@@ -7,7 +7,6 @@ import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from concurrent.futures import Future
-from functools import partial
 from typing import Any, TypeVar
 
 import uvloop
@@ -25,9 +24,6 @@ class Loop:
 
     def __init__(self, name: str) -> None:
         self.loop = uvloop.new_event_loop()
-        self._begun: deque[tuple[Future[Any], Coroutine[Any, Any, Any]]] = deque()
-        self._is_woken = False
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = threading.Thread(target=self.loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
@@ -60,36 +56,8 @@ class Loop:
                     raise StoreUnavailable("kafka does not answer in time") from None
 
     def begin(self, work: Coroutine[Any, Any, T]) -> Future[T]:
-        """Begin a coroutine there; several begun at once, as a batch does, wake the loop once."""
-        future: Future[T] = Future()
-        self._begun.append((future, work))
-        if not self._is_woken:
-            self._is_woken = True
-            self.loop.call_soon_threadsafe(self._take_begun)
-        return future
-
-    def _take_begun(self) -> None:
-        self._is_woken = False
-        while self._begun:
-            future, work = self._begun.popleft()
-            task = self.loop.create_task(work)
-            self._tasks.add(task)
-            task.add_done_callback(partial(self._end, future))
-            future.add_done_callback(partial(self._follow, task))
-
-    def _follow(self, task: asyncio.Task[Any], future: Future[Any]) -> None:
-        """Who cancels what they wait for cancels the work as well."""
-        if future.cancelled() and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(task.cancel)
-
-    def _end(self, future: Future[Any], task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
-        if task.cancelled() or not future.set_running_or_notify_cancel():
-            future.cancel()
-        elif (error := task.exception()) is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(task.result())
+        """Begin a coroutine there."""
+        return asyncio.run_coroutine_threadsafe(work, self.loop)
 
     def stop(self) -> None:
         async def cancel() -> None:

@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
-from collections import deque
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Any
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
-from aiokafka.errors import KafkaError
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError as ReadError
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
+from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 from engine.model import RecordKind
 from engine.runtime.cluster.blocks import kind_headers
-from engine.runtime.cluster.bridge import Loop, probe, unreachable
+from engine.runtime.cluster.bridge import Loop, unreachable
 from engine.settings import ClusterSettings
 
 PATIENCE_MS = 120_000
 _LAST_WAIT_S = 8.0
-MOST_IN_FLIGHT = 1_000
-"""Calls of `send` that are not acknowledged yet; the next one waits."""
+_LOOK_S = 0.5
+_REACH_S = 5.0
+MOST_UNACKNOWLEDGED = 100_000
+"""Records that are sent and not acknowledged yet; whoever sends more waits for all of them."""
+_MOST_BYTES = 8 << 20
 _LATER = ("decisions", "dead-letters")
 _LINGER_MS = 20
 """How long what nobody waits for may be gathered into one request."""
-_WORTH_A_BATCH = 16
+
+_client_log = logging.getLogger("opportune.kafka")
+_client_log.setLevel(logging.ERROR)
 
 
 class Outputs:
-    """Producers in a loop of their own; what was sent is acknowledged by all replicas in sync once `flush` returns.
+    """Producers; what was sent is acknowledged by all replicas in sync once `flush` returns.
 
-    A producer has one request on its way to each broker, and what comes meanwhile waits for it. So there are three: for
-    the reservations log, which the engine waits for; for offers, which users wait for; and for what nobody waits for.
+    A broker works on one request of a connection at a time, and what comes meanwhile waits. So there are three: for the
+    reservations log, which the engine waits for; for offers, which users wait for; and for what nobody waits for.
 
     A broker that does not answer is waited for: two minutes, or until `is_stopped`, and some seconds more.
     """
@@ -40,33 +44,28 @@ class Outputs:
     def __init__(self, cluster: ClusterSettings, *, is_stopped: Callable[[], bool] = lambda: False) -> None:
         self._cluster = cluster
         self._is_stopped = is_stopped
-        self._loop = Loop("opportune-outputs")
-        self._sent: deque[Future[None]] = deque()
-        self._turn = threading.RLock()  # held while `_sent` changes: partitions send side by side
+        self._log, self._now, self._later = (self._make(linger_ms) for linger_ms in (0, 0, _LINGER_MS))
         try:
-            self._loop.run(self._start())
-        except (KafkaError, OSError) as error:
-            self._loop.stop()
+            self._log.reach()
+        except KafkaException as error:
             raise unreachable(cluster.kafka, error) from None
 
-    async def _start(self) -> None:
-        await probe(self._cluster.kafka)
-        self._log, self._now, self._later = (self._make(linger_ms) for linger_ms in (0, 0, _LINGER_MS))
-        for producer in self._producers:
-            await producer.start()
-
-    def _make(self, linger_ms: int) -> AIOKafkaProducer:
-        return AIOKafkaProducer(
-            bootstrap_servers=self._cluster.kafka,
-            acks="all",
-            enable_idempotence=True,
-            request_timeout_ms=PATIENCE_MS,
-            linger_ms=linger_ms,
-            max_request_size=8 << 20,
-        )
+    def _make(self, linger_ms: int) -> _Producer:
+        settings = {
+            "bootstrap.servers": self._cluster.kafka,
+            "acks": "all",
+            "enable.idempotence": True,
+            "message.timeout.ms": PATIENCE_MS,
+            "linger.ms": linger_ms,
+            "message.max.bytes": _MOST_BYTES,
+            "partitioner": "murmur2_random",
+            "queue.buffering.max.messages": 0,  # we count ourselves
+            "queue.buffering.max.kbytes": (1 << 31) - 1,
+        }
+        return _Producer(settings, self._is_stopped)
 
     @property
-    def _producers(self) -> tuple[AIOKafkaProducer, ...]:
+    def _producers(self) -> tuple[_Producer, ...]:
         return self._log, self._now, self._later
 
     def send(
@@ -79,82 +78,20 @@ class Outputs:
         kind: RecordKind = RecordKind.EVENTS,
     ) -> None:
         """Hand records to the producer without waiting for it; without a partition the key decides (murmur2)."""
-        with self._turn:
-            while self._sent and self._sent[0].done():
-                _raise_failure(self._sent.popleft())
-            if len(self._sent) > MOST_IN_FLIGHT:
-                self.flush()
-            self._sent.append(self._loop.begin(self._send(role, values, partition, keys, kind)))
-
-    async def _send(
-        self,
-        role: str,
-        values: Sequence[bytes],
-        partition: int | None,
-        keys: Sequence[bytes | None] | None,
-        kind: RecordKind,
-    ) -> None:
-        """Return once all are acknowledged."""
-        headers = kind_headers(kind)
-        topic = self._cluster.topic(role)
         producer = self._later if role in _LATER else self._now
-        if partition is None or len(values) < _WORTH_A_BATCH:
-            sent = [
-                await producer.send(topic, value, key=keys[row] if keys else None, partition=partition, headers=headers)
-                for row, value in enumerate(values)
-            ]
-            await asyncio.gather(*sent)
-            return
-        # Batches of our own cost a record a twentieth of what `send` does.
-        waiting = []
-        batch = producer.create_batch()
-        for row, value in enumerate(values):
-            key = keys[row] if keys else None
-            if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                waiting.append(await producer.send_batch(batch, topic, partition=partition))
-                batch = producer.create_batch()
-                if batch.append(key=key, value=value, timestamp=None, headers=headers) is None:
-                    raise StoreUnavailable(f"a record of {len(value)} bytes is larger than topic {topic} takes")
-        waiting.append(await producer.send_batch(batch, topic, partition=partition))
-        await asyncio.gather(*waiting)
+        producer.send(self._cluster.topic(role), values, partition, keys, kind)
 
     def append_control(self, partition: int, payload: bytes) -> int:
         """Write one control record into a partition of the events topic; return its position once it is durable."""
-
-        async def write() -> int:
-            headers = kind_headers(RecordKind.CONTROL)
-            topic = self._cluster.topic("events")
-            told = await self._now.send_and_wait(topic, payload, partition=partition, headers=headers)
-            return int(told.offset)
-
-        return int(self._run(write()))
+        return self._now.append(self._cluster.topic("events"), {partition: payload}, RecordKind.CONTROL)[partition]
 
     def flush(self) -> None:
         """Return once everything sent so far is acknowledged; StoreUnavailable where it is not."""
-        with self._turn:
-            waiting = [*self._sent]
-            self._sent.clear()
-
-        async def settled() -> None:
-            await asyncio.gather(*(asyncio.wrap_future(one) for one in waiting))
-
-        self._run(settled())
+        for producer in self._producers:
+            producer.flush()
 
     def close(self) -> None:
-        try:
-            self._run(self._stop())
-        finally:
-            self._loop.stop()
-
-    async def _stop(self) -> None:
-        for producer in self._producers:
-            await producer.stop()
-
-    def _run(self, work: Any) -> Any:
-        try:
-            return self._loop.run_until(work, PATIENCE_MS / 1000 + 10, self._is_stopped, _LAST_WAIT_S)
-        except KafkaError as error:
-            raise StoreUnavailable(f"kafka takes no records ({type(error).__name__})") from None
+        self.flush()
 
     # --- the reservations log (engine.ledger.redis.log.ReservationLog) --------------------------------------------
 
@@ -164,25 +101,104 @@ class Outputs:
 
     def append_all(self, entries: Mapping[int, bytes]) -> None:
         """Write a commit of each of these shards; all are durable on return."""
-
-        async def write() -> None:
-            topic = self._cluster.topic("reservations")
-            sent = [await self._log.send(topic, entry, partition=shard) for shard, entry in entries.items()]
-            await asyncio.gather(*sent)
-
-        self._run(write())
+        self._log.append(self._cluster.topic("reservations"), entries)
 
     def read(self, shard: int, after: int) -> Iterable[bytes]:
         """Give every commit of a shard that is still kept, oldest first."""
-        records = self._run(read_records(self._cluster.kafka, self._cluster.topic("reservations"), shard))
+        loop = Loop("opportune-log")
+        try:
+            reading = read_records(self._cluster.kafka, self._cluster.topic("reservations"), shard)
+            records = loop.run_until(reading, PATIENCE_MS / 1000, self._is_stopped, _LAST_WAIT_S)
+        except ReadError as error:
+            raise StoreUnavailable(f"kafka gives no records ({type(error).__name__})") from None
+        finally:
+            loop.stop()
         return [record.value for record in records]
 
 
-def _raise_failure(sent: Future[None]) -> None:
-    error = sent.exception()
-    if isinstance(error, KafkaError):
-        raise StoreUnavailable(f"kafka takes no records ({type(error).__name__})") from None
-    sent.result()
+class _Producer:
+    """A producer of librdkafka, whose threads need no interpreter; may be used by several threads."""
+
+    def __init__(self, settings: dict[str, Any], is_stopped: Callable[[], bool]) -> None:
+        self._kafka = Producer(settings, logger=_client_log)
+        self._is_stopped = is_stopped
+        self._failed: KafkaError | None = None
+        self._failed_topic = ""
+
+    def reach(self) -> None:
+        """Raise KafkaException where no broker answers."""
+        self._kafka.list_topics(timeout=_REACH_S)
+
+    def send(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        partition: int | None,
+        keys: Sequence[bytes | None] | None,
+        kind: RecordKind,
+    ) -> None:
+        self._kafka.poll(0)
+        self._must_work()
+        if len(self._kafka) > MOST_UNACKNOWLEDGED:
+            self.flush()
+        for row, value in enumerate(values):
+            self._produce(topic, value, partition, keys[row] if keys else None, kind, self._told)
+
+    def append(
+        self, topic: str, values: Mapping[int, bytes], kind: RecordKind = RecordKind.EVENTS
+    ) -> Mapping[int, int]:
+        """Write a record into each of these partitions; return the positions once all are durable."""
+        positions: dict[int, int] = {}
+
+        def told(error: KafkaError | None, record: Message) -> None:
+            self._told(error, record)
+            where, position = record.partition(), record.offset()
+            if error is None and where is not None and position is not None:
+                positions[where] = position
+
+        for partition, value in values.items():
+            self._produce(topic, value, partition, None, kind, told)
+        self._wait(lambda: len(positions) == len(values))
+        return positions
+
+    def flush(self) -> None:
+        self._wait(lambda: len(self._kafka) == 0)
+
+    def _produce(
+        self, topic: str, value: bytes, partition: int | None, key: bytes | None, kind: RecordKind, told: Any
+    ) -> None:
+        try:
+            self._kafka.produce(
+                topic, value, key, -1 if partition is None else partition, told, headers=kind_headers(kind)
+            )
+        except KafkaException as error:
+            raise _refused(error.args[0], topic) from None
+
+    def _wait(self, is_done: Callable[[], bool]) -> None:
+        give_up_s = monotonic_s() + PATIENCE_MS / 1000 + 10
+        is_told = False
+        while not is_done():
+            self._kafka.poll(_LOOK_S)
+            self._must_work()
+            if not is_told and self._is_stopped():
+                is_told, give_up_s = True, min(give_up_s, monotonic_s() + _LAST_WAIT_S)
+            if monotonic_s() >= give_up_s:
+                raise StoreUnavailable("kafka does not answer in time")
+
+    def _told(self, error: KafkaError | None, record: Message) -> None:
+        if error is not None:
+            self._failed, self._failed_topic = error, record.topic() or ""
+
+    def _must_work(self) -> None:
+        failed, self._failed = self._failed, None
+        if failed is not None:
+            raise _refused(failed, self._failed_topic)
+
+
+def _refused(error: KafkaError, topic: str) -> StoreUnavailable:
+    if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+        return StoreUnavailable(f"a record is larger than topic {topic} takes (max.message.bytes)")
+    return StoreUnavailable(f"kafka takes no records for topic {topic} ({error.name()})")
 
 
 async def read_records(address: str, topic: str, partition: int, after: int = -1) -> list[Any]:
