@@ -66,7 +66,7 @@ def host_worker(
 
     if done is not None:
         poll = worker.source.poll
-        worker.source.poll = lambda most: poll(most if done[-1] else 0)
+        worker.source.poll = lambda most, busy=(): poll(most if done[-1] else 0, busy)
     worker._decide = deciding  # type: ignore[method-assign]
     worker._conclude = concluding  # type: ignore[method-assign]
     worker._publish = publishing  # type: ignore[method-assign]

@@ -123,9 +123,6 @@ class Shard(EmbeddedLedger):
 
     authority: Any = None
 
-    def log_entry(self, position: int, now_ms: int) -> bytes | None:
-        return None
-
     def recover(self) -> None:
         return None
 
@@ -165,7 +162,7 @@ class Group:
         for _ in range(500):
             for worker in workers:
                 worker.step()
-            if not any(
+            if not any(worker._busy for worker in workers) and not any(
                 left
                 for worker in workers
                 for number, left in worker.source.lag().items()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,12 +63,12 @@ class FakeSource:
         self._in_flight.clear()
         self._member = True
 
-    def poll(self, max_events: int) -> list[Block]:
+    def poll(self, max_events: int, busy: Collection[int] = ()) -> list[Block]:
         self._settle_assignment()
         blocks: list[Block] = []
         left = max_events
         for partition in sorted(self._next):
-            if partition in self._paused or left <= 0 or len(blocks) == self._max_blocks:
+            if partition in self._paused or partition in busy or left <= 0 or len(blocks) == self._max_blocks:
                 continue
             first = self._next[partition]
             taken = self._records[partition][first : first + left]

@@ -7,7 +7,7 @@ starts behind it, -1 stands for nothing done yet.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -51,6 +51,9 @@ class RecordSource(Protocol):
 
 class CommitsSoon(RecordSource, Protocol):
     """A source whose commits are answered by somebody else: a member of a consumer group."""
+
+    def poll(self, max_events: int, busy: Collection[int] = ()) -> list[Block]:
+        """Return what is there but of `busy` partitions; while there are some it never waits."""
 
     def commit_soon(self, positions: Mapping[int, int]) -> None:
         """Begin to commit and return; never raises.

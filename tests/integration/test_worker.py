@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -75,16 +74,16 @@ def test_partitions_wait_for_their_stores_side_by_side_and_decide_as_one_by_one(
         one.log.send(purchases(0, 200))
     calm = alone.worker()
     alone.drain(calm)
-    there, commit = threading.Barrier(2), Shard.commit
+    lanes, there, commit = Lanes(), set(), Shard.commit
 
     def committing(self: Shard, *arguments: Any, **named: Any) -> None:
-        there.wait(10)
+        there.add(id(self))
+        while len(there) < 2:
+            assert lanes.until(lambda: len(there) == 2, lambda wait_s: None, 10), "not in a lane"
         commit(self, *arguments, **named)
 
     monkeypatch.setattr(Shard, "commit", committing)
-    worker = group.worker(lanes=Lanes(2))
-    worker.step()
-    monkeypatch.setattr(Shard, "commit", commit)
+    worker = group.worker(lanes=lanes)
     group.drain(worker)
     assert len(group.written.decisions()) > 40
     assert group.written.decisions() == alone.written.decisions()

@@ -217,7 +217,7 @@ class HealingShard(RedisShard):
 
         Those of this process are asked; after a while what absent ones gave is put back on their behalf.
         """
-        self.turn.release()  # a peer in another thread may wait for this one just as well
+        self.turn.release()  # a peer in another lane may wait for this one just as well
         try:
             for peer in self.peers():
                 if peer is not self:

@@ -71,6 +71,7 @@ class RedisLedger(HealingShard, HandOffShard):
     reservations  where commits are written before they count; None: a Redis that loses data cannot be rebuilt
     authority  asked for consents and pauses when the shard is rebuilt
     patience_s  how long a call waits for Redis; `is_stopped` ends the wait
+    meanwhile   what else there is to do while Redis works
     """
 
     # --- caps -------------------------------------------------------------------------------------------------------
@@ -324,11 +325,10 @@ class RedisLedger(HealingShard, HandOffShard):
             self._flush_settles()
             self._forget_batch()
             return
-        entry = self.log_entry(position, now_ms)
-        if entry is not None:
-            assert self._log is not None
-            self._log.append(self.shard, entry)
-            self.has_logged(position)
+        self._flush_settles()
+        if self._log is not None and self._unlogged != position:
+            self._log.append(self.shard, self._log_entry(position, now_ms))
+            self._unlogged = position
         acts = put_in_order(self._made, offers, consents, closed_users, closed_at, pauses, dispatches, decisions)
         packed = encode(acts)
         self._guarded(
@@ -350,17 +350,7 @@ class RedisLedger(HealingShard, HandOffShard):
         self._kept = self._asked
         self._forget_batch()
 
-    @in_turn
-    def log_entry(self, position: int, now_ms: int) -> bytes | None:
-        """Return what the reservations log must hold before this commit, None where it holds it or there is no log.
-
-        For whoever writes the entries of several shards at once, and says `has_logged` before `commit`.
-        """
-        if position <= self._position:
-            return None
-        self._flush_settles()
-        if self._log is None or self._unlogged == position:
-            return None
+    def _log_entry(self, position: int, now_ms: int) -> bytes:
         has_moved = self._acts or self._released or any(row.taken is not None for row in self._made)
         entry = LoggedCommit(
             self._tenant,
@@ -376,10 +366,6 @@ class RedisLedger(HealingShard, HandOffShard):
             self._arrived,
         )
         return write_commit(entry)
-
-    def has_logged(self, position: int) -> None:
-        """Take note that the entry of this commit is durable."""
-        self._unlogged = position
 
     @property
     def history_end(self) -> int | None:

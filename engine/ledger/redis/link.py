@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 import structlog
@@ -41,6 +41,27 @@ _NEEDS = dict.fromkeys(("claim", "heal", "reserve", "restock", "retake", "settle
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 
 
+class Meanwhile(Protocol):
+    """What else a thread has to do (engine.runtime.cluster.lanes); both return False where there is nothing."""
+
+    def reply(self, socket: Any) -> bool:
+        """Do it until there is something to read."""
+
+    def give_way(self) -> bool:
+        """Do some of it."""
+
+
+class _NothingElse:
+    def reply(self, socket: Any) -> bool:
+        return False
+
+    def give_way(self) -> bool:
+        return False
+
+
+NOTHING_ELSE = _NothingElse()
+
+
 class RedisLink:
     """Run scripts and commands over one connection, under a lock.
 
@@ -48,6 +69,7 @@ class RedisLink:
     is_stopped  asked while waiting: True ends the wait at once
     run_id      of the server that the connection reaches; another one may be a replica that knows less (F8)
     home        the hash tag of all keys; in a Redis Cluster the connection goes to the node that has its slot
+    meanwhile   what else there is to do while Redis works
     """
 
     def __init__(
@@ -58,6 +80,7 @@ class RedisLink:
         timeout_s: float = 5.0,
         is_stopped: Callable[[], bool] = lambda: False,
         home: str = "{default}",
+        meanwhile: Meanwhile = NOTHING_ELSE,
     ) -> None:
         self.patience_s = patience_s
         self.run_id = ""
@@ -68,6 +91,7 @@ class RedisLink:
         if not self._address.sentinels:
             self._pool(url)
         self._home = home.encode()
+        self._meanwhile = meanwhile
         self._nodes: list[tuple[str, int]] = []
         self._connection: Any = None
         self._lock = threading.RLock()
@@ -99,6 +123,7 @@ class RedisLink:
             for keys, arguments in coming:
                 made.append((keys, arguments))
                 connection.send_packed_command([_call(sha, keys, arguments())])
+            self._meanwhile.reply(connection._sock)
             answers = []
             unknown = False
             for row in range(len(made)):

@@ -12,9 +12,10 @@ from functools import partial, wraps
 from typing import Any, NamedTuple, TypeVar
 
 import structlog
+from greenlet import getcurrent
 
 from engine.errors import StoreFenced
-from engine.ledger.redis.link import RedisLink
+from engine.ledger.redis.link import NOTHING_ELSE, Meanwhile, RedisLink
 from engine.ledger.redis.log import GrantRow, LoggedCommit, ReleaseRow, ReservationLog, read_commits
 from engine.ledger.redis.packing import decode
 from engine.model import ReserveRequest
@@ -24,6 +25,7 @@ log = structlog.get_logger("opportune.ledger")
 HORIZON_MS = 72 * 3_600_000
 OFFER_KEEP_MS = 30 * 24 * 3_600_000
 MOST_REMEMBERED = 65_536
+_LOOK_S = 0.01
 
 
 class Authority(NamedTuple):
@@ -33,11 +35,42 @@ class Authority(NamedTuple):
     pauses: Iterable[str]
 
 
+class Turn:
+    """A lock that whoever has it may take again: a lane or a thread. Who must wait lets other lanes go on."""
+
+    def __init__(self, meanwhile: Meanwhile) -> None:
+        self._meanwhile = meanwhile
+        self._lock = threading.Lock()
+        self._owner: object = None
+        self._depth = 0
+
+    def acquire(self) -> None:
+        me = getcurrent()
+        if self._owner is not me:
+            while not self._lock.acquire(blocking=False):
+                if not self._meanwhile.give_way() and self._lock.acquire(timeout=_LOOK_S):
+                    break
+            self._owner = me
+        self._depth += 1
+
+    def release(self) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            self._lock.release()
+
+    def __enter__(self) -> None:
+        self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def in_turn(act: F) -> F:
-    """Make an act of the engine hold the shard's `turn`: a peer in another thread may heal the shard between two."""
+    """Make an act of the engine hold the shard's `turn`: a peer in another lane may heal the shard between two."""
 
     @wraps(act)
     def alone(self: RedisShard, *arguments: Any, **named: Any) -> Any:
@@ -65,11 +98,12 @@ class RedisShard(ABC):
         patience_s: float = 5.0,
         timeout_s: float = 5.0,
         is_stopped: Callable[[], bool] = lambda: False,
+        meanwhile: Meanwhile = NOTHING_ELSE,
     ) -> None:
         self.shard = shard
         self.shards = shards
         self.peers: Callable[[], Iterable[RedisShard]] = tuple
-        self.turn = threading.RLock()
+        self.turn = Turn(meanwhile)
         self.assumed_consent = assumed_consent
         self.authority = authority
         self.rebuilds = 0
@@ -107,7 +141,7 @@ class RedisShard(ABC):
         )
         self._is_stopped = is_stopped
         waits = {"patience_s": patience_s, "timeout_s": timeout_s, "is_stopped": is_stopped}
-        self._link = RedisLink(url, home=self._everywhere, **waits)  # type: ignore[arg-type]
+        self._link = RedisLink(url, home=self._everywhere, meanwhile=meanwhile, **waits)  # type: ignore[arg-type]
         self._claims = RedisLink(url, home=self._everywhere, **waits)  # type: ignore[arg-type]
         self.take(engine, dispatcher)
 

@@ -38,6 +38,7 @@ class _Thread(driver.AIOKafkaConsumerThread):  # type: ignore[misc]
         consumer = super()._create_worker_consumer(transport)
         consumer.__class__ = RawConsumer
         consumer._fetch_max_wait_ms = transport.app.opportune.fetch_max_wait_ms
+        consumer.gather_ms = transport.app.opportune.gather_ms
         return consumer
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -82,21 +82,18 @@ class FetchQueue:
             self.paused.discard(partition)
         self._drop_waiting(set(partitions))
 
-    def take(self, most: int, seek: Callable[[int, int], None]) -> list[Block]:
+    def take(self, most: int, seek: Callable[[int, int], None], busy: Collection[int] = ()) -> list[Block]:
         """Return blocks of at most `most` records in all; those of a partition in the order in which they came.
 
         What a partition has waiting comes as one block: each costs some round trips, however few records it has. Else
         whoever is slower than fetches are small would answer ever later.
 
         seek  asked to fetch a partition from an offset again, where a piece between was fetched in vain
+        busy  partitions of which nothing is wanted now
         """
         blocks: dict[int, list[Block]] = {}
         left = most
-        while left > 0:
-            with self._lock:
-                if not self._waiting:
-                    break
-                fetched = self._waiting.popleft()
+        while left > 0 and (fetched := self._next_but(busy)) is not None:
             partition = fetched.partition
             expected = self.next[partition]
             if fetched.offset > expected and self._is_worth_a_try(partition, expected):
@@ -120,6 +117,14 @@ class FetchQueue:
                 # What is left of it goes before what came after it.
                 self._waiting.appendleft(fetched)
         return [block for pieces in blocks.values() for block in _joined(pieces)]
+
+    def _next_but(self, busy: Collection[int]) -> Fetched | None:
+        with self._lock:
+            for place, fetched in enumerate(self._waiting):
+                if fetched.partition not in busy:
+                    del self._waiting[place]
+                    return fetched
+        return None
 
     def _is_worth_a_try(self, partition: int, expected: int) -> bool:
         place, tries = self._repaired.get(partition, (-1, 0))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future
 
 from aiokafka.errors import KafkaError
@@ -28,6 +28,7 @@ class GroupSource(ABC):
 
     fetch_max_wait_ms  how long the broker may hold a fetch back while there is nothing
     wait_ms            how long `poll` waits for the first record
+    gather_ms          how long the broker may gather records while they come, instead of answering for each
     Raises StoreUnavailable where no broker answers.
     """
 
@@ -42,10 +43,12 @@ class GroupSource(ABC):
         fetch_max_wait_ms: int = 50,
         session_timeout_ms: int = 10_000,
         wait_ms: int = 0,
+        gather_ms: int = 0,
     ) -> None:
         self.on_assign: Assigned = ignore_assignment
         self.on_revoke: Assigned = ignore_assignment
         self.fetch_max_wait_ms = fetch_max_wait_ms
+        self.gather_ms = gather_ms
         self._topic = topic
         self._wait_s = wait_ms / 1000
         self._mine: set[int] = set()
@@ -99,13 +102,13 @@ class GroupSource(ABC):
 
     # --- RecordSource -------------------------------------------------------------------------------------------------
 
-    def poll(self, max_events: int) -> list[Block]:
-        give_up_s = monotonic_s() + self._wait_s
+    def poll(self, max_events: int, busy: Collection[int] = ()) -> list[Block]:
+        give_up_s = monotonic_s() + (0.0 if busy else self._wait_s)
         self._commits.go_on()
         while True:
             self._rebalances.handle(self._assigned, self._revoked)
             self._must_live()
-            blocks = self._queue.take(max_events, self._fetch_again)
+            blocks = self._queue.take(max_events, self._fetch_again, busy)
             left_s = give_up_s - monotonic_s()
             if blocks or left_s <= 0:
                 return blocks

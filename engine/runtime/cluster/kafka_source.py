@@ -32,6 +32,7 @@ class KafkaSource(GroupSource):
             max_poll_interval_ms=600_000,
             rebalance_timeout_ms=30_000,
         )
+        self._consumer.gather_ms = self.gather_ms
         self._consumer.subscribe([self._topic], listener=_Listener(self._rebalances))
         try:
             await self._consumer.start()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -15,6 +15,7 @@ from engine.errors import StoreUnavailable
 from engine.model import RecordKind
 from engine.runtime.cluster.blocks import kind_headers
 from engine.runtime.cluster.bridge import Loop, unreachable
+from engine.runtime.cluster.lanes import Lanes, OneByOne
 from engine.settings import ClusterSettings
 
 PATIENCE_MS = 120_000
@@ -41,8 +42,15 @@ class Outputs:
     A broker that does not answer is waited for: two minutes, or until `is_stopped`, and some seconds more.
     """
 
-    def __init__(self, cluster: ClusterSettings, *, is_stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self,
+        cluster: ClusterSettings,
+        *,
+        is_stopped: Callable[[], bool] = lambda: False,
+        lanes: Lanes | OneByOne | None = None,
+    ) -> None:
         self._cluster = cluster
+        self._lanes = lanes or OneByOne()
         self._is_stopped = is_stopped
         self._log, self._now, self._later = (self._make(linger_ms) for linger_ms in (0, 0, _LINGER_MS))
         try:
@@ -62,7 +70,7 @@ class Outputs:
             "queue.buffering.max.messages": 0,  # we count ourselves
             "queue.buffering.max.kbytes": (1 << 31) - 1,
         }
-        return _Producer(settings, self._is_stopped)
+        return _Producer(settings, self._is_stopped, self._lanes)
 
     @property
     def _producers(self) -> tuple[_Producer, ...]:
@@ -83,7 +91,7 @@ class Outputs:
 
     def append_control(self, partition: int, payload: bytes) -> int:
         """Write one control record into a partition of the events topic; return its position once it is durable."""
-        return self._now.append(self._cluster.topic("events"), {partition: payload}, RecordKind.CONTROL)[partition]
+        return self._now.append(self._cluster.topic("events"), partition, payload, RecordKind.CONTROL)
 
     def flush(self) -> None:
         """Return once everything sent so far is acknowledged; StoreUnavailable where it is not."""
@@ -97,11 +105,7 @@ class Outputs:
 
     def append(self, shard: int, entry: bytes) -> None:
         """Write one commit of a shard; durable on return."""
-        self.append_all({shard: entry})
-
-    def append_all(self, entries: Mapping[int, bytes]) -> None:
-        """Write a commit of each of these shards; all are durable on return."""
-        self._log.append(self._cluster.topic("reservations"), entries)
+        self._log.append(self._cluster.topic("reservations"), shard, entry)
 
     def read(self, shard: int, after: int) -> Iterable[bytes]:
         """Give every commit of a shard that is still kept, oldest first."""
@@ -119,7 +123,8 @@ class Outputs:
 class _Producer:
     """A producer of librdkafka, whose threads need no interpreter; may be used by several threads."""
 
-    def __init__(self, settings: dict[str, Any], is_stopped: Callable[[], bool]) -> None:
+    def __init__(self, settings: dict[str, Any], is_stopped: Callable[[], bool], lanes: Lanes | OneByOne) -> None:
+        self._lanes = lanes
         self._kafka = Producer(settings, logger=_client_log)
         self._is_stopped = is_stopped
         self._failed: KafkaError | None = None
@@ -144,22 +149,18 @@ class _Producer:
         for row, value in enumerate(values):
             self._produce(topic, value, partition, keys[row] if keys else None, kind, self._told)
 
-    def append(
-        self, topic: str, values: Mapping[int, bytes], kind: RecordKind = RecordKind.EVENTS
-    ) -> Mapping[int, int]:
-        """Write a record into each of these partitions; return the positions once all are durable."""
-        positions: dict[int, int] = {}
+    def append(self, topic: str, partition: int, value: bytes, kind: RecordKind = RecordKind.EVENTS) -> int:
+        """Write a record; return its position once it is durable."""
+        positions: list[int] = []
 
         def told(error: KafkaError | None, record: Message) -> None:
             self._told(error, record)
-            where, position = record.partition(), record.offset()
-            if error is None and where is not None and position is not None:
-                positions[where] = position
+            if error is None:
+                positions.append(record.offset() or 0)
 
-        for partition, value in values.items():
-            self._produce(topic, value, partition, None, kind, told)
-        self._wait(lambda: len(positions) == len(values))
-        return positions
+        self._produce(topic, value, partition, None, kind, told)
+        self._wait(lambda: positions)
+        return positions[0]
 
     def flush(self) -> None:
         self._wait(lambda: len(self._kafka) == 0)
@@ -174,11 +175,12 @@ class _Producer:
         except KafkaException as error:
             raise _refused(error.args[0], topic) from None
 
-    def _wait(self, is_done: Callable[[], bool]) -> None:
+    def _wait(self, is_done: Callable[[], object]) -> None:
         give_up_s = monotonic_s() + PATIENCE_MS / 1000 + 10
         is_told = False
         while not is_done():
-            self._kafka.poll(_LOOK_S)
+            if not self._lanes.until(lambda: is_done() or self._failed, self._kafka.poll, _LOOK_S):
+                self._kafka.poll(_LOOK_S)
             self._must_work()
             if not is_told and self._is_stopped():
                 is_told, give_up_s = True, min(give_up_s, monotonic_s() + _LAST_WAIT_S)

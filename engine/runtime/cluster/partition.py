@@ -52,7 +52,6 @@ class Partition:
     saved      what the newest durable checkpoint reflects
     committed  what the source was told to commit
     told       the last record whose effects were published by this process
-    decided    what is decided and not committed; the next block waits for it
     is_whole   False while a block is under way: the state is then neither that before nor that after it
     stopped    why nothing more is read of it; '' while it is
     """
@@ -68,7 +67,6 @@ class Partition:
         self.ledger = ledger
         self.done = self.saved = self.committed = self.told = -1
         self.is_whole = True
-        self.decided: Decided | None = None
         self.desk: CodeDesk | None = None
         self.unread: list[DeadLetter] = []  # of the block under way: what no schema could read
         self.has_begun = False  # a record was processed, or a checkpoint restored

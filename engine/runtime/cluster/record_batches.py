@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -26,7 +27,7 @@ from engine.runtime.cluster.batch_kernel import DAMAGED, read_batch
 from engine.runtime.cluster.blocks import KIND_HEADER
 
 PRIVATE_NAMES = {
-    fetching.Fetcher: ("_proc_fetch_request", "fetched_records"),
+    fetching.Fetcher: ("_proc_fetch_request", "fetched_records", "_get_actions_per_node"),
     fetching: ("MemoryRecords", "PartitionRecords", "FetchResult"),
 }
 
@@ -41,6 +42,7 @@ _DECOMPRESS: dict[int, Callable[[bytes], Any]] = {
     3: cramjam.lz4.decompress,
     4: cramjam.zstd.decompress,
 }
+_GATHERED_BYTES = 1 << 20
 _NAME = np.frombuffer(KIND_HEADER.encode(), np.uint8).copy()
 
 
@@ -208,7 +210,12 @@ class RawConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     """aiokafka's consumer whose `getmany` gives, for each partition, a list of Fetched instead of records.
 
     Control batches are left out. What a producer's transaction aborted is handed over like the rest: it was appended.
+
+    gather_ms  while records come, how long the broker may gather them; each answer costs both sides more than its
+               records do. Whoever waits for the first record after a pause is answered at once
     """
+
+    gather_ms = 0
 
     @property
     def _fetcher(self) -> Any:
@@ -217,5 +224,12 @@ class RawConsumer(AIOKafkaConsumer):  # type: ignore[misc]
     @_fetcher.setter
     def _fetcher(self, fetcher: Any) -> None:
         if fetcher is not None:
-            fetcher._proc_fetch_request = MethodType(_process_raw, fetcher)
+            fetcher._proc_fetch_request = partial(self._process_fetch, MethodType(_process_raw, fetcher), fetcher)
         self.__dict__["_fetcher"] = fetcher
+
+    async def _process_fetch(self, process: Callable[..., Any], fetcher: Any, *arguments: Any) -> bool:
+        found: bool = await process(*arguments)
+        if self.gather_ms:
+            gathers = (_GATHERED_BYTES, self.gather_ms)
+            fetcher._fetch_min_bytes, fetcher._fetch_max_wait_ms = gathers if found else (1, self._fetch_max_wait_ms)
+        return found

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import orjson
@@ -56,6 +57,7 @@ _SHORTER_S = 10.0
 _FOR_EVER_S = 1e9
 _NO_ANSWER = Reason.STORE_UNAVAILABLE.value
 _WAIT_MS = 20
+_GATHER_MS = int(__import__("os").environ.get("X_GATHER", "4"))
 
 
 @dataclass(slots=True)
@@ -81,7 +83,8 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
     """
     cluster = settings.cluster
     ensure_topics(cluster)
-    outputs = Outputs(cluster, is_stopped=is_stopped)
+    lanes = Lanes()
+    outputs = Outputs(cluster, is_stopped=is_stopped, lanes=lanes)
     control = control or ControlTopic(cluster, ContentArchive(settings.state / "content"))
     control.load_live()
     must_serve(cluster.redis, settings.tenant)
@@ -97,6 +100,7 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
             reservations=outputs,
             patience_s=_FOR_EVER_S,
             is_stopped=is_stopped,
+            meanwhile=lanes,
         )
 
     home = FaustSource if cluster.source == "faust" else KafkaSource
@@ -107,10 +111,10 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
         fetch_max_wait_ms=cluster.fetch_max_wait_ms,
         session_timeout_ms=int(cluster.session_timeout_s * 1000),
         wait_ms=_WAIT_MS,
+        gather_ms=_GATHER_MS,
     )
     id_key = load_id_key(cluster.checkpoints / "offer-id.key")
     codes = CodeStore(settings.state / "codes.db")
-    lanes = Lanes(cluster.partitions)
     return Parts(source, outputs, control, open_ledger, id_key, True, codes, collector.settle, lanes=lanes)
 
 
@@ -129,6 +133,7 @@ class Worker:
         self._codes = parts.codes
         self._settle, self._has_moved = parts.settle, False
         self._lanes = parts.lanes
+        self._busy: set[int] = set()  # partitions whose blocks are under way, each in its lane
         self._supplied_s = 0.0
         registry = settings.cluster.schema_registry
         self.values = ValueReader(
@@ -156,27 +161,26 @@ class Worker:
             self._close()
 
     def step(self) -> None:
-        """Take what there is, once."""
-        blocks = self.source.poll(MOST_EVENTS)
-        self._sought.clear()
+        """Take what there is for partitions that have nothing under way, and let those that have go on."""
         taken: dict[int, list[Block]] = {}
-        for block in blocks:
+        for block in self.source.poll(MOST_EVENTS, self._busy):
             taken.setdefault(block.partition, []).append(block)
-        # Contents are compiled once for all partitions of a process: whoever comes second finds it done.
-        changing = [number for number, mine in taken.items() if any(map(_changes_content, mine))]
-        for number in changing:
-            self._process_all(taken.pop(number))
-        self._lanes.each(self._process_all, list(taken.values()))
-        self._finish(list(self.partitions.values()))
-        if self.stopping.is_set():
+        for number, blocks in taken.items():
+            self._busy.add(number)
+            self._lanes.begin(partial(self._process_all, number, blocks))
+        before = len(self._busy)
+        self._lanes.go_on()
+        if self.stopping.is_set() or (self._busy and len(self._busy) == before):
             return
         self._look_after()
-        if self._has_moved:
+        if self._has_moved and not self._busy:
             self._has_moved = False
             self._settle()
 
     def _close(self) -> None:
         if self.failure is None:
+            with suppress(StoreUnavailable):  # what is not done is replayed
+                self._lanes.finish()
             for number in list(self.partitions):
                 try:
                     self._let_go(number)
@@ -200,6 +204,7 @@ class Worker:
     # --- partitions -------------------------------------------------------------------------------------------------
 
     def _assign(self, numbers: Sequence[int]) -> None:
+        self._lanes.finish()  # else who takes hold could wait for what only they can end
         for number in numbers:
             newest, content = self._newest(number)
             ledger = self._open_ledger(number, content.policy.assumed_consent)
@@ -245,6 +250,7 @@ class Worker:
         self._sought.add(partition.number)
 
     def _revoke(self, numbers: Sequence[int]) -> None:
+        self._lanes.finish()
         for number in numbers:
             if number in self.partitions:
                 try:
@@ -299,11 +305,16 @@ class Worker:
 
     # --- records ----------------------------------------------------------------------------------------------------
 
-    def _process_all(self, blocks: Sequence[Block]) -> None:
-        for block in blocks:
-            if self.stopping.is_set():
-                return
-            self._process(block)
+    def _process_all(self, number: int, blocks: Sequence[Block]) -> None:
+        """Decide and commit blocks of one partition, in its lane."""
+        self._sought.discard(number)
+        try:
+            for block in blocks:
+                if self.stopping.is_set():
+                    return
+                self._process(block)
+        finally:
+            self._busy.discard(number)
 
     def _process(self, block: Block) -> None:
         partition = self.partitions.get(block.partition)
@@ -311,7 +322,6 @@ class Worker:
             return
         block, partition.unread = self.values.read(block)
         for piece in partition.pieces(block):
-            self._finish([partition])
             # Whatever was fetched before the state went back, or was given up, is fetched again.
             is_ours = self.partitions.get(block.partition) is partition
             if not is_ours or partition.is_stopped or block.partition in self._sought:
@@ -329,26 +339,7 @@ class Worker:
             self._probe(partition, block)
             return
         partition.is_whole = False
-        partition.decided = self._decide(partition, block)
-
-    def _finish(self, partitions: Sequence[Partition]) -> None:
-        """Commit and tell what these have decided; what goes into the reservations log goes there together."""
-        begun_s = monotonic_s()
-        entries: dict[int, bytes] = {}
-        under_way = [(one, one.decided) for one in partitions if one.decided is not None]
-        for partition, decided in under_way:
-            with self._guarding(partition, decided.block):
-                entry = self._log_entry(partition, decided)
-                if entry is not None:
-                    entries[partition.number] = entry
-        if entries:
-            self.outputs.append_all(entries)
-        for partition, decided in under_way:
-            if partition.number in entries:
-                partition.ledger.has_logged(decided.position)
-            with self._guarding(partition, decided.block):
-                if partition.decided is not None:
-                    self._conclude(partition, decided, begun_s)
+        self._conclude(partition, self._decide(partition, block))
 
     @contextmanager
     def _guarding(self, partition: Partition, block: Block) -> Iterator[None]:
@@ -361,9 +352,6 @@ class Worker:
             raise
         except Exception as error:
             self._suspect(partition, block, error)
-        else:
-            return
-        partition.decided = None
 
     def _decide(self, partition: Partition, block: Block) -> Decided:
         started_s = monotonic_s()
@@ -382,11 +370,7 @@ class Worker:
         partition.ledger.assumed_consent = partition.pipeline.content.policy.assumed_consent
         return Decided(block, effects, decisions, last, waited_ms, started_s, monotonic_s())
 
-    def _log_entry(self, partition: Partition, decided: Decided) -> bytes | None:
-        effects = decided.effects
-        return partition.ledger.log_entry(decided.position, effects.now_ms) if effects.is_stored else None
-
-    def _conclude(self, partition: Partition, decided: Decided, begun_s: float) -> None:
+    def _conclude(self, partition: Partition, decided: Decided) -> None:
         effects, position = decided.effects, decided.position
         if effects.is_stored:
             partition.ledger.commit(position, effects.now_ms, **rows_of(effects))
@@ -395,20 +379,19 @@ class Worker:
             self._publish(partition.number, effects, decided.decisions)
             partition.told = position
             count(effects)
-        self._measure(partition, decided, begun_s, committed_s)
-        partition.decided = None
+        self._measure(partition, decided, committed_s)
         partition.done = position
         partition.is_whole = True
         partition.last_block_s = self._monotonic_s()
         partition.ticking = False
         self._stop_if_bad(partition)
 
-    def _measure(self, partition: Partition, decided: Decided, begun_s: float, committed_s: float) -> None:
+    def _measure(self, partition: Partition, decided: Decided, committed_s: float) -> None:
         now_s = monotonic_s()
         stage = partition.measured.stage
         stage["waited"].observe(max(0, decided.waited_ms) / 1000)
         stage["decide"].observe(decided.decided_s - decided.started_s)
-        stage["commit"].observe(committed_s - begun_s)
+        stage["commit"].observe(committed_s - decided.decided_s)
         stage["publish"].observe(now_s - committed_s)
         metrics.BATCH_SECONDS.observe(now_s - decided.started_s)
         metrics.BATCH_EVENTS.observe(decided.effects.events)
@@ -506,7 +489,12 @@ class Worker:
             pools = {pool.name for pool in codes.pools()}
             for partition in self.partitions.values() if pools else ():
                 # A partition that replays what it decided before knows its leases from the log.
-                if partition.desk is None or partition.is_stopped or partition.done < partition.ledger.position():
+                if (
+                    partition.desk is None
+                    or partition.number in self._busy
+                    or partition.is_stopped
+                    or partition.done < partition.ledger.position()
+                ):
                     continue
                 if pools_of(partition.pipeline.content) & pools or partition.ledger.stock.pools():
                     partition.desk.supply(partition.pipeline.content)
@@ -520,7 +508,7 @@ class Worker:
         if self._codes is not None and now_s - self._supplied_s >= SUPPLY_S:
             self._supplied_s = now_s
             self._supply(self._codes)
-        for partition in list(self.partitions.values()):
+        for partition in [one for number, one in self.partitions.items() if number not in self._busy]:
             if now_s - partition.last_block_s >= TICK_S and not partition.ticking and not partition.is_stopped:
                 # Nothing passes time while a partition is idle, so a record must (T2).
                 self.outputs.send("events", [b""], partition=partition.number, kind=RecordKind.TICK)
@@ -582,7 +570,3 @@ class Worker:
         partitions = self.partitions.copy().values()
         stopped = [f"partition {one.number} stopped: {one.stopped}" for one in partitions if one.is_stopped]
         return "; ".join(stopped) if stopped else "" if partitions else "no partition yet"
-
-
-def _changes_content(block: Block) -> bool:
-    return bool((block.kind == RecordKind.CONTENT).any())
