@@ -94,3 +94,13 @@ def test_fetching_stops_by_bytes_and_by_pieces():
     assert queue.is_full
     queue.take(10, no_seek)
     assert not queue.is_full
+
+
+def test_what_waits_of_a_busy_partition_stays_and_comes_in_order_once_it_is_free():
+    """A partition whose block is under way is given nothing; meanwhile its fetches become one block."""
+    queue = waiting(*(Piece(partition, 3 * turn, 3) for turn in range(3) for partition in (0, 1)))
+    assert [(one.partition, len(one)) for one in queue.take(1000, no_seek, busy={0})] == [(1, 9)]
+    assert queue.take(1000, no_seek, busy={0, 1}) == []
+    queue.put(Piece(0, 9, 3))  # type: ignore[arg-type]
+    (block,) = queue.take(1000, no_seek, busy={1})
+    assert block.position.tolist() == list(range(12))
