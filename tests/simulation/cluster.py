@@ -32,6 +32,7 @@ from engine.errors import StoreUnavailable
 from engine.model import DispatchState, Offer, RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.archive import content_record
+from engine.runtime.cluster.lanes import Lanes
 from engine.runtime.cluster.worker import Parts, Worker
 from engine.settings import Settings
 from tests.cluster_parts import Group, Member, Shard, home_of
@@ -93,12 +94,22 @@ class Fuse:
 
 
 class FragileShard(Shard):
+    """Its answers take a while, in which other partitions of the worker go on."""
+
     fuse: Fuse
+    lanes: Lanes
+    dice: random.Random
+
+    def _wait(self) -> None:
+        for _ in range(self.dice.randrange(3)):
+            self.lanes.give_way()
 
     def reserve(self, requests: Any) -> Any:
+        self._wait()
         return self.fuse.call(super().reserve, requests)
 
     def commit(self, *arguments: Any, **named: Any) -> Any:
+        self._wait()
         return self.fuse.call(super().commit, *arguments, **named)
 
 
@@ -142,9 +153,11 @@ class ClusterDay(Group):
         self.workers = [self._worker([0, 1]), self._worker([2])]
 
     def _worker(self, partitions: list[int]) -> Worker:
+        lanes = Lanes()
+
         def open_shard(number: int, assumed_consent: frozenset[str]) -> Any:
             shard = FragileShard(self.folder / f"shard-{number}.db", assumed_consent=assumed_consent, fsync="never")
-            shard.fuse = self.fuse
+            shard.fuse, shard.lanes, shard.dice = self.fuse, lanes, self.dice
             return shard
 
         parts = Parts(
@@ -154,6 +167,7 @@ class ClusterDay(Group):
             open_shard,
             KEY,
             monotonic_s=lambda: 0.0,
+            lanes=lanes,
         )
         return Worker(self.settings, threading.Event(), parts)
 
@@ -198,12 +212,15 @@ class ClusterDay(Group):
         for row, worker in enumerate(self.workers):
             try:
                 worker.step()
+                while worker._busy:
+                    worker.step()
             except (Killed, StoreUnavailable):
                 self._bury(row)
 
     def _bury(self, row: int) -> None:
         """A process is gone, with all it remembered; its partitions go to the other, and another one starts."""
         dead, other = self.workers[row], self.workers[1 - row]
+        dead._lanes.close()
         for partition in dead.partitions.values():
             partition.ledger.close()
             partition.measured.forget()
@@ -241,7 +258,8 @@ class ClusterDay(Group):
             self._bury(row)
         elif what == "saved":
             for partition in self.workers[row].partitions.values():
-                partition.save()
+                if partition.is_whole:
+                    partition.save()
         elif what == "zombie":
             self._sleep_through(row)
 

@@ -136,6 +136,24 @@ def test_a_turn_is_one_lanes_at_a_time_and_may_be_taken_again_within():
     assert order == [(number, what) for number in range(3) for what in ("in", "out")]
 
 
+def test_whoever_began_the_lanes_lets_them_go_on_while_one_has_its_turn():
+    """The engine itself asks a ledger that a lane is mending."""
+    lanes, order = Lanes(), []
+    turn = Turn(lanes)
+
+    def work() -> None:
+        with turn:
+            lanes.give_way()
+            lanes.give_way()
+            order.append("lane")
+
+    lanes.begin(work)
+    lanes.go_on()
+    with turn:
+        order.append("engine")
+    assert order == ["lane", "engine"]
+
+
 def test_a_turn_is_one_threads_at_a_time():
     turn, count = Turn(OneByOne()), [0]
 

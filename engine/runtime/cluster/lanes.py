@@ -30,10 +30,11 @@ class _Waiting(NamedTuple):
 class Lanes:
     """Belongs to one thread. `begin` work, then `go_on` until nothing is under way; what a lane raises is raised there.
 
-    A lane waits by `reply` or `until`; outside a lane both return False at once, and the caller waits in its own way.
+    A lane waits by `reply` or `until`. Outside a lane they return False at once, and the caller waits in its own way.
     """
 
     def __init__(self) -> None:
+        self._owner: object = None
         self._ready: deque[greenlet] = deque()
         self._asking: dict[int, tuple[greenlet, float]] = {}
         self._sockets = select.poll()
@@ -44,6 +45,7 @@ class Lanes:
 
     def begin(self, work: Callable[[], None]) -> None:
         """Do this beside what is under way, from the next `go_on` on."""
+        self._owner = getcurrent()
         self._ready.append(greenlet(work))
 
     @property
@@ -107,10 +109,13 @@ class Lanes:
         return True
 
     def give_way(self) -> bool:
-        """Let the others go on first."""
+        """Let the others go on first; whoever began them may ask for this as well."""
         lane = getcurrent()
         if lane.parent is None:
-            return False
+            if lane is not self._owner or not self.are_busy:
+                return False
+            self.go_on()
+            return True
         self._ready.append(lane)
         lane.parent.switch()
         return True

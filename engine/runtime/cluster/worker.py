@@ -179,7 +179,7 @@ class Worker:
 
     def _close(self) -> None:
         if self.failure is None:
-            with suppress(StoreUnavailable):  # what is not done is replayed
+            with suppress(OpportuneError):  # what is not done is replayed
                 self._lanes.finish()
             for number in list(self.partitions):
                 try:
