@@ -57,7 +57,7 @@ _SHORTER_S = 10.0
 _FOR_EVER_S = 1e9
 _NO_ANSWER = Reason.STORE_UNAVAILABLE.value
 _WAIT_MS = 20
-_GATHER_MS = int(__import__("os").environ.get("X_GATHER", "4"))
+_GATHER_MS = 4
 
 
 @dataclass(slots=True)
