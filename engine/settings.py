@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import os
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -23,12 +25,15 @@ from engine.gateway_settings import GatewaySettings
 from engine.model import FEED, Datum
 
 FILE = "opportune.toml"
+ENVIRONMENT = "environment"
+PREFIX = "OPPORTUNE_"
 _LONGEST_S = 366 * 86_400
 """Longer spans are slips of the pen, and infinite ones fit into no timer."""
 Seconds = Annotated[float, Field(ge=0, le=_LONGEST_S)]
 PositiveSeconds = Annotated[float, Field(gt=0, le=_LONGEST_S)]
 KeyName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,31}$")]
-_FOUND = {"missing": "nothing", "extra_forbidden": "a field that is not known"}
+_SLIP = 0.75
+"""How alike a variable and a setting are where one is probably a slip of the other."""
 LONGEST_REORDER_S = 30
 
 
@@ -175,28 +180,68 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
-        faults = [
-            Fault(
-                FILE,
-                ".".join(map(str, one["loc"])),
-                _FOUND.get(one["type"], "a value that does not fit"),
-                _wanted(one["type"], one["loc"], one["msg"]),
-            )
-            for one in error.errors(include_input=False)
-        ]
-        lines = [f"{one.path}: {one.expected}" for one in faults]
+        wrong = error.errors(include_input=False)
+        lines = [f"{'.'.join(map(str, one['loc']))}: {_wanted(one['type'], one['loc'], one['msg'])}" for one in wrong]
+        faults = [_fault(one["type"], one["loc"], one["msg"], one.get("ctx", {})) for one in wrong]
         raise SettingsError("settings (opportune.toml or OPPORTUNE_*):\n  " + "\n  ".join(lines), faults) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        fault = Fault(FILE, "", "what is not TOML", str(error))
+        fault = Fault(FILE, "$", "what is not TOML", "TOML in UTF-8", str(error))
         raise SettingsError(f"{FILE} is not valid TOML: {error}", [fault]) from None
     except OSError as error:
-        fault = Fault(FILE, "", "what cannot be read", error.strerror or "")
+        fault = Fault(FILE, "$", "a file that cannot be read", "one that can", error.strerror or "")
         raise SettingsError(f"{FILE} cannot be read: {error.strerror}", [fault]) from None
     except SourceError as error:  # of the environment; its text does not hold the value, which may be a secret
-        fault = Fault("OPPORTUNE_*", "", "what is not JSON", str(error))
+        fault = Fault(ENVIRONMENT, PREFIX + "*", "what is not JSON", "JSON, or one variable a field", str(error))
         raise SettingsError(f"{error}: there it is written as JSON, or by one variable a field", [fault]) from None
     settings.feeds = {**default_feeds(), **settings.feeds}
     return settings
+
+
+def slips_of_variables(environment: Iterable[str]) -> list[Fault]:
+    """List as warnings the variables that are no setting and look like one: nobody would miss them otherwise."""
+    faults = []
+    for variable in sorted(environment):
+        name = variable.removeprefix(PREFIX).lower().partition("__")[0]
+        if not variable.startswith(PREFIX) or name in Settings.model_fields:
+            continue
+        near = difflib.get_close_matches(name, Settings.model_fields, 1, _SLIP)
+        if near:
+            hint = f"it has no effect; did you mean {PREFIX}{near[0].upper()}?"
+            faults.append(Fault(ENVIRONMENT, variable, "a variable that is no setting", "a setting", hint, "warning"))
+    return faults
+
+
+def _fault(kind: str, place: tuple[int | str, ...], message: str, context: dict[str, Any]) -> Fault:
+    """Say of one setting where it stands, in the file or the environment, and what should stand there.
+
+    The value is not told: it may be a secret.
+    """
+    path = ".".join(map(str, place))
+    variable = _variable(place)
+    file, path = (ENVIRONMENT, variable) if variable else (FILE, path)
+    if kind == "missing":
+        return Fault(file, path, "nothing", "a value")
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(place[0]), Settings.model_fields, 1) if len(place) == 1 else []
+        hint = f"did you mean {near[0]!r}?" if near else "see docs/operations.md"
+        return Fault(file, path, "a field that is not known", "a setting", hint)
+    if kind == "union_tag_invalid":
+        near = difflib.get_close_matches(str(context["tag"]), str(context["expected_tags"]).split("'"), 1)
+        hint = f"did you mean {near[0]!r}?" if near else ""
+        return Fault(file, path, f"kind {context['tag']!r}", f"one of {context['expected_tags']}", hint)
+    if kind == "value_error":
+        return Fault(file, path, "a value that does not fit", "one that does", message.removeprefix("Value error, "))
+    return Fault(file, path, "a value that does not fit", message.removeprefix("Input should be "))
+
+
+def _variable(place: tuple[int | str, ...]) -> str | None:
+    """Return the environment variable that holds the setting at `place`, or what it is part of; None: the file does."""
+    untagged = [str(step) for step in (place[:2] + place[3:] if place[:1] == ("gateways",) else place)]
+    written = {variable.upper(): variable for variable in os.environ}
+    names = (PREFIX + "__".join(untagged[:length]).upper() for length in range(len(untagged), 0, -1))
+    within = PREFIX + "__".join([*untagged, ""]).upper()
+    whole = (variable for variable in sorted(written) if len(untagged) > 1 and variable.startswith(within))
+    return next((written[name] for name in (*names, *whole) if name in written), None)
 
 
 def _wanted(kind: str, place: tuple[int | str, ...], message: str) -> str:

@@ -58,7 +58,7 @@ def _fail_usage(error: typer.TyperException) -> NoReturn:
         sys.exit(2)  # the help it speaks of was printed when it was made
     told = error.format_message() if hasattr(error, "format_message") else str(error)
     hint = f"; see {context.command_path} --help" if context is not None else ""
-    _fail(" ".join(told.split()).rstrip(".") + hint)
+    _fail(" ".join(told.split()).replace("Value error, ", "").rstrip(".") + hint)
 
 
 def _fail(told: str, status: int = 2) -> NoReturn:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from engine.content import Inspection, inspect_content, outdated
 from engine.definitions import Content, PresenceTrigger, UsageTrigger
 from engine.deliver.gateways.checking import gateway_faults
 from engine.errors import Fault, SettingsError
-from engine.settings import load_settings
+from engine.settings import load_settings, slips_of_variables
 
 FencesOption = Annotated[
     Path | None, typer.Option("--geofences", help="folder of geofences", show_default="from the settings")
@@ -58,12 +59,13 @@ def _inspect_all(geofences: Path | None, scenarios: Path | None) -> Inspection:
     except SettingsError as error:
         # Without settings nobody knows which folders are meant.
         inspection = inspect_content(geofences, scenarios) if geofences and scenarios else Inspection(None, ())
-        return Inspection(None, (*error.faults, *inspection.faults))
+        return Inspection(None, (*error.faults, *slips_of_variables(os.environ), *inspection.faults))
     inspection = inspect_content(geofences or settings.geofences, scenarios or settings.scenarios)
+    slips = slips_of_variables(os.environ)
     if inspection.content is None:
-        return inspection
+        return Inspection(None, (*slips, *inspection.faults))
     of_gateways = gateway_faults(inspection.content, settings)
-    faults = (*inspection.faults, *outdated(inspection.content, wall_ms()), *of_gateways)
+    faults = (*slips, *inspection.faults, *outdated(inspection.content, wall_ms()), *of_gateways)
     is_sound = all(fault.severity == "warning" for fault in of_gateways)
     return Inspection(inspection.content if is_sound else None, faults)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from engine.cli.content import FencesOption, ScenariosOption, inspect_folders, print_faults, print_table
 from engine.console.terminal import Terminal
-from engine.content.faults import Faults
+from engine.content.faults import Faults, did_you_mean
 from engine.content.files import ReadLimits, read_bytes
 from engine.content.importing import ImportChoices, Imported, collection_bytes, import_drafts
 from engine.content.readers import READERS
@@ -63,6 +63,9 @@ def list_fences(
     if inspection.content is None:
         print_faults(inspection.faults)
         raise typer.Exit(1)
+    kinds = {fence.kind for fence in inspection.content.fences}
+    if kind is not None and kind not in kinds:
+        raise typer.BadParameter(f"no fence has the kind {kind!r}; {did_you_mean(kind, kinds)}", param_hint="--kind")
     table = Table("id", "name", "kind", "shape", "lon", "lat", "hours", "tags")
     for fence in inspection.content.fences:
         if kind in (None, fence.kind):
@@ -168,6 +171,7 @@ def _finish(imported: Imported, faults: Faults, out: Path, note: str, skip_bad: 
         raise typer.Exit(1)
     out.write_bytes(collection_bytes(imported.features, note))
     mended = f", {imported.repaired} of them mended" if imported.repaired else ""
-    print(f"Wrote {len(imported.features)} fences to {out}{mended}. Now run: opportune check")
+    count = len(imported.features)
+    print(f"Wrote {count} fence{'' if count == 1 else 's'} to {out}{mended}. Now run: opportune check")
     if faults.error_count:
         raise typer.Exit(1)

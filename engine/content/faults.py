@@ -32,6 +32,10 @@ _EXPECTED = {
     "finite_number": "a finite number",
 }
 
+_OWN_WORDS = re.compile(
+    r"^(Input|Value) should be |^(List|Set|Tuple|String|Dictionary) should have | after validation, not \d+$"
+)
+
 
 class Faults:
     """The faults found so far; `add` never raises. At most FAULTS_PER_FILE of one file are kept, the rest counted."""
@@ -121,4 +125,5 @@ def refuse(wanted: str, hint: str = "") -> PydanticCustomError:
 
 
 def _plain(message: str) -> str:
-    return message.removeprefix("Input should be ").removeprefix("Value should be ")
+    """Drop what pydantic says about its own working: 'List should have at least 1 item after validation, not 0'."""
+    return _OWN_WORDS.sub("", message)

@@ -12,7 +12,7 @@ from engine.content import benefit_model, scenario_model, trigger_model
 from engine.content import conditions as condition_model
 from engine.content.benefits import BENEFITS_FOLDER, NOTHING, Catalogue
 from engine.content.built import NOT_SUPPORTED_YET
-from engine.content.faults import Faults, Shown
+from engine.content.faults import Faults, Shown, near_miss
 from engine.content.files import ReadLimits, read_yaml
 from engine.content.scenario_model import (
     WEEKDAYS,
@@ -62,6 +62,9 @@ KNOWN_FIELDS = frozenset(
     if isinstance(model, type) and issubclass(model, BaseModel)
     for name, field in model.model_fields.items()
 )
+
+COMMON_CHANNELS = ("sms", "app")
+"""Any word may name a channel; one that is nearly one of these is probably a slip."""
 
 
 def load_policy(folder: Path, limits: ReadLimits, faults: Faults) -> Policy:
@@ -202,6 +205,10 @@ def _offer(
     for at, channel in enumerate(offer.channels):
         if channel in offer.channels[:at]:
             faults.add(file, f"$.offer.channels[{at}]", channel, "each channel once")
+        meant = near_miss(channel, COMMON_CHANNELS)
+        if meant is not None and meant != channel:
+            hint = f"did you mean {meant!r}? This one asks for consent to marketing.{channel}"
+            faults.warn(file, f"$.offer.channels[{at}]", channel, "a channel that has a gateway", hint)
     terms = catalogue.terms_of(offer.benefit, given.mode, file, faults)
     benefit = terms[0] if terms else NOTHING
     writer = TextPlaces(

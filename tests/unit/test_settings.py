@@ -11,7 +11,7 @@ from engine.deliver.addressbook import open_address_book
 from engine.errors import SettingsError, StoreUnavailable
 from engine.runtime.ownership import own
 from engine.runtime.service import Service
-from engine.settings import FeedTable, load_settings
+from engine.settings import FeedTable, load_settings, slips_of_variables
 
 
 @pytest.fixture
@@ -47,6 +47,53 @@ def test_a_setting_that_cannot_work_is_named_with_what_to_do(folder: Path, toml:
         load_settings()
     assert told in str(caught.value)
     assert caught.value.faults
+
+
+@pytest.mark.parametrize(
+    ("toml", "told"),
+    [
+        (
+            "prot = 1",
+            "opportune.toml: prot: found a field that is not known, expected a setting (did you mean 'port'?)",
+        ),
+        ('port = "x"', "opportune.toml: port: found a value that does not fit, expected a valid integer, unable to"),
+        ("[gateways.sms\n", "opportune.toml: $: found what is not TOML, expected TOML in UTF-8 (Expected ']'"),
+        ('[gateways.sms]\nkind = "webhok"', "gateways.sms: found kind 'webhok', expected one of 'sandbox', 'webhook'"),
+        ('[gateways.sms]\nkind = "smpp"\nhost = "h"', "gateways.sms.smpp.login: found nothing, expected a value"),
+        ("[feeds.dpi]\nreorder_s = -1", "found a value that does not fit, expected one that does (-1 s is neither 0"),
+    ],
+)
+def test_check_says_of_a_setting_what_is_found_what_is_expected_and_how_to_mend_it(
+    folder: Path, toml: str, told: str
+) -> None:
+    (folder / "opportune.toml").write_text(toml)
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert told in str(caught.value.faults[0])
+
+
+def test_a_fault_of_the_environment_names_the_variable(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPPORTUNE_PORT", "tcp://10.0.0.1:8080")
+    monkeypatch.setenv("OPPORTUNE_GATEWAYS__SMS__KIND", "webhok")
+    monkeypatch.setenv("OPPORTUNE_FEEDS__DPI__REORDER_S", "-1")
+    (folder / "opportune.toml").write_text('fsync = "no"')
+    with pytest.raises(SettingsError) as caught:
+        load_settings()
+    assert {(one.file, one.path) for one in caught.value.faults} == {
+        ("environment", "OPPORTUNE_PORT"),
+        ("environment", "OPPORTUNE_GATEWAYS__SMS__KIND"),
+        ("environment", "OPPORTUNE_FEEDS__DPI__REORDER_S"),
+        ("opportune.toml", "fsync"),
+    }
+    assert not [one for one in caught.value.faults if "10.0.0.1" in str(one)]
+
+
+def test_a_variable_that_looks_like_a_setting_and_is_none_is_told() -> None:
+    others = ("OPPORTUNE_CACHE_DIR", "OPPORTUNE_ADDRESS_KEY", "OPPORTUNE_GEOCODER_KEY", "OPPORTUNE_INSTALL", "PORT")
+    right = ("OPPORTUNE_PORT", "OPPORTUNE_CLUSTER__KAFKA", "opportune_state")
+    (slip,) = slips_of_variables((*others, *right, "OPPORTUNE_PROT"))
+    assert str(slip).endswith("(it has no effect; did you mean OPPORTUNE_PORT?)")
+    assert (slip.path, slip.severity) == ("OPPORTUNE_PROT", "warning")
 
 
 def test_a_variable_that_is_no_json_is_told_as_a_setting(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

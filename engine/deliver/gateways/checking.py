@@ -38,7 +38,8 @@ def _not_made(settings: Settings) -> Iterator[Fault]:
             maker.make(name, chosen)
         except SettingsError as error:
             where = f"gateways.{name}"
-            yield Fault(FILE, where, "a gateway that cannot work", str(error).removeprefix(f"{where}: "))
+            why = str(error).removeprefix(f"{where}: ")
+            yield Fault(FILE, where, "a gateway that cannot work", "one that can", why)
 
 
 def _of_channel(channel: str, gateways: dict[str, GatewayBase]) -> Iterator[Fault]:
