@@ -3,6 +3,7 @@
 OpportuneError
 ├── ContentError       faults of a content folder, all at once, each with file, path, found, expected and hint
 ├── SettingsError      a setting that cannot work; says which and what to do
+├── UnknownScenario    nobody knows the scenario that was asked about
 ├── EventError         one event that cannot be read -> a dead letter with its reason
 ├── StoreError         journal, ledger, checkpoint or address book
 │   ├── StoreUnavailable   may come back: wait, do not send
@@ -19,7 +20,8 @@ Assertions are for our own bugs, exceptions for the world, values for "no". No m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from engine.model import DeadReason
@@ -59,6 +61,14 @@ class SettingsError(OpportuneError):
     def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
         super().__init__(message)
         self.faults = tuple(faults)
+
+
+class UnknownScenario(OpportuneError):
+    """No scenario has the id that was asked about."""
+
+    def __init__(self, scenario: str, known: Iterable[str]) -> None:
+        near = difflib.get_close_matches(scenario, sorted(known), 1)
+        super().__init__(f"no scenario has the id {scenario!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
 
 
 class EventError(OpportuneError):

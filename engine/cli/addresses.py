@@ -58,7 +58,10 @@ def count_entries(state: StateOption = None) -> None:
     """Say how many addresses there are."""
     from engine.deliver.addressbook import open_address_book
 
-    book = open_address_book(load_settings(state=state))
+    settings = load_settings(state=state)
+    if not (settings.state / "addresses.db").exists():
+        raise OpportuneError(f"there is no address book in {settings.state}; name the state folder by --state")
+    book = open_address_book(settings)
     print(f"{book.count():,}")
     book.close()
 

@@ -27,6 +27,9 @@ def backtest(
             help="recorded events: NDJSON or JSON arrays, plain or .gz; or one folder of a recording", exists=True
         ),
     ],
+    more: Annotated[
+        list[Path] | None, typer.Argument(help="more files of events, as a pattern leaves them", exists=True)
+    ] = None,
     content: Annotated[
         Path | None, typer.Option(help="folder with scenarios/ and geofences/; without it those of the settings")
     ] = None,
@@ -43,6 +46,7 @@ def backtest(
     from engine.runtime.source import JournalSource
     from engine.runtime.warm import warm_aloud
 
+    events = [*events, *(more or ())]
     settings = load_settings()
     folders = [content] if against is None else [content, against]
     recording = events[0] if len(events) == 1 and events[0].is_dir() else None

@@ -10,6 +10,7 @@ from typing import Annotated
 import httpx
 import typer
 
+from engine.cli.serve import service_url
 from engine.clock import wall_ms
 from engine.errors import OpportuneError
 from engine.settings import load_settings
@@ -51,12 +52,14 @@ def redeem(
 ) -> None:
     """Redeem a link at the running service, once. Exit status 1 where it is refused."""
     settings = load_settings()
-    base = url or f"http://{settings.host}:{settings.port}"
+    base = service_url(settings, url)
     headers = {} if key is None else {"idempotency-key": key}
     try:
         answer = httpx.post(f"{base}/v1/claims/{_token(link)}", headers=headers, timeout=10, trust_env=False)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise OpportuneError(f"no service answers at {base} ({type(error).__name__})") from None
+        raise OpportuneError(
+            f"no service answers at {base} ({type(error).__name__}); start it: opportune serve"
+        ) from None
     print(json.dumps(answer.json(), ensure_ascii=False, indent=2))
     if not answer.is_success:
         raise typer.Exit(1)

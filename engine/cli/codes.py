@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -12,7 +12,11 @@ from rich.table import Table
 
 from engine.cli.content import print_table
 from engine.console.terminal import Terminal
+from engine.errors import OpportuneError
 from engine.settings import load_settings
+
+if TYPE_CHECKING:
+    from engine.ledger.codes import CodeStore
 
 StateOption = Annotated[Path | None, typer.Option("--state", help="state folder; default from the settings")]
 _POOL = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
@@ -68,9 +72,7 @@ def import_file(
 @codes_app.command("list")
 def list_pools(state: StateOption = None) -> None:
     """Say how many codes each pool has, and how many are leased to the engine or still free."""
-    from engine.ledger.codes import CodeStore
-
-    store = CodeStore(load_settings(state=state).state / "codes.db")
+    store = _existing(state)
     table = Table("pool", "codes", "leased", "free", "epoch")
     for one in store.pools():
         table.add_row(one.name, f"{one.count:,}", f"{one.leased:,}", f"{one.free:,}", str(one.epoch))
@@ -84,11 +86,19 @@ def recall(
     state: StateOption = None,
 ) -> None:
     """Let every lease of a pool expire: codes not given come back, offers not yet handed over are not sent."""
-    from engine.ledger.codes import CodeStore
-
-    store = CodeStore(load_settings(state=state).state / "codes.db")
+    store = _existing(state)
     try:
         epoch = store.recall(pool)
     finally:
         store.close()
     print(f"leases of {pool} up to epoch {epoch} expire; a running service acts on it within seconds")
+
+
+def _existing(state: Path | None) -> CodeStore:
+    """Open the pools of a state folder; looking at none must not make an empty store."""
+    from engine.ledger.codes import CodeStore
+
+    path = load_settings(state=state).state / "codes.db"
+    if not path.exists():
+        raise OpportuneError(f"there are no pools in {path.parent}; name the state folder by --state")
+    return CodeStore(path)

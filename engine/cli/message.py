@@ -228,7 +228,8 @@ def _gateway(name: str) -> tuple[Capabilities, str]:
     settings = load_settings()
     chosen = settings.gateways.get(name)
     if chosen is None:
-        raise OpportuneError(f"no gateway is named {name!r}; {did_you_mean(name, settings.gateways)}")
+        hint = did_you_mean(name, settings.gateways) or "opportune.toml declares none: the sandbox takes every offer"
+        raise OpportuneError(f"no gateway is named {name!r}; {hint}")
     made = GatewayMaker(settings, now_ms=lambda: 0).make(name, chosen)
     return made.capabilities, made.channel
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from engine.cli.serve import service_url
 from engine.clock import wall_ms
 from engine.console.terminal import Terminal
 from engine.errors import OpportuneError
@@ -62,7 +63,7 @@ def import_file(
         clear=clear,
         ignore_others=ignore_others,
     )
-    base_url = url or f"http://{settings.host}:{settings.port}"
+    base_url = service_url(settings, url)
     into = base_url if state is None else str(state.resolve())
     kept = None if only_check else Kept(table, into)
     console = Terminal(is_error=True)

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 from collections.abc import Callable
 from functools import partial
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import httpx
 import orjson
+import structlog
 import typer
 import uvloop
 
 from engine.cli._saying import say
 from engine.errors import OpportuneError
-from engine.settings import Settings, load_settings
+from engine.settings import Settings, load_settings, slips_of_variables
 
 if TYPE_CHECKING:
     from engine.deliver.addressbook import AddressBook
+
+log = structlog.get_logger("opportune.serve")
 
 
 def register(app: typer.Typer) -> None:
@@ -44,6 +49,8 @@ def serve(
     settings = load()
     if clock not in ("log", "events"):
         raise typer.BadParameter("log or events", param_hint="--clock")
+    for slip in slips_of_variables(os.environ):
+        log.warning("a variable has no effect", variable=slip.path, hint=slip.hint)
     if cluster:
         uvloop.run(_front(settings))
         return
@@ -121,7 +128,7 @@ class NotRunning(OpportuneError):
 def call_service(method: str, path: str, *, url: str | None = None, **more: Any) -> dict[str, Any]:
     """Call the running service and return its JSON; raise OpportuneError saying what to do."""
     settings = load_settings()
-    base = url or f"http://{settings.host}:{settings.port}"
+    base = service_url(settings, url)
     headers = {"User-Agent": "opportune command line"}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
@@ -130,9 +137,29 @@ def call_service(method: str, path: str, *, url: str | None = None, **more: Any)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise NotRunning(f"no service answers at {base} ({type(error).__name__}); start it: opportune serve") from None
     if answer.is_error:
-        raise OpportuneError(f"{base}{path} answered {answer.status_code}: {answer.text[:300]}")
+        raise OpportuneError(_refusal(answer) or f"{base}{path} answered {answer.status_code}: {answer.text[:300]}")
     try:
         told: dict[str, Any] = orjson.loads(answer.content) if answer.content else {}
     except orjson.JSONDecodeError:
         raise OpportuneError(f"{base} is no service of opportune: it answered {path} with something else") from None
     return told
+
+
+def service_url(settings: Settings, url: str | None) -> str:
+    """Return where a service is called: the address as given, HTTP where it names no scheme, or the settings'."""
+    if url is None:
+        return f"http://{settings.host}:{settings.port}"
+    return (url if "://" in url else f"http://{url}").rstrip("/")
+
+
+def _refusal(answer: httpx.Response) -> str | None:
+    """Return the sentence in which a service of ours says what it refuses; None where it is another's answer."""
+    try:
+        told = answer.json()
+    except ValueError:
+        return None
+    if not isinstance(told, dict) or not isinstance(told.get("detail"), str):
+        return None
+    if answer.status_code == HTTPStatus.UNAUTHORIZED:
+        return "the service asks for its key, and this one is missing or wrong; set OPPORTUNE_API_KEY"
+    return str(told["detail"])

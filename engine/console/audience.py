@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import threading
 from typing import Any
 
@@ -13,14 +12,10 @@ from engine.decide.audience import expression_text
 from engine.decide.counting import Counter
 from engine.decide.disclosure import Disclosure
 from engine.definitions import Every, Expression, HasTag, Scenario
-from engine.errors import OpportuneError
+from engine.errors import UnknownScenario
 from engine.pipeline import Pipeline
 
 log = structlog.get_logger("opportune.audience")
-
-
-class UnknownScenario(OpportuneError):
-    """No scenario has the id."""
 
 
 class AudienceCount:
@@ -76,6 +71,4 @@ def _scenario(pipeline: Pipeline, name: str) -> Scenario:
     known = {one.id: one for one in pipeline.content.scenarios}
     if name in known:
         return known[name]
-    near = difflib.get_close_matches(name, sorted(known), 1)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise UnknownScenario(f"no scenario has the id {name!r}{hint}")
+    raise UnknownScenario(name, known)

@@ -65,7 +65,7 @@ class Engine(Protocol):
         ...
 
     async def explain(self, user: str, at_ms: int | None, scenario: str | None) -> dict[str, Any]:
-        """Say why this user did or did not get something, newest decisions first."""
+        """Say why this user did or did not get something, newest decisions first; raises Refused."""
         ...
 
     async def audience(self, scenario: str | None, expression: str | None) -> dict[str, Any]:

@@ -87,8 +87,11 @@ class View:
     def as_of_now(self, *, with_gates: bool) -> None:
         """What every scenario would do if its trigger came now."""
         traces = self._answer.get("now", [])
-        if not traces:
+        if not traces and self._answer.get("contest") is None:
             self._console.print(f"nothing is known of {self._answer['user']} now: no event of this user was processed")
+            return
+        if not traces:
+            self._console.print("the content has no such scenario any more")
             return
         inside = [one for one in self._answer.get("presence", []) if one["state"] not in ("OUTSIDE", "ENTERING")]
         places = "; ".join(f"{one['fence']} since {self.instant(one['crossed_at'])} ({one['state']})" for one in inside)

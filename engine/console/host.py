@@ -15,7 +15,7 @@ import structlog
 from engine.clock import monotonic_s, wall_ms
 from engine.console.access import check_binding
 from engine.console.api import Api
-from engine.console.audience import AudienceCount, UnknownScenario
+from engine.console.audience import AudienceCount
 from engine.console.claims import Claims
 from engine.console.contract import Component, FenceOccupancy
 from engine.console.idempotency import Answers
@@ -28,7 +28,7 @@ from engine.deliver.dispatcher import Dispatcher
 from engine.deliver.gateways.build import GatewayMaker, routes
 from engine.deliver.gateways.sandbox import SandboxMessage
 from engine.effects import Effects
-from engine.errors import ContentError, StoreUnavailable
+from engine.errors import ContentError, StoreUnavailable, UnknownScenario
 from engine.ledger.links import Link
 from engine.model import Offer, RecordKind
 from engine.runtime.id_key import load_id_key
@@ -194,7 +194,10 @@ class Host:
         }
 
     async def explain(self, user: str, at_ms: int | None, scenario: str | None) -> dict[str, Any]:
-        return await asyncio.to_thread(self.service.explainer.user, user, at_ms, scenario)
+        try:
+            return await asyncio.to_thread(self.service.explainer.user, user, at_ms, scenario)
+        except UnknownScenario as error:
+            raise Refused(404, "unknown_scenario", str(error)) from None
 
     async def explain_decision(self, decision_id: str) -> dict[str, Any]:
         return await asyncio.to_thread(self.service.explainer.decision, decision_id)

@@ -127,17 +127,27 @@ class RunningEngine:
 
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
+        self._was_there = False
 
     async def take(self, payload: bytes) -> None:
-        """Send a bite and wait until it is processed; wait too while the service is full or gone, for three minutes."""
+        """Send a bite and wait until it is processed; wait too while the service is full or gone, for three minutes.
+
+        A service that was never there is not waited for: it was not started, or the address is another's.
+        """
         began, fault = monotonic_s(), ""
         while monotonic_s() - began < _PATIENCE_S:
             try:
                 answer = await self._client.post("/v1/events", params={"wait": "processed"}, content=payload)
             except httpx.HTTPError as error:
                 fault = type(error).__name__
+                if isinstance(error, httpx.ConnectError) and not self._was_there:
+                    raise StoreUnavailable(
+                        f"no service answers at {self._client.base_url} ({fault}); start it (opportune serve), or name "
+                        "the state folder of a stopped one by --state"
+                    ) from None
                 await asyncio.sleep(1.0)
                 continue
+            self._was_there = True
             if answer.status_code == 202:
                 return
             fault = f"{answer.status_code}: {answer.text[:200]}"

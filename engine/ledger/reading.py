@@ -46,7 +46,7 @@ class LedgerReader:
     def __init__(self, path: Path) -> None:
         self.path = path
         if not path.exists():
-            raise StoreUnavailable(f"there is no ledger at {path}; name the state folder of a service")
+            raise StoreUnavailable(f"there is no ledger at {path}; name the state folder of a service by --state")
         try:
             self._connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10.0)
         except sqlite3.Error as error:

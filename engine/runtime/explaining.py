@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import orjson
 
+from engine.errors import UnknownScenario
 from engine.ledger.embedded import EmbeddedLedger
 from engine.model import CODE_MARK
 from engine.pipeline import Pipeline
@@ -39,7 +40,7 @@ class Explainer:
     ) -> dict[str, Any]:
         """Tell of a user the decisions of the week before `at_ms`; without it also how things stand now.
 
-        scenario  only this one
+        scenario  only this one; UnknownScenario where neither the content has it nor a decision that is told
         """
         now_ms = self._pipeline().now_ms
         until_ms = now_ms if at_ms is None else at_ms
@@ -51,6 +52,10 @@ class Explainer:
         )
         decisions = (orjson.loads(body) for body in stored)
         wanted = [one for one in decisions if scenario is None or one["scenario"] == scenario][:limit]
+        if scenario is not None and not wanted:
+            known = {one.id for one in self._pipeline().content.scenarios}
+            if scenario not in known:
+                raise UnknownScenario(scenario, known)
         answer = self._answer(user, now_ms, wanted)
         if at_ms is None:
             answer |= self._as_of_now(user, now_ms, scenario)

@@ -127,6 +127,9 @@ def offer_id(settings: Settings) -> str:
     return str(offer.offer_id)
 
 
+MISNAMED = ("--user", "u1", "--scenario", "national/arival")
+
+
 def explain(settings: Settings, *asked: str) -> str:
     return command(settings, "explain", "--state", str(settings.state), *asked)
 
@@ -242,7 +245,9 @@ def test_what_is_not_known_is_said(settings: Settings, offer_id: str) -> None:
     told = explain(settings, "--user", "nobody")
     assert "no decision about nobody" in told
     assert "nothing is known of nobody now" in told
-    command = [sys.executable, "-m", "engine.cli", "explain", "--state", str(settings.state), "--offer", "0" * 32]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    slip = command(settings, "explain", "--state", str(settings.state), *MISNAMED, fails=True)
+    assert slip == "opportune: no scenario has the id 'national/arival'; did you mean 'national/arrival'?\n"
+    line = [sys.executable, "-m", "engine.cli", "explain", "--state", str(settings.state), "--offer", "0" * 32]
+    run = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 2
     assert "is stored" in run.stderr

@@ -101,6 +101,13 @@ def test_a3_an_opt_out_stops_everything_within_a_second(live: Live) -> None:
     assert live.client.get("/v1/explain", params={"user": other}).json()["decisions"][0]["outcome"] == "offer"
 
 
+def test_a_scenario_that_nobody_has_is_no_answer_about_a_user(live: Live) -> None:
+    user = live.open_shop()
+    answer = live.client.get("/v1/explain", params={"user": user, "scenario": "national/shoping"})
+    assert (answer.status_code, answer.json()["error"]) == (404, "unknown_scenario")
+    assert "no scenario has the id 'national/shoping'" in answer.json()["detail"]
+
+
 def test_a12_no_phone_number_is_in_any_log_line_or_metric(live: Live) -> None:
     told = live.log_text() + live.client.get("/metrics").text
     assert "1390000" not in told
