@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import msgspec
 import orjson
@@ -27,8 +27,11 @@ class ReservationLog(Protocol):
         ...
 
 
-class GrantRow(NamedTuple):
-    """One grant; `number` is the place of its request in the shard's log, `flags` as in lua/shared.lua."""
+class GrantRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """One grant; `number` is the place of its request in the shard's log, `flags` as in lua/shared.lua.
+
+    Written as a list; made in a third of the time of a tuple with names, and there is one for every offer.
+    """
 
     offer_id: str
     subject: str
@@ -41,12 +44,11 @@ class GrantRow(NamedTuple):
     at_ms: int
     number: int
     code: str | None
-    taken: tuple[int, list[str | int | bool]] | None = (
-        None  # of stock: the day; benefit, cost in fen, counts users, ...
-    )
+    # of stock: the day; benefit, cost in fen, counts users, ...
+    taken: tuple[int, list[str | int | bool]] | None = None
 
 
-class ReleaseRow(NamedTuple):
+class ReleaseRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """One grant given back, or kept for good as its message arrived: the first that was told counts.
 
     number  of the first request that sees it so;  key  of the subject in Redis
