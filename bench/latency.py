@@ -3,7 +3,7 @@
 Poisson arrivals; each latency counts from the instant the event was due, whatever was late on the way, the generator
 included. One event in twenty brings an offer. `latency.RATE.pQ_ms` is at RATE events/s; the peer is a bare loop at the
 same rate in the same run: produce, consume, produce what is marked, consume. Rates are shares of the sustainable one,
-which is measured first, and 20,000/s.
+which is measured first, and 20,000/s. `latency.one.20000` is a worker of one partition instead of four.
 
 20,000 offers a point; OPPORTUNE_BENCH_OFFERS for fewer. `python -m bench.latency_chart` draws the rows of `--json`.
 """
@@ -60,11 +60,15 @@ def run(smoke: bool) -> list[dict[str, Any]]:
                 }
             ]
             for rate in rates:
-                rows += _point(bench, rate, offers, FIXED_RATE if smoke else rate)
+                rows += _point(bench, rate, offers, f"{FIXED_RATE if smoke else rate}")
+        if not smoke:
+            with Bench(rig, fences=10_000, users=1_000_000, partitions=1) as bench:
+                bench.send(1_000, ONE_IN * 50)
+                rows += _point(bench, FIXED_RATE, offers, f"one.{FIXED_RATE}")
         return rows
 
 
-def _point(bench: Bench, rate: int, offers: int, name: int) -> list[dict[str, Any]]:
+def _point(bench: Bench, rate: int, offers: int, name: str) -> list[dict[str, Any]]:
     """One rate: the cluster, then the bare loop."""
     ours = bench.send(rate, offers * ONE_IN)
     bare = bench.send(rate, offers * ONE_IN, bare=True)
@@ -91,16 +95,17 @@ class Latencies:
 class Bench:
     """Generator here; worker, dispatcher and the bare loop's two halves in processes that live while this is open."""
 
-    def __init__(self, rig: Rig, fences: int, users: int) -> None:
+    def __init__(self, rig: Rig, fences: int, users: int, partitions: int = PARTITIONS) -> None:
+        self._partitions = partitions
         self._content = open_content(fences)
         self._users = users
         self._fences = fences
         self._made = 0
         self._rig = rig
-        settings = rig.settings("latency", PARTITIONS)
+        settings = rig.settings(f"latency{partitions}", partitions)
         gateways = {"sms": SandboxSettings()}
         self._settings: Settings = settings.model_copy(update={"gateways": gateways, "checkpoint_interval_s": 3600.0})
-        self._topics = (f"{rig.prefix}bare-in", f"{rig.prefix}bare-out")
+        self._topics = (f"{rig.prefix}bare{partitions}-in", f"{rig.prefix}bare{partitions}-out")
         self._parts: list[Part] = []
 
     def __enter__(self) -> Bench:
@@ -115,7 +120,9 @@ class Bench:
         admin = AIOKafkaAdminClient(bootstrap_servers=self._rig.kafka)
         await admin.start()
         settings = {"message.timestamp.type": "LogAppendTime"}
-        await admin.create_topics([NewTopic(name, PARTITIONS, 1, topic_configs=settings) for name in self._topics])
+        await admin.create_topics(
+            [NewTopic(name, self._partitions, 1, topic_configs=settings) for name in self._topics]
+        )
         await admin.close()
 
     def send(self, rate: float, events: int, *, bare: bool = False) -> Latencies:
@@ -211,7 +218,7 @@ class Bench:
         for row in marked.tolist():
             keys[row] = b"x%08d" % (first + row)
             values[row] = workload.usage_line(first + row, keys[row].decode(), now_ms, f"hot{row % 85}").encode()
-        return Load(keys, values, partitions(keys, PARTITIONS), marked)
+        return Load(keys, values, partitions(keys, self._partitions), self._partitions, marked)
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +226,7 @@ class Load:
     keys: list[bytes]
     values: list[bytes]
     partition: np.ndarray
+    partitions: int
     offers: np.ndarray  # rows of the events that bring one
 
 
@@ -251,7 +259,7 @@ async def _send(kafka: str, topic: str, load: Load, due: np.ndarray) -> Sent:
 async def _send_rows(producer: AIOKafkaProducer, topic: str, load: Load, row: int, until: int) -> list[Any]:
     waiting = []
     where = load.partition[row:until]
-    for partition in range(PARTITIONS):
+    for partition in range(load.partitions):
         batch = producer.create_batch()
         for k in (row + np.flatnonzero(where == partition)).tolist():
             if batch.append(key=load.keys[k], value=load.values[k], timestamp=None) is None:
