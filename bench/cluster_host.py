@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from multiprocessing.synchronize import Event as StopEvent
 from pathlib import Path
 from time import perf_counter
@@ -118,17 +119,17 @@ def host_dispatch(settings: Settings, fences: int, stamps: Path, ready: StopEven
 
     async def work() -> None:
         host = DispatchHost(settings, AnyAddress(), control=FixedContent(open_content(fences)))
-        hand_over = host._hand_over
+        enqueue = host.enqueue
 
-        def handing(offers: Sequence[Offer], shard: int) -> None:
+        def handing(offers: Mapping[int, Sequence[Offer]]) -> None:
             now = perf_counter()
-            for offer in offers:
+            for offer in chain.from_iterable(offers.values()):
                 noted.setdefault(offer.offer_id, [now])
                 if offer.user_id[:1] == "x":
                     marked.add(offer.offer_id)
-            hand_over(offers, shard)
+            enqueue(offers)
 
-        host._hand_over = handing  # type: ignore[method-assign]
+        host.enqueue = handing  # type: ignore[method-assign]
         await host.start()
         while not stop.is_set() and host.failure is None:
             if len(host.store.shards) == settings.cluster.partitions:

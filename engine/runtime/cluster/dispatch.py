@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
 
 import orjson
 import structlog
@@ -27,13 +29,12 @@ from engine.ledger.codes import CodeStore
 from engine.ledger.redis.deployment import must_serve
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.receipts import RedisReceipts
-from engine.model import Block, Offer
+from engine.model import Offer
 from engine.runtime import collector
 from engine.runtime.archive import ContentArchive
 from engine.runtime.cluster.claims import ClaimStore
 from engine.runtime.cluster.control import Contents, ControlTopic
-from engine.runtime.cluster.kafka_source import KafkaSource
-from engine.runtime.cluster.offer_reader import OfferReader
+from engine.runtime.cluster.offer_reader import OfferReader, open_consumer
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.topics import ensure_topics
 from engine.settings import Settings
@@ -109,32 +110,19 @@ class DispatchHost:
     def _read(self) -> None:
         cluster = self.settings.cluster
         try:
-            source = KafkaSource(
-                cluster.kafka,
-                cluster.topic("offers"),
-                f"{cluster.prefix}dispatch",
-                fetch_max_wait_ms=cluster.fetch_max_wait_ms,
-                session_timeout_ms=int(cluster.session_timeout_s * 1000),
-                wait_ms=20,
-            )
-            reader = OfferReader(source, self)
-            while not self._stopping.is_set():
-                reader.step()
-            reader.close()
+            with closing(OfferReader(partial(open_consumer, cluster), cluster.topic("offers"), self)) as reader:
+                while not self._stopping.is_set():
+                    reader.step()
         except Exception as error:
             self.failure = f"{type(error).__name__}: {error}"
             log.error("offers are no longer read", error=self.failure, exc_info=not isinstance(error, StoreError))
 
-    def enqueue(self, block: Block) -> None:
-        offers = [
-            Offer(**orjson.loads(block.data[start:end]))
-            for start, end in zip(block.start.tolist(), block.end.tolist(), strict=True)
-        ]
-        self._hand_over(offers, block.partition)
-
-    def _hand_over(self, offers: Sequence[Offer], shard: int) -> None:
-        self.store.note(offers, shard)
-        self._loop.call_soon_threadsafe(self.dispatcher.enqueue, list(offers))
+    def enqueue(self, offers: Mapping[int, Sequence[Offer]]) -> None:
+        for shard, found in offers.items():
+            self.store.note(found, shard)
+        self._loop.call_soon_threadsafe(
+            self.dispatcher.enqueue, [offer for found in offers.values() for offer in found]
+        )
 
     def assign(self, shards: Sequence[int]) -> None:
         for shard in shards:
@@ -152,7 +140,7 @@ class DispatchHost:
             if ledger.unsettled:
                 log.warning("claims cut off by a crash are unknown", shard=shard, claims=ledger.unsettled)
             # What an earlier dispatcher left behind; the topic will not tell it again.
-            self._hand_over(ledger.outbox(20_000), shard)
+            self.enqueue({shard: ledger.outbox(20_000)})
         metrics.PARTITIONS.set(len(self.store.shards))
 
     def revoke(self, shards: Sequence[int]) -> None:
