@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import structlog
 import typer
 
+from engine import __version__
 from engine.cli._saying import log_lines, stop_saying
 from engine.errors import ContentError, OpportuneError
 
@@ -22,13 +23,27 @@ app = typer.Typer(
 )
 
 
+def _tell_version(is_asked: bool) -> None:
+    if is_asked:
+        print(f"opportune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command; the application's own help says more than this line."""
+
+
 def main() -> None:
     """Run the command line; what is wrong is told in a line, without a traceback, with exit status 2."""
-    groups = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
-    for group in groups:
-        importlib.import_module(f"engine.cli.{group}").register(app)
-    _configure_logs()
     try:
+        for group in sorted(one.name for one in pkgutil.iter_modules(__path__) if not one.name.startswith("_")):
+            importlib.import_module(f"engine.cli.{group}").register(app)
+        _configure_logs()
         # Not standalone, because typer would draw a box around its errors.
         status = app(standalone_mode=False)
     except typer.Abort:
@@ -40,6 +55,10 @@ def main() -> None:
         sys.exit(2)
     except OpportuneError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:
+        if (error.name or "engine").partition(".")[0] == "engine":
+            raise
+        _fail(f"the package {error.name} is not installed; bring the environment up to date: make setup")
     except BrokenPipeError:
         # Whoever reads has seen enough; nor may Python complain when it flushes at the end.
         stop_saying()

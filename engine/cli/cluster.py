@@ -78,10 +78,12 @@ def rekey(
 @content_app.command()
 def push(folder: Annotated[Path, typer.Argument(help="holds geofences/ and scenarios/")]) -> None:
     """Check a content folder and make it live in every partition."""
+    from engine.content import load_content
     from engine.runtime.cluster.control import push_content
     from engine.runtime.cluster.topics import ensure_topics
 
     settings = load_settings()
+    load_content(folder / "geofences", folder / "scenarios")  # what is wrong here is told before Kafka is asked
     ensure_topics(settings.cluster)
     content = push_content(settings, folder)
     print(f"live: content {content.version}, {len(content.fences)} fences, {len(content.scenarios)} scenarios")

@@ -35,18 +35,20 @@ def print_report(console: Console, report: dict[str, Any]) -> None:
 
 
 def _print_side(console: Console, side: dict[str, Any], zone: ZoneInfo) -> None:
-    table = _table(
-        "scenario", "offers", "withheld", "refused", "lost", "held", "messages", "message cost", "benefit cost"
-    )
-    for row in [*side["scenarios"], {"id": "all together", **side["totals"]}]:
-        table.add_row(
-            row["id"],
-            *(f"{row[name]:,}" for name in ("offer", "withheld", "refused", "lost", "held", "messages")),
-            yuan(row["message_cost_fen"]),
-            yuan(row["benefit_cost_fen"]),
-            style="bold" if row["id"] == "all together" else "",
-        )
-    console.print(table)
+    # Two tables, because one would break the ids of scenarios in a terminal of 80 columns.
+    rows = [*side["scenarios"], {"id": "all together", **side["totals"]}]
+    decided = _table("scenario", "offers", "withheld", "refused", "lost", "held")
+    costs = _table("scenario", "messages", "message cost", "benefit cost")
+    for row in rows:
+        style = "bold" if row is rows[-1] else ""
+        counts = (row[name] for name in ("offer", "withheld", "refused", "lost", "held"))
+        decided.add_row(row["id"], *(f"{count:,}" for count in counts), style=style)
+        if row["messages"] or row is rows[-1]:
+            money = (yuan(row["message_cost_fen"]), yuan(row["benefit_cost_fen"]))
+            costs.add_row(row["id"], f"{row['messages']:,}", *money, style=style)
+    for table in (decided, costs):
+        console.print(table)
+        console.print()
     reasons: dict[tuple[str, str], int] = {}
     for row in side["reasons"]:
         key = row["outcome"], row["reason"]

@@ -84,7 +84,8 @@ def outdated(content: Content, now_ms: int) -> list[Fault]:
 def _check_folder(folder: Path, suffixes: tuple[str, ...], faults: Faults) -> None:
     """Note a missing folder, and every file in it that would be passed over."""
     if not folder.is_dir():
-        faults.add(folder.name, "$", Shown("no such folder"), "a folder of content", f"looked for {folder}")
+        hint = f"looked for {folder.absolute()}"
+        faults.add(folder.name, "$", Shown("no such folder"), "a folder of content", hint)
         return
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)

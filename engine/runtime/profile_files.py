@@ -41,6 +41,10 @@ class TableFile:
                     self.columns = [name.strip() for name in next(csv.reader(text), [])]
         except (OSError, csv.Error) as error:
             raise OpportuneError(f"{path} cannot be read: {type(error).__name__}") from None
+        if not all(name.isprintable() for name in self.columns):
+            raise OpportuneError(
+                f"{path}: the first line is no text in UTF-8; save the table as CSV in UTF-8, or Parquet"
+            )
         if not any(self.columns):
             raise OpportuneError(f"{path}: the first line must name the columns")
 

@@ -180,6 +180,19 @@ def test_the_terminal_shows_one_content_and_two(report: dict[str, Any]) -> None:
             assert word in out.getvalue()
 
 
+def test_a_scenario_stands_on_one_line_in_a_terminal_of_80_columns() -> None:
+    report = build_report([("one", tally_of(small_content()))], [])
+    (side,) = report["sides"]
+    for row in side["scenarios"]:
+        row["id"] = "national/ecommerce-join-the-plan"
+    out = io.StringIO()
+    print_report(Console(file=out, width=80), report)
+    (costs,) = [line for line in out.getvalue().splitlines() if line.startswith("all together") and "yuan" in line]
+    assert costs.count("yuan") == 2
+    lines = [line for line in out.getvalue().splitlines() if line.startswith("national/ecommerce-join-the-plan ")]
+    assert len(lines) > len(side["scenarios"])  # of both tables
+
+
 def test_every_field_of_the_report_is_documented(report: dict[str, Any]) -> None:
     text = (DOCS / "backtest.md").read_text()
 

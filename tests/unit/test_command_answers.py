@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from engine.cli import addresses, backtest, codes
+from engine import __version__, cli
+from engine.cli import addresses, backtest, cluster, codes
 from engine.cli.message import _gateway
 from engine.cli.serve import NotRunning, call_service, service_url
 from engine.console import importing
-from engine.errors import OpportuneError, StoreUnavailable
+from engine.errors import ContentError, OpportuneError, StoreUnavailable
 from engine.settings import Settings
 
 NOBODY = "http://127.0.0.1:9"
@@ -75,6 +77,31 @@ def test_a_gateway_that_is_not_declared_is_told_with_what_is(tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OpportuneError, match=r"no gateway is named 'nope'; opportune.toml declares none"):
         _gateway("nope")
+
+
+def test_a_package_that_is_missing_is_told_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def missing(_: str) -> None:
+        raise ModuleNotFoundError("No module named 'new_package'", name="new_package")
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    told = "opportune: the package new_package is not installed; bring the environment up to date: make setup\n"
+    assert capsys.readouterr().err == told
+
+
+def test_the_version_is_told() -> None:
+    result = CliRunner().invoke(cli.app, ["--version"])
+    assert (result.exit_code, result.output) == (0, f"opportune {__version__}\n")
+
+
+def test_content_is_checked_before_a_cluster_is_asked(tmp_path: Path) -> None:
+    result = CliRunner().invoke(cluster.content_app, ["push", str(tmp_path / "nowhere")])
+    assert isinstance(result.exception, ContentError)
+    assert "no such folder" in str(result.exception)
 
 
 def test_a_backtest_takes_the_files_that_a_pattern_stands_for(tmp_path: Path) -> None:

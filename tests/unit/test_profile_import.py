@@ -216,3 +216,10 @@ def test_the_command_checks_a_file_and_lists_its_faults_safely(tmp_path):
     with listing.open() as file:
         assert list(csv.reader(file))[1][:2] == ["3", "time_zone"]
     assert not path.with_name("users.csv.progress").exists()
+
+
+def test_a_file_that_is_no_text_is_refused_in_a_line(tmp_path):
+    path = tmp_path / "users.csv"
+    path.write_bytes(bytes(range(128, 256)))
+    with pytest.raises(OpportuneError, match="the first line is no text in UTF-8; save the table as CSV in UTF-8"):
+        TableFile(path)
