@@ -44,7 +44,7 @@ class View:
                 Text(one["outcome"] + times, _STYLES.get(one["outcome"], "")),
                 one["reason"],
                 _trigger(one["trigger"]),
-                self._hand_off(one["hand_off"]),
+                Text("shadow: not sent", "dim") if one["values"].get("shadow") else self._hand_off(one["hand_off"]),
             )
         self._console.print(table)
         left = len(found) - limit

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import httpx
 import orjson
 import pytest
 import typer
+from rich.console import Console
 from typer.testing import CliRunner
 
 from engine import __version__, cli
@@ -18,6 +20,7 @@ from engine.cli import addresses, backtest, cluster, codes
 from engine.cli.message import _gateway
 from engine.cli.serve import NotRunning, call_service, service_url
 from engine.console import importing
+from engine.console.explain_view import View
 from engine.errors import ContentError, OpportuneError, StoreUnavailable
 from engine.settings import Settings
 
@@ -102,6 +105,15 @@ def test_content_is_checked_before_a_cluster_is_asked(tmp_path: Path) -> None:
     result = CliRunner().invoke(cluster.content_app, ["push", str(tmp_path / "nowhere")])
     assert isinstance(result.exception, ContentError)
     assert "no such folder" in str(result.exception)
+
+
+def test_an_offer_of_a_scenario_in_shadow_is_told_as_not_sent() -> None:
+    decision = {"at": 0, "scenario": "national/x", "outcome": "offer", "reason": "granted", "count": 1}
+    decision |= {"trigger": {"kind": "usage", "values": {}}, "values": {"shadow": True}, "hand_off": None}
+    answer = {"user": "u1", "time_zone": "Asia/Shanghai", "decisions": [decision | {"decision_id": "1"}]}
+    out = io.StringIO()
+    View(Console(file=out, width=120), answer).decisions(20)
+    assert "shadow: not sent" in out.getvalue()
 
 
 def test_a_backtest_takes_the_files_that_a_pattern_stands_for(tmp_path: Path) -> None:
