@@ -32,6 +32,7 @@ LONG_WAIT_S = 1.0
 ENDED = frozenset({"deadline", "no_consent", "user_closed"})
 """Codes of failures after which no other channel may speak (G5, A3)."""
 NOT_READY_S = 0.1
+TOLD_EVERY_S = 60.0
 
 
 class Lane:
@@ -44,6 +45,7 @@ class Lane:
         self._bucket = Bucket(gateway.capabilities.messages_per_s)
         self.quota = Quota(gateway.capabilities.daily_quota)
         self._retries = Retries()
+        self._silent_until_s = 0.0
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight_metric = metrics.GATEWAY_IN_FLIGHT.labels(gateway.name)
@@ -215,6 +217,7 @@ class Lane:
             self._retry_or_reject(offer, dispatch, parts, tries - 1, error.retry_after_s or THROTTLED_S)
         except GatewayRetryable as error:
             healthy = False
+            self._tell(str(error))
             self._retry_or_reject(offer, dispatch, parts, tries, error.retry_after_s)
         except GatewayPermanent as error:
             if isinstance(error, GatewayGone):
@@ -250,6 +253,13 @@ class Lane:
             self._settle(offer, DispatchState.REJECTED, code="not_accepted")
             return
         self._retries.push(self._owner.monotonic_s() + wait_s, offer, dispatch, parts, tries + 1)
+
+    def _tell(self, why: str) -> None:
+        """Say in the log, at most once a minute, why the gateway takes nothing: decisions know only that it did not."""
+        now_s = self._owner.monotonic_s()
+        if now_s >= self._silent_until_s:
+            self._silent_until_s = now_s + TOLD_EVERY_S
+            log.warning("a gateway took nothing", gateway=self.gateway.name, why=why)
 
     def _again(self, retry: Retry) -> None:
         """Submit again what was provably not accepted, unless the world has changed meanwhile."""

@@ -18,7 +18,7 @@ import httpcore
 import httpx
 
 from engine.clock import monotonic_s
-from engine.deliver.egress import GuardedBackend, Network
+from engine.deliver.egress import ForbiddenAddress, GuardedBackend, Network
 from engine.deliver.http_exchange import Answer, Connections, Refused
 from engine.errors import GatewayPermanent, GatewayRetryable, GatewayUnknown, SettingsError
 
@@ -90,6 +90,10 @@ class Outbound:
         try:
             async with asyncio.timeout(self._timeout_s):
                 connection = await self._connections.take(url, self._timeout_s)
+        except ForbiddenAddress:
+            raise GatewayRetryable(
+                f"{self._name}: no connection (its address is not public, and allow_networks does not name its network)"
+            ) from None
         except (httpcore.ConnectError, httpcore.ConnectTimeout, TimeoutError) as error:
             raise GatewayRetryable(f"{self._name}: no connection ({type(error).__name__})") from None
         try:

@@ -8,6 +8,7 @@ from typing import Any
 
 import orjson
 import pytest
+import structlog
 
 from engine.deliver.breaker import Breaker
 from engine.deliver.contract import Capabilities, Dispatch, DispatchRecord, Sessionless, Submitted
@@ -268,6 +269,17 @@ def test_what_was_provably_not_accepted_is_sent_again_under_the_same_dispatch_id
     assert len(gateway.seen) == 3
     assert len({one.dispatch_id for one in gateway.seen}) == 1
     assert bench.ledger.state_of(1) == DispatchState.ACCEPTED
+
+
+def test_why_a_gateway_takes_nothing_is_told_in_the_log_once_a_minute() -> None:
+    gateway = ScriptedGateway(*[GatewayRetryable("scripted-sms: no connection (ConnectError)")] * 6)
+    bench = Bench([offer(1), offer(2)], gateway, most_tries=3)
+    with structlog.testing.capture_logs() as lines:
+        run(bench)
+    told = [line for line in lines if line["event"] == "a gateway took nothing"]
+    assert [(line["gateway"], line["why"]) for line in told] == [
+        ("scripted-sms", "scripted-sms: no connection (ConnectError)")
+    ]
 
 
 def test_after_the_last_try_it_is_rejected_and_released() -> None:

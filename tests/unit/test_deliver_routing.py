@@ -375,6 +375,18 @@ def test_check_tells_of_every_offer_that_no_gateway_takes(tmp_path: Path) -> Non
     ]
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1:8", "localhost", "10.20.0.7", "[::1]", "169.254.169.254"])
+def test_a1_check_tells_of_an_address_that_no_connection_goes_to(tmp_path: Path, host: str) -> None:
+    content = _content(tmp_path, {"class": "video"})
+    given = {"kind": "webhook", "channel": "sms", "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"}
+    told = _faults(content, mine=given | {"url": f"https://{host}/offers"})
+    assert [(severity, path) for severity, path, _ in told] == [("error", "gateways.mine.url")]
+    assert told[0][2].endswith("which is not public")
+    networks = ["127.0.0.0/8", "10.0.0.0/8", "::1/128", "169.254.0.0/16"]
+    assert not _faults(content, mine=given | {"url": f"https://{host}/offers", "allow_networks": networks})
+    assert not _faults(content, mine=given | {"url": "https://sms.example.com/offers"})
+
+
 def test_check_lists_all_that_cannot_work_at_once(tmp_path: Path) -> None:
     content = _content(tmp_path, {"class": "video"})
     found = _faults(

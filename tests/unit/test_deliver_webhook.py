@@ -211,7 +211,7 @@ def test_no_spelling_of_a_private_address_is_connected_to(host: str) -> None:
     gateway = WebhookGateway(
         "sms", f"https://{host}/latest/meta-data", SECRET, now_ms=lambda: 0, backend=GuardedBackend((), network)
     )
-    with pytest.raises(GatewayRetryable):
+    with pytest.raises(GatewayRetryable, match="its address is not public, and allow_networks does not name"):
         asyncio.run(once(gateway.submit))
     assert network.connected == []
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import difflib
+import ipaddress
 from collections import defaultdict
 from collections.abc import Iterator
 
+import httpx
+
 from engine.definitions import Content, Every, Expression, InOrganisation, Neither, Some
+from engine.deliver.egress import is_allowed
 from engine.deliver.gateways.build import GatewayMaker, route_of
+from engine.deliver.gateways.common import allowed_networks
 from engine.errors import Fault, SettingsError
-from engine.gateway_settings import GatewayBase
+from engine.gateway_settings import GatewayBase, HttpSettings, WebhookSettings
 from engine.settings import FILE, Settings
 
 EVERYBODY = "national"
@@ -22,7 +27,7 @@ def gateway_faults(content: Content, settings: Settings) -> list[Fault]:
         by_channel[chosen.channel or name][name] = chosen
     if not by_channel:
         return []
-    faults = [*_not_made(settings), *_unknown_provinces(content, settings)]
+    faults = [*_not_made(settings), *_not_public(settings), *_unknown_provinces(content, settings)]
     offered = _offered(content)
     for channel, classes in sorted(offered.items()):
         faults += _unserved(channel, classes, by_channel.get(channel, {}))
@@ -40,6 +45,23 @@ def _not_made(settings: Settings) -> Iterator[Fault]:
             where = f"gateways.{name}"
             why = str(error).removeprefix(f"{where}: ")
             yield Fault(FILE, where, "a gateway that cannot work", "one that can", why)
+
+
+def _not_public(settings: Settings) -> Iterator[Fault]:
+    """Tell of addresses that no connection goes to (FAULTS A1); where a name leads is only known when it is called."""
+    for name, chosen in sorted(settings.gateways.items()):
+        if not isinstance(chosen, WebhookSettings | HttpSettings):
+            continue
+        url, networks = getattr(chosen, "url", None), chosen.allow_networks
+        try:
+            host = httpx.URL(url or "").host
+            address = "127.0.0.1" if host == "localhost" else str(ipaddress.ip_address(host))
+            is_public = is_allowed(address, allowed_networks(name, networks))
+        except (httpx.InvalidURL, ValueError, SettingsError):  # a name, or told already
+            continue
+        if not is_public:
+            hint = "in a network of your own: name it in allow_networks"
+            yield Fault(FILE, f"gateways.{name}.url", f"{host}, which is not public", "a public address", hint)
 
 
 def _of_channel(channel: str, gateways: dict[str, GatewayBase]) -> Iterator[Fault]:
