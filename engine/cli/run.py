@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 from zoneinfo import ZoneInfo
 
 import httpx
@@ -56,6 +56,7 @@ def run(
     keep: Annotated[bool, typer.Option("--keep", help="leave the service running after the summary")] = False,
 ) -> None:
     """Watch a simulated city day: events in over HTTP, offers out of a sandbox gateway; ends with a summary."""
+    _end_in_order()
     with _folder(state) as folder:
         settings = load_settings(state=folder, port=_port(port), api_key=None)
         console = Terminal()
@@ -79,6 +80,17 @@ def run(
             if keep:
                 console.print(f"\nThe service goes on at {url} (try {url}/metrics); Ctrl-C ends it.")
                 service.wait()
+
+
+def _end_in_order() -> None:
+    """Let SIGTERM and a closed terminal unwind like Ctrl-C: the service has a session of its own and would stay."""
+
+    def leave(number: int, _: object) -> NoReturn:
+        sys.exit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+            signal.signal(number, leave)
 
 
 async def _watch(

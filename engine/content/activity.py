@@ -125,7 +125,7 @@ def make_scenario(template: Template, given: Mapping[str, Any]) -> dict[str, Any
         value = given.get(parameter.name, template.default_of(parameter))
         if value is None or value == "":
             if not parameter.optional:
-                wrong.append(f"{parameter.name}: not given; {parameter.question}")
+                wrong.append(f"{parameter.name}: not given (--set {parameter.name}=...); {parameter.question}")
             continue
         try:
             value = read_value(parameter, value)

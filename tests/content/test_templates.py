@@ -139,7 +139,7 @@ def test_everything_wrong_with_the_answers_is_told_at_once() -> None:
     for name, (_, words) in WRONG.items():
         assert any(line.strip().startswith(f"{name}:") and words in line for line in lines), name
     assert any("plase: no such parameter" in line for line in lines)
-    assert any("benefit: not given" in line for line in lines)
+    assert any("benefit: not given (--set benefit=...)" in line for line in lines)
 
 
 def test_a_value_is_never_read_as_anything_but_a_value() -> None:

@@ -168,3 +168,18 @@ def test_the_demo_runs_ends_by_itself_and_sums_up(tmp_path: Path) -> None:
     assert "0 dead letters" in done.stdout
     assert "accepted" in done.stdout
     assert list(tmp_path.iterdir()) == [], "nothing of the demo stays behind"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demo_that_is_stopped_takes_its_service_along(tmp_path: Path, number: signal.Signals) -> None:
+    code = "from engine.cli import main; main()"
+    command = [sys.executable, "-c", code, "run", "--seconds", "60", "--people", "80", "--port", "0"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, env=environment) as demo:
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
+        until(lambda: children.read_text().strip() != "")
+        (service,) = map(int, children.read_text().split())
+        demo.send_signal(number)
+        assert demo.wait(30) == 128 + number
+    assert not Path(f"/proc/{service}").exists()
+    assert list(tmp_path.iterdir()) == []
