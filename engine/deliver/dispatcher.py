@@ -7,6 +7,7 @@ The ledger's outbox is the truth; the queues here are a cache of it. `enqueue` t
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
@@ -97,7 +98,7 @@ class Dispatcher:
         self._why_not_again = why_not_again
         self._due_fallbacks = due_fallbacks
         self.returns = Returns(ledger, addresses, emit, self._call, now_ms=now_ms, tenant=tenant)
-        self._settler = Settler(ledger, emit, self._call, tenant, self.returns.tell_late)
+        self._settler = Settler(emit, self.returns.record, tenant)
         self._lanes = Lanes(self, gateways, routes or {}, make_missing)
         self._paused: set[str] = set()
         self._parked: dict[str, Offer] = {}
@@ -204,8 +205,8 @@ class Dispatcher:
         except (StoreError, OSError) as error:
             log.error("claim store cannot answer; nothing is sent", error=type(error).__name__)
             answers = [ClaimAnswer.UNAVAILABLE] * len(offers)
-        for answer in answers:
-            metrics.CLAIMS.labels(str(answer)).inc()
+        for answer, count in Counter(answers).items():
+            metrics.CLAIMS.labels(str(answer)).inc(count)
         return answers
 
     def not_claimed(self, offer: Offer, answer: str) -> None:

@@ -15,6 +15,7 @@ from engine import metrics
 from engine.deliver.breaker import Breaker, Bucket, Quota
 from engine.deliver.contract import ClaimAnswer, Dispatch, DispatchRecord, Gateway
 from engine.deliver.fair_queue import FairQueue
+from engine.deliver.in_flight import InFlight
 from engine.deliver.making import dispatch_id, make
 from engine.deliver.retries import Retries, Retry, delay_s
 from engine.deliver.settler import Settled
@@ -40,14 +41,13 @@ class Lane:
         self._owner = owner
         self.gateway = gateway
         self.queue = FairQueue()
-        self.in_flight = 0
+        self.in_flight = InFlight()
         self.breaker = Breaker()
         self._bucket = Bucket(gateway.capabilities.messages_per_s)
         self.quota = Quota(gateway.capabilities.daily_quota)
         self._retries = Retries()
         self._silent_until_s = 0.0
         self._wake = asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._in_flight_metric = metrics.GATEWAY_IN_FLIGHT.labels(gateway.name)
         self._queue_metric = metrics.GATEWAY_QUEUE.labels(gateway.name)
         self._open_metric = metrics.GATEWAY_BREAKER_OPEN.labels(gateway.name)
@@ -118,12 +118,7 @@ class Lane:
 
         What was provably not accepted and waits to be repeated ends here, so that its count goes back.
         """
-        if self._tasks:
-            _, late = await asyncio.wait(self._tasks, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        await self.in_flight.finish(timeout_s)
         for retry in self._retries.take_all():
             self._settle(retry.offer, DispatchState.REJECTED, code="not_accepted")
 
@@ -147,20 +142,20 @@ class Lane:
         tokens = self._bucket.available(t)
         if tokens < 1:
             return 0, self._bucket.wait_s()
-        room = min(tokens, self.gateway.capabilities.window - self.in_flight, CLAIMS_AT_ONCE)
+        room = min(tokens, self.gateway.capabilities.window - len(self.in_flight), CLAIMS_AT_ONCE)
         if room < 1:
             return 0, LONG_WAIT_S  # an answer wakes the lane
         return (1, 0.0) if self.breaker.is_open else (room, 0.0)
 
     async def _sleep(self, wait_s: float) -> None:
+        timer = asyncio.get_running_loop().call_later(wait_s, self._wake.set)
         try:
-            async with asyncio.timeout(wait_s):
-                await self._wake.wait()
-        except TimeoutError:
-            pass
+            await self._wake.wait()
+        finally:
+            timer.cancel()
 
     def _measure(self) -> None:
-        self._in_flight_metric.set(self.in_flight)
+        self._in_flight_metric.set(len(self.in_flight))
         self._queue_metric.set(len(self.queue))
         self._open_metric.set(self.breaker.is_open)
         self._ready_metric.set(self.gateway.standing.ready)
@@ -198,17 +193,14 @@ class Lane:
     def _submit_soon(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
         self._bucket.take(parts)
         self.quota.take(parts)
-        self.in_flight += 1
-        task = asyncio.create_task(self._submit(offer, dispatch, parts, tries))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self.in_flight.start(self._submit(offer, dispatch, parts, tries))
 
     async def _submit(self, offer: Offer, dispatch: Dispatch, parts: int, tries: int) -> None:
         begin_s = self._owner.monotonic_s()
         healthy = True
+        self.in_flight.begins(self.gateway.capabilities.timeout_s or self._owner.submit_timeout_s)
         try:
-            async with asyncio.timeout(self.gateway.capabilities.timeout_s or self._owner.submit_timeout_s):
-                submitted = await self.gateway.submit(dispatch)
+            submitted = await self.gateway.submit(dispatch)
             self._settle(offer, DispatchState.ACCEPTED, gateway_ids=submitted.gateway_ids)
             metrics.HANDOFF_SECONDS.observe(max(0, self._owner.now_ms() - offer.created_ms) / 1000)
         except GatewayThrottled as error:
@@ -238,8 +230,9 @@ class Lane:
             now_s = self._owner.monotonic_s()
             self._seconds_metric.observe(now_s - begin_s)
             self.breaker.answer(healthy, now_s)
-            self.in_flight -= 1
-            self._wake.set()
+            self.in_flight.ends()
+            if self.queue or self._retries:
+                self._wake.set()
 
     def _retry_or_reject(
         self, offer: Offer, dispatch: Dispatch, parts: int, tries: int, retry_after_s: float | None

@@ -20,6 +20,7 @@ from engine import metrics
 from engine.deliver.contract import (
     Addresses,
     DispatchLedger,
+    DispatchRecord,
     InboundText,
     NumberNews,
     NumberReport,
@@ -172,7 +173,7 @@ class Returns:
         """End dispatches of which nothing came for 48 h, and tell what a crash left untold; until cancelled."""
         while True:
             try:
-                await self.tell_late()
+                await self.record(())
                 while rows := await self._call(self._ledger.silent, self._now_ms()):
                     await self.announce([match for _, _, match in rows if match is not None])
                     await self._call(self._ledger.told_silent, [(due_ms, name) for due_ms, name, _ in rows])
@@ -180,13 +181,19 @@ class Returns:
                 log.error("dispatches without receipts cannot be settled now", error=type(error).__name__)
             await asyncio.sleep(SILENCE_EVERY_S)
 
-    async def tell_late(self) -> None:
-        """Journal what receipts say that had come before the answers to their submits."""
+    async def record(self, records: Sequence[DispatchRecord]) -> None:
+        """Store outcomes, and journal what receipts say that had come before the answers to their submits."""
         async with self._telling:  # two at once would each drop what the other has only listed
-            late = await self._call(self._ledger.matched_late)
+            late = await self._call(self._record, records)
             if late:
                 await self.announce(late)
                 await self._call(self._ledger.told_late)
+
+    def _record(self, records: Sequence[DispatchRecord]) -> Sequence[Match]:
+        """Do both at once: each way into the ledger's thread and back costs two wake-ups."""
+        if records:
+            self._ledger.record_dispatch(records)
+        return self._ledger.matched_late()
 
     async def flushed(self) -> None:
         """Return once everything that came in so far is journaled or refused."""

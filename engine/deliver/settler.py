@@ -8,6 +8,7 @@ claimed: a send whose outcome cannot be recorded is not worth starting.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +17,7 @@ import orjson
 import structlog
 
 from engine import metrics
-from engine.deliver.contract import DispatchLedger, DispatchRecord
+from engine.deliver.contract import DispatchRecord
 from engine.errors import OpportuneError
 from engine.model import CONTRACT_VERSION, DispatchState
 
@@ -37,9 +38,8 @@ class Settled:
 class Settler:
     """Collect outcomes and write them in groups.
 
-    emit   journals receipt events and returns once they are durable
-    call   runs a function of the ledger where the ledger wants to be run
-    tell_late  journals what receipts say that had come before the outcome
+    emit    journals receipt events and returns once they are durable
+    record  stores outcomes in the ledger, and journals what receipts say that had come before them
     """
 
     RETRY_S = 0.2
@@ -48,16 +48,12 @@ class Settler:
 
     def __init__(
         self,
-        ledger: DispatchLedger,
         emit: Callable[[Sequence[bytes]], Awaitable[Any]],
-        call: Callable[..., Awaitable[Any]],
+        record: Callable[[Sequence[DispatchRecord]], Awaitable[None]],
         tenant: str,
-        tell_late: Callable[[], Awaitable[None]],
     ) -> None:
-        self._tell_late = tell_late
-        self._ledger = ledger
         self._emit = emit
-        self._call = call
+        self._record = record
         self._tenant = tenant
         self._waiting: list[Settled] = []
         self._wake = asyncio.Event()
@@ -93,8 +89,7 @@ class Settler:
             receipts = [self._receipt(one) for one in group if one.record.state in RELEASING]
             if receipts:
                 await self._emit(receipts)
-            await self._call(self._ledger.record_dispatch, [one.record for one in group])
-            await self._tell_late()
+            await self._record([one.record for one in group])
         except (OpportuneError, OSError) as error:
             if self.is_healthy:
                 log.error("dispatch outcomes cannot be written; nothing new is sent", error=type(error).__name__)
@@ -103,8 +98,8 @@ class Settler:
         if not self.is_healthy:
             log.info("dispatch outcomes are written again")
         self.is_healthy = True
-        for one in group:
-            metrics.DISPATCHES.labels(one.gateway, one.record.state.value).inc()
+        for (gateway, state), count in Counter((one.gateway, one.record.state.value) for one in group).items():
+            metrics.DISPATCHES.labels(gateway, state).inc(count)
         return True
 
     def _receipt(self, one: Settled) -> bytes:

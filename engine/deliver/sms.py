@@ -14,6 +14,9 @@ _GSM_7 = frozenset(
     "¡ABCDEFGHIJKLMNOPQRSTUVWXYZÄÖÑÜ§¿abcdefghijklmnopqrstuvwxyzäöñüà"
 )
 _GSM_7_EXTENSION = frozenset("^{}\\[~]|€\f")
+_GSM_7_WHOLE = _GSM_7 | _GSM_7_EXTENSION
+_LONGEST = {"gsm7": (160, 153), "ucs2": (70, 67)}
+"""Units of a message's only segment, and of each of several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,13 @@ class Length:
 
 def count_segments(text: str) -> Length:
     """Count `text` as a gateway would cut it."""
-    parts = split_segments(text)
     encoding = _encoding(text)
-    return Length(encoding, sum(_width(character, encoding) for character in text), len(parts))
+    if encoding == "gsm7":
+        units = len(text) + sum(map(text.count, _GSM_7_EXTENSION))
+    else:
+        units = len(text.encode("utf-16-le", "surrogatepass")) // 2
+    segments = min(units, 1) if units <= _LONGEST[encoding][0] else len(split_segments(text))
+    return Length(encoding, units, segments)
 
 
 def split_segments(text: str) -> list[str]:
@@ -37,7 +44,7 @@ def split_segments(text: str) -> list[str]:
     if not text:
         return []
     encoding = _encoding(text)
-    one, several = (160, 153) if encoding == "gsm7" else (70, 67)
+    one, several = _LONGEST[encoding]
     widths = [_width(character, encoding) for character in text]
     if sum(widths) <= one:
         return [text]
@@ -62,7 +69,7 @@ def finish_text(text: str, *, signature: str, opt_out: str, signature_at_end: bo
 
 
 def _encoding(text: str) -> str:
-    return "gsm7" if all(one in _GSM_7 or one in _GSM_7_EXTENSION for one in text) else "ucs2"
+    return "gsm7" if _GSM_7_WHOLE.issuperset(text) else "ucs2"
 
 
 def _width(character: str, encoding: str) -> int:

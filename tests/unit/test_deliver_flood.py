@@ -222,22 +222,17 @@ def test_outcomes_that_gathered_while_nothing_could_be_written_are_written_in_gr
 
     written: list[int] = []
 
-    class Recording:
-        def record_dispatch(self, records: Sequence[DispatchRecord]) -> list[bool]:
-            written.append(len(records))
-            return [True] * len(records)
+    async def record(records: Sequence[DispatchRecord]) -> None:
+        written.append(len(records))
 
-    async def call(function: Any, *arguments: Any) -> Any:
-        return function(*arguments)
-
-    async def nothing(*payloads: Any) -> None:
+    async def nothing(payloads: Any) -> None:
         return None
 
     async def main() -> None:
-        settler = Settler(Recording(), nothing, call, "default", nothing)  # type: ignore[arg-type]
+        settler = Settler(nothing, record, "default")
         for number in range(1000):
-            record = DispatchRecord(name_of(number), offer(number).offer_id, S.ACCEPTED, NOW_MS, None, None)
-            settler.settle(Settled("u1", "g", record))
+            outcome = DispatchRecord(name_of(number), offer(number).offer_id, S.ACCEPTED, NOW_MS, None, None)
+            settler.settle(Settled("u1", "g", outcome))
         running = asyncio.create_task(settler.run())
         await settler.flushed()
         running.cancel()

@@ -6,7 +6,7 @@ Everything here goes over the second connection, so that a claim never waits for
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,9 +17,12 @@ from engine.ledger.dispatch import Claim
 from engine.ledger.kernel import KEEP
 from engine.ledger.outcomes import DispatchRow
 from engine.ledger.redis.acts import dispatch_act
+from engine.ledger.redis.link import RedisLink
 from engine.ledger.redis.packing import GRANT_BYTES, decode, encode
 from engine.ledger.redis.shard import OFFER_KEEP_MS, RedisShard
 from engine.model import Offer
+
+Call = tuple[Sequence[bytes], Callable[[], Sequence[bytes | str | int]]]
 
 
 class HandOffShard(RedisShard):
@@ -40,38 +43,11 @@ class HandOffShard(RedisShard):
 
         Where the store cannot answer, all are `unavailable`, and nothing may be sent.
         """
-        token = secrets.token_hex(8)
-        flat = [text for pair in claims for text in pair]
-        try:
-            answer = self._claims.script(
-                "claim",
-                [self._meta],
-                lambda: (
-                    self.epoch if epoch is None else epoch,
-                    0,
-                    self._claims.run_id,
-                    self._prefix,
-                    now_ms,
-                    OFFER_KEEP_MS,
-                    token,
-                    self._pauses,
-                    encode(sorted(self.assumed_consent)),
-                    encode(flat),
-                ),
-            )
-        except StoreUnavailable:
-            return [Claim.UNAVAILABLE] * len(claims)
-        return [Claim(one) for one in decode(answer)]
+        return claim_all(self._claims, [(self, claims)], now_ms, epoch=epoch)[0]
 
     def record_dispatch(self, records: Sequence[DispatchRow]) -> list[bool]:
         """Store what became of dispatches, in one act; says for each whether its state changed (G1)."""
-        rows = [dispatch_act(record)[1:] for record in records]
-        answer = self._claims.script(
-            "outcome", [self._meta], lambda: (0, 0, self._claims.run_id, self._prefix, OFFER_KEEP_MS, encode(rows))
-        )
-        if answer == b"behind":
-            raise StoreUnavailable(f"shard {self.shard} is being rebuilt")
-        return [one == 1 for one in decode(answer)]
+        return record_all(self._claims, [(self, records)])[0]
 
     def why_not_again(self, offer_id: str, channel: str) -> str | None:
         """Say why a dispatch that was provably not accepted must not be submitted once more; None: it may (D7)."""
@@ -195,3 +171,52 @@ class HandOffShard(RedisShard):
                 for dispatch_id in {one[0] for one in offer[9]}:
                     self._claims.command("DEL", f"{{{self._tenant}}}w:{dispatch_id}")
                     self._claims.command("ZREM", f"{{{self._tenant}}}a", dispatch_id)
+
+    # --- what goes over a connection that several shards share --------------------------------------------------------
+
+    def _claim_call(self, link: RedisLink, claims: Sequence[tuple[str, str]], now_ms: int, epoch: int | None) -> Call:
+        token = secrets.token_hex(8)
+        flat = [text for pair in claims for text in pair]
+        return [self._meta], lambda: (
+            self.epoch if epoch is None else epoch,
+            0,
+            link.run_id,
+            self._prefix,
+            now_ms,
+            OFFER_KEEP_MS,
+            token,
+            self._pauses,
+            encode(sorted(self.assumed_consent)),
+            encode(flat),
+        )
+
+    def _record_call(self, link: RedisLink, records: Sequence[DispatchRow]) -> Call:
+        rows = [dispatch_act(record)[1:] for record in records]
+        return [self._meta], lambda: (0, 0, link.run_id, self._prefix, OFFER_KEEP_MS, encode(rows))
+
+
+def claim_all(
+    link: RedisLink,
+    claims: Sequence[tuple[HandOffShard, Sequence[tuple[str, str]]]],
+    now_ms: int,
+    *,
+    epoch: int | None = None,
+) -> list[list[str]]:
+    """Claim offers of several shards of a tenant, an act each, all on their way at once; one answer for each."""
+    calls = [shard._claim_call(link, mine, now_ms, epoch) for shard, mine in claims]
+    try:
+        return [[Claim(one) for one in decode(answer)] for answer in link.scripts("claim", calls)]
+    except StoreUnavailable:
+        return [[Claim.UNAVAILABLE] * len(mine) for _, mine in claims]
+
+
+def record_all(link: RedisLink, records: Sequence[tuple[HandOffShard, Sequence[DispatchRow]]]) -> list[list[bool]]:
+    """Store outcomes of several shards, an act each, all on their way at once; may be repeated (G1).
+
+    Raises StoreUnavailable where one of them is being rebuilt; the others' may be stored then.
+    """
+    answers = link.scripts("outcome", [shard._record_call(link, mine) for shard, mine in records])
+    for (shard, _), answer in zip(records, answers, strict=True):
+        if answer == b"behind":
+            raise StoreUnavailable(f"shard {shard.shard} is being rebuilt")
+    return [[one == 1 for one in decode(answer)] for answer in answers]

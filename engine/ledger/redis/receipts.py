@@ -6,6 +6,7 @@ receipts that came too early and what is waited for belong to the tenant; the st
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -45,10 +46,11 @@ class RedisReceipts:
     """One tenant's receipts. Raises StoreUnavailable while Redis cannot answer.
 
     partitions  how many shards there are
+    link        its connection, for whatever else concerns the tenant
     """
 
     def __init__(self, url: str, partitions: int, *, tenant: str = "default", patience_s: float = 2.0) -> None:
-        self._link = RedisLink(url, patience_s=patience_s, home=f"{{{tenant}}}")
+        self.link = RedisLink(url, patience_s=patience_s, home=f"{{{tenant}}}")
         self._partitions = partitions
         self._tenant = tenant
         self._early_key = f"{{{tenant}}}l".encode()
@@ -57,7 +59,7 @@ class RedisReceipts:
         self._may_be_early = True  # another dispatcher may have ended before it told
 
     def close(self) -> None:
-        self._link.close()
+        self.link.close()
 
     # --- offers -----------------------------------------------------------------------------------------------------
 
@@ -75,7 +77,7 @@ class RedisReceipts:
         found: dict[str, _Known] = {}
         for first in range(0, len(places), 4_000):
             chunk = places[first : first + 4_000]
-            values = self._link.command("MGET", *(self._offer_key(shard, name) for shard, name in chunk))
+            values = self.link.command("MGET", *(self._offer_key(shard, name) for shard, name in chunk))
             for (shard, name), value in zip(chunk, values, strict=True):
                 offer = decode(value) if value else None
                 if offer and offer[0]:
@@ -90,38 +92,46 @@ class RedisReceipts:
     def put_parts(self, records: Sequence[DispatchRow], shard_of: Mapping[str, int]) -> None:
         """Remember by which names gateways will report, and what to wait for, before the outcomes are written."""
         rows: list[tuple[str, str, str, str]] = []
+        counts: Counter[tuple[str, int]] = Counter()
         for one in records:
             for number, name in enumerate(one.gateway_ids):
                 part = _Part(shard_of[one.offer_id], one.offer_id, one.dispatch_id, number, len(one.gateway_ids))
                 keys = self._part_key(one.gateway, name), self._unmatched_key(one.gateway, name)
                 rows.append((*keys, _packed(part), f"{one.gateway}\0{name}"))
-            if one.gateway_ids:
-                self._count_parts(one.gateway, one.at_ms, len(one.gateway_ids))
-            if one.state is S.UNKNOWN or (one.state is S.ACCEPTED and one.gateway_ids):
-                self.await_receipt(one.dispatch_id, one.at_ms)
+            counts[one.gateway, one.at_ms // QUARTER_MS] += len(one.gateway_ids)
+        for (gateway, quarter), count in counts.items():
+            if count:
+                self._count_parts(gateway, quarter, count)
+        self.await_receipts(
+            (one.dispatch_id, one.at_ms)
+            for one in records
+            if one.state is S.UNKNOWN or (one.state is S.ACCEPTED and one.gateway_ids)
+        )
         if rows:
-            early = self._link.script("parts", [self._early_key], lambda: (rules.KEEP_PARTS_MS, encode(rows)))
+            early = self.link.script("parts", [self._early_key], lambda: (rules.KEEP_PARTS_MS, encode(rows)))
             self._may_be_early = self._may_be_early or early > 0
 
-    def await_receipt(self, dispatch_id: str, at_ms: int) -> None:
-        """Note that a dispatch must reach a final state, if need be by silence."""
-        self._link.command("ZADD", self._awaited, "NX", at_ms + rules.SILENT_MS, dispatch_id)
+    def await_receipts(self, dispatches: Iterable[tuple[str, int]]) -> None:
+        """Note that dispatches, each with its instant, must reach a final state, if need be by silence."""
+        due = [part for name, at_ms in dispatches for part in (at_ms + rules.SILENT_MS, name)]
+        if due:
+            self.link.command("ZADD", self._awaited, "NX", *due)
 
     def await_cut_off(self, shard: int, now_ms: int) -> None:
         """Note what a crash cut off between claim and answer; call it before the shard is taken over."""
-        for dispatch_id in self._link.command("HVALS", f"{{{self._tenant}}}{shard}:s"):
-            self.await_receipt(dispatch_id.decode(), now_ms)
+        cut_off = self.link.command("HVALS", f"{{{self._tenant}}}{shard}:s")
+        self.await_receipts((dispatch_id.decode(), now_ms) for dispatch_id in cut_off)
 
-    def _count_parts(self, gateway: str, at_ms: int, count: int) -> None:
-        key, quarter = f"{{{self._tenant}}}k:{gateway}", at_ms // QUARTER_MS
-        self._link.command("HINCRBY", key, quarter, count)
-        for field in self._link.command("HKEYS", key) if quarter % 16 == 0 else ():
+    def _count_parts(self, gateway: str, quarter: int, count: int) -> None:
+        key = f"{{{self._tenant}}}k:{gateway}"
+        self.link.command("HINCRBY", key, quarter, count)
+        for field in self.link.command("HKEYS", key) if quarter % 16 == 0 else ():
             if int(field) < quarter - _DAY_QUARTERS:
-                self._link.command("HDEL", key, field)
+                self.link.command("HDEL", key, field)
 
     def parts_since(self, gateway: str, since_ms: int) -> int:
         """Count parts that a gateway that reports was given since an instant, to the quarter of an hour."""
-        found = self._link.command("HGETALL", f"{{{self._tenant}}}k:{gateway}")
+        found = self.link.command("HGETALL", f"{{{self._tenant}}}k:{gateway}")
         counts = zip(found[::2], found[1::2], strict=True)
         return sum(int(count) for quarter, count in counts if int(quarter) >= since_ms // QUARTER_MS)
 
@@ -158,7 +168,7 @@ class RedisReceipts:
         ]
         if not rows:
             return []
-        found = self._link.script("receipts", [], lambda: (rules.KEEP_UNMATCHED_MS, encode(rows)))
+        found = self.link.script("receipts", [], lambda: (rules.KEEP_UNMATCHED_MS, encode(rows)))
         return [_Part(*orjson.loads(part)) if part else None for part in found]
 
     def _named(self, receipt: GatewayReceipt, offer: _Known | None) -> Match | None:
@@ -172,9 +182,9 @@ class RedisReceipts:
             return self._whole(offer, part.dispatch_id, part.offer_id, state, code, at_ms)
         key = f"{{{self._tenant}}}w:{part.dispatch_id}"
         # The first final state of a part stays; the same receipt again is judged by what stands there.
-        self._link.command("HSETNX", key, part.part, _packed((state.value, code, at_ms)))
-        self._link.command("PEXPIRE", key, rules.KEEP_PARTS_MS)
-        found = sorted((orjson.loads(row) for row in self._link.command("HVALS", key)), key=lambda row: int(row[2]))
+        self.link.command("HSETNX", key, part.part, _packed((state.value, code, at_ms)))
+        self.link.command("PEXPIRE", key, rules.KEEP_PARTS_MS)
+        found = sorted((orjson.loads(row) for row in self.link.command("HVALS", key)), key=lambda row: int(row[2]))
         judged = rules.judge_parts([(S(row[0]), row[1], row[2]) for row in found], part.parts)
         if judged is None:
             return None
@@ -186,25 +196,25 @@ class RedisReceipts:
         """Make the match; what a second channel may still use is not given back, and what may have arrived ends it."""
         shard = f"{{{self._tenant}}}{offer.shard}:"
         if state is S.UNKNOWN or is_partial:
-            self._link.command("HDEL", f"{shard}b", offer_id)
-            self._link.command("ZREM", f"{shard}bz", offer_id)
+            self.link.command("HDEL", f"{shard}b", offer_id)
+            self.link.command("ZREM", f"{shard}bz", offer_id)
         match = rules.whole(dispatch_id, offer_id, offer.user, state, code, at_ms, is_partial=is_partial)
-        if match.state is S.FAILED and match.is_definite and self._link.command("HEXISTS", f"{shard}b", offer_id):
+        if match.state is S.FAILED and match.is_definite and self.link.command("HEXISTS", f"{shard}b", offer_id):
             return replace(match, is_definite=False)
         return match
 
     def late(self) -> list[Match]:
         """List what receipts that had come before the answer to their submit say, until `told_late`."""
         matches: list[Match] = []
-        self._telling = self._link.command("SMEMBERS", self._early_key) if self._may_be_early else []
+        self._telling = self.link.command("SMEMBERS", self._early_key) if self._may_be_early else []
         for packed in self._telling:
             gateway, _, name = packed.decode().partition("\0")
-            part = self._link.command("GET", self._part_key(gateway, name))
+            part = self.link.command("GET", self._part_key(gateway, name))
             if not part:
                 continue
             known = _Part(*orjson.loads(part))
             offer = self._read([(known.shard, known.offer_id)]).get(known.offer_id)
-            found = self._link.command("HGETALL", self._unmatched_key(gateway, name))
+            found = self.link.command("HGETALL", self._unmatched_key(gateway, name))
             kept = [(S(state.decode()), *orjson.loads(row)) for state, row in zip(found[::2], found[1::2], strict=True)]
             for state, code, at_ms in sorted(kept, key=lambda row: int(row[2])) if offer is not None else ():
                 assert offer is not None
@@ -218,13 +228,13 @@ class RedisReceipts:
         """Note that what `late` listed is in the log."""
         for packed in self._telling:
             gateway, _, name = packed.decode().partition("\0")
-            self._link.command("DEL", self._unmatched_key(gateway, name))
-            self._link.command("SREM", self._early_key, packed)
+            self.link.command("DEL", self._unmatched_key(gateway, name))
+            self.link.command("SREM", self._early_key, packed)
         self._telling = []  # others may have come meanwhile; the next `late` looks
 
     def silent(self, now_ms: int, limit: int) -> list[tuple[int, str, Match | None]]:
         """List what was waited for long enough: (due, dispatch id, EXPIRED, or None where it ended by itself)."""
-        rows = self._link.command("ZRANGEBYSCORE", self._awaited, 0, now_ms, "WITHSCORES", "LIMIT", 0, limit)
+        rows = self.link.command("ZRANGEBYSCORE", self._awaited, 0, now_ms, "WITHSCORES", "LIMIT", 0, limit)
         due = [(int(float(score)), name.decode()) for name, score in zip(rows[::2], rows[1::2], strict=True)]
         offers = self._find(name.partition("/")[0] for _, name in due) if due else {}
         found: list[tuple[int, str, Match | None]] = []
@@ -241,7 +251,7 @@ class RedisReceipts:
     def told_silent(self, rows: Sequence[tuple[int, str]]) -> None:
         """Note that what `silent` listed is in the log."""
         if rows:
-            self._link.command("ZREM", self._awaited, *(name for _, name in rows))
+            self.link.command("ZREM", self._awaited, *(name for _, name in rows))
 
     # --- inside -----------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from engine.deliver.contract import DispatchRecord
 from engine.errors import StoreUnavailable
 from engine.ledger.dispatch import Claim
+from engine.ledger.redis.hand_off import claim_all, record_all
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.receipts import RedisReceipts
 from engine.model import GatewayReceipt, Match, Offer
@@ -56,20 +57,22 @@ class ClaimStore:
 
     def claim(self, claims: Sequence[tuple[str, str]], now_ms: int) -> Sequence[str]:
         answers: dict[str, str] = {}
+        held: list[tuple[RedisLedger, list[tuple[str, str]]]] = []
         for shard, mine in self._by_shard(claims).items():
             ledger = self._shards.get(shard)
             if ledger is None:
                 answers |= {dispatch_id: Claim.FENCED for _, dispatch_id in mine}
-                continue
-            told: Sequence[str] = ledger.claim(mine, now_ms)
+            else:
+                held.append((ledger, mine))
+        for (ledger, mine), told in zip(held, claim_all(self.receipts.link, held, now_ms), strict=True):
             if Claim.FENCED in told or Claim.UNAVAILABLE in told:
                 told = self._claim_anew(ledger, mine, told, now_ms)
-            answers |= dict(zip((dispatch_id for _, dispatch_id in mine), told, strict=True))
+            answers.update(zip((dispatch_id for _, dispatch_id in mine), told, strict=True))
         return [answers[dispatch_id] for _, dispatch_id in claims]
 
     def _claim_anew(
-        self, ledger: RedisLedger, claims: Sequence[tuple[str, str]], told: Sequence[str], now_ms: int
-    ) -> Sequence[str]:
+        self, ledger: RedisLedger, claims: Sequence[tuple[str, str]], told: list[str], now_ms: int
+    ) -> list[str]:
         """A rebuilt shard does not know its dispatcher: present yourself once, then ask again."""
         if Claim.UNAVAILABLE in told:
             return told
@@ -81,10 +84,8 @@ class ClaimStore:
         self.receipts.put_parts(records, self._shard_of)
         for record in records:
             groups.setdefault(self._shard_of[record.offer_id], []).append(record)
-        for shard, group in groups.items():
-            ledger = self._shards.get(shard) or self._given_up[shard]
-            ledger.record_dispatch(group)
-        return None
+        ledgers = ((self._shards.get(shard) or self._given_up[shard], group) for shard, group in groups.items())
+        return record_all(self.receipts.link, list(ledgers))
 
     def why_not_again(self, offer: Offer) -> str | None:
         ledger = self._shards.get(self._shard_of.get(offer.offer_id, -1))
