@@ -33,6 +33,8 @@ def test_every_published_vector_has_its_encoding_and_segments(shared_data: Path)
         ("惠" * 71, "ucs2", 71, 2),
         ("惠" * 134, "ucs2", 134, 2),
         ("惠" * 135, "ucs2", 135, 3),
+        ("惠" * 68 + "😜", "ucs2", 70, 1),
+        ("惠" * 69 + "😜", "ucs2", 71, 2),
         ("a" * 70 + "`", "ucs2", 71, 2),  # a backtick is not in GSM-7
     ],
 )
