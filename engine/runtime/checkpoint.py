@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import select
 import signal
 import warnings
@@ -34,6 +35,7 @@ _CHUNK = 8 << 20
 _CRC_FIELD = b',"crc32c":'  # of everything before it; always the last field
 KEEP = 2
 _UNFINISHED = ".partial"
+_ABANDONED_S = 600.0
 BEGINS_WITHIN_S = 10.0
 _LOOK_S = 0.002
 _UNKNOWN = 255
@@ -56,22 +58,38 @@ class Checkpoint:
 def write(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write and fsync a checkpoint, then drop all but the newest two; raise StoreUnavailable if the disk refuses."""
     folder.mkdir(parents=True, exist_ok=True)
+    return _write(*_names(folder, checkpoint), checkpoint)
+
+
+def _names(folder: Path, checkpoint: Checkpoint) -> tuple[Path, Path]:
+    """Return what it is called, and what while it is written: a zombie may write one of the same position (F4)."""
     target = folder / f"{max(checkpoint.position, 0):020d}.checkpoint"
-    temporary = target.with_suffix(_UNFINISHED)
-    for left_over in folder.glob(f"*{_UNFINISHED}"):
-        left_over.unlink(missing_ok=True)
+    return target, target.with_suffix(f".{secrets.token_hex(4)}{_UNFINISHED}")
+
+
+def _write(target: Path, unfinished: Path, checkpoint: Checkpoint) -> Path:
+    folder = target.parent
     try:
-        temporary.touch()
-        _write_file(temporary, checkpoint)
-        os.replace(temporary, target)
+        unfinished.touch()
+        _remove_abandoned(folder, unfinished.stat().st_mtime)
+        _write_file(unfinished, checkpoint)
+        os.replace(unfinished, target)
         sync_folder(folder)
     except OSError as error:
         with contextlib.suppress(OSError):
-            temporary.unlink()
+            unfinished.unlink()
         raise StoreUnavailable(f"checkpoint {target}: cannot be written ({error.strerror})") from error
     for old in _newest_first(folder)[KEEP:]:
         old.unlink(missing_ok=True)
     return target
+
+
+def _remove_abandoned(folder: Path, now_s: float) -> None:
+    """Remove what killed writers left; another owner of the partition may still be writing (F4)."""
+    for left_over in folder.glob(f"*{_UNFINISHED}"):
+        with contextlib.suppress(FileNotFoundError):
+            if now_s - left_over.stat().st_mtime > _ABANDONED_S:
+                left_over.unlink()
 
 
 class WriterStuck(StoreUnavailable):
@@ -81,9 +99,10 @@ class WriterStuck(StoreUnavailable):
 class Pending:
     """A checkpoint being written by a forked child from its copy-on-write view of the arrays."""
 
-    def __init__(self, pid: int, target: Path, position: int) -> None:
+    def __init__(self, pid: int, target: Path, unfinished: Path, position: int) -> None:
         self.position = position
         self.target = target
+        self._unfinished = unfinished
         self._pid = pid
         self._status: int | None = None
         self._patient_until_s = monotonic_s() + BEGINS_WITHIN_S
@@ -112,7 +131,7 @@ class Pending:
         return True
 
     def _has_begun(self) -> bool:
-        return self.target.with_suffix(_UNFINISHED).exists() or self.target.exists()
+        return self._unfinished.exists() or self.target.exists()
 
 
 def write_in_background(folder: Path, checkpoint: Checkpoint) -> Pending:
@@ -122,18 +141,18 @@ def write_in_background(folder: Path, checkpoint: Checkpoint) -> Pending:
     changing them. Ask `done()` before anything that the checkpoint allows (dropping segments) is done.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / f"{max(checkpoint.position, 0):020d}.checkpoint"
+    target, unfinished = _names(folder, checkpoint)
     with warnings.catch_warnings():
         # Newer Pythons warn that locks held by other threads stay locked in the child; it takes none of ours.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if pid:
-        return Pending(pid, target, checkpoint.position)
+        return Pending(pid, target, unfinished, checkpoint.position)
     status = _UNKNOWN
     try:
         os.closerange(3, 65536)
         os.nice(5)
-        write(folder, checkpoint)
+        _write(target, unfinished, checkpoint)
         status = 0
     except StoreUnavailable as error:
         status = getattr(error.__cause__, "errno", None) or _UNKNOWN

@@ -19,6 +19,7 @@ from engine.errors import StoreFenced, StoreUnavailable
 from engine.model import RecordKind
 from engine.pipeline import Pipeline
 from engine.runtime.cluster.lanes import Lanes
+from engine.runtime.cluster.partition import Partition
 from tests.cluster_parts import Group, Shard, home_of, stop
 from tests.world import NOON_MS, profile, small_content, small_policy, usage
 
@@ -308,4 +309,28 @@ def test_what_was_lost_comes_back_unless_the_group_gave_it_to_another(tmp_path, 
     assert set(worker.partitions) == ({1} if revoked else {0, 1})
     assert set(other.partitions) == ({0} if revoked else set())
     for one in (worker, other):
+        stop(one)
+
+
+def test_a_worker_that_cannot_save_what_it_lets_go_of_goes_on_and_the_next_one_replays(tmp_path, monkeypatch):
+    """F4, F22: a zombie's checkpoint may be gone when it wakes up; what another has by now is not its business."""
+    alone, group = fresh(tmp_path / "alone"), fresh(tmp_path / "moved")
+    for one in (alone, group):
+        one.log.send(purchases(0, 120))
+    calm, worker = alone.worker(), group.worker()
+    alone.drain(calm)
+    group.drain(worker)
+
+    def fail(self: Partition) -> None:
+        raise StoreUnavailable("no such file")
+
+    monkeypatch.setattr(Partition, "save", fail)
+    worker.source.rebalance([1])
+    worker.step()
+    monkeypatch.undo()
+    assert set(worker.partitions) == {1}
+    second = group.worker([0])
+    group.drain(worker, second)
+    assert group.written.decisions() == alone.written.decisions()
+    for one in (calm, worker, second):
         stop(one)

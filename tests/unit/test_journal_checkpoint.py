@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -119,6 +120,17 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_what_another_owner_is_writing_stays_and_what_a_killed_one_left_goes(tmp_path):
+    """F4: a worker that slept through its session wakes up beside the one that has its partition now."""
+    for name, age_s in (("5.aaaa.partial", 1), ("6.bbbb.partial", 3600)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (time.time() - age_s, time.time() - age_s))
+    pending = [checkpoint.write_in_background(tmp_path, sample(8)) for _ in range(2)]
+    assert all(one.done(wait=True) for one in pending), "both write the same position"
+    assert [one.name for one in tmp_path.glob("*.partial")] == ["5.aaaa.partial"]
+    assert checkpoint.read_newest(tmp_path).checkpoint.position == 8
+
+
 def test_a_background_checkpoint_holds_the_state_of_its_start(tmp_path):
     state = sample(9)
     big = np.zeros(4_000_000, np.int64)
@@ -137,12 +149,12 @@ def test_a_writer_that_never_begins_is_not_waited_for(tmp_path, monkeypatch):
     """A child may inherit a lock that another thread held at the fork; who waits for it would wait for ever."""
     monkeypatch.setattr(checkpoint, "BEGINS_WITHIN_S", 0.05)
     with subprocess.Popen(["sleep", "60"]) as stuck:
-        pending = Pending(stuck.pid, tmp_path / "5.checkpoint", 5)
+        pending = Pending(stuck.pid, tmp_path / "5.checkpoint", tmp_path / "5.partial", 5)
         with pytest.raises(WriterStuck, match="never began"):
             pending.done(wait=True)
         stuck.returncode = -9  # waited for already
     with subprocess.Popen(["sleep", "0.3"]) as slow:
-        pending = Pending(slow.pid, tmp_path / "6.checkpoint", 6)
+        pending = Pending(slow.pid, tmp_path / "6.checkpoint", tmp_path / "6.partial", 6)
         (tmp_path / "6.partial").touch()
         assert pending.done(wait=True), "what has begun is waited for"
         slow.returncode = 0

@@ -257,7 +257,14 @@ class Worker:
                     self._let_go(number)
                 except StoreFenced:
                     self._lose(number)
+                except StoreUnavailable as error:
+                    log.error("a partition could not be saved; it is replayed", partition=number, error=str(error))
+                    self._give_up(number)
             self._lost.pop(number, None)  # the group has said whose it is: it does not come back by itself
+
+    def _give_up(self, number: int) -> None:
+        self.partitions.pop(number).close()
+        self._has_moved = True
 
     def _let_go(self, number: int) -> None:
         """Save a partition, commit it, and give it away."""
@@ -267,15 +274,12 @@ class Worker:
                 self.outputs.flush()
             partition.save()
             self._commit(partition)
-        partition.close()
-        del self.partitions[number]
-        self._has_moved = True
+        self._give_up(number)
         log.info("partition let go", partition=number, done=partition.done)
 
     def _lose(self, number: int) -> None:
         """Another worker has the partition: nothing of it is saved or committed here (F4)."""
-        self.partitions.pop(number).close()
-        self._has_moved = True
+        self._give_up(number)
         self._lost[number] = self._monotonic_s()
         log.warning("partition lost to another worker", partition=number)
 
