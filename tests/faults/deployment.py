@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -27,6 +28,7 @@ from engine.runtime.cluster.blocks import block_of_records
 from engine.runtime.id_key import load_id_key
 from engine.settings import Settings
 from tests.cluster import Cluster, Part, browse, write_content
+from tests.peers.programs import need
 from tests.world import MemoryLedger
 
 CAP = 2
@@ -220,11 +222,15 @@ def sleeping(part: Part, seconds: float) -> None:
     part.process.send_signal(signal.SIGCONT)
 
 
-def clock_off_by(seconds: int) -> dict[str, str]:
-    """What makes a process believe in another wall clock."""
+def clock_off_by(seconds: int, folder: Path) -> dict[str, str]:
+    """What makes a process believe in another wall clock; something is built in a folder for it."""
+    need("faketime", "faketime")
     library = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")))
+    waits = folder / "wrong_clock.so"
+    source = Path(__file__).with_name("wrong_clock.c")
+    subprocess.run([need("gcc", "gcc"), "-shared", "-fPIC", "-O1", "-o", waits, source], check=True, timeout=60)
     return {
-        "LD_PRELOAD": str(library),
+        "LD_PRELOAD": f"{waits}:{library}",
         "FAKETIME": f"{seconds:+d}s",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         "DONT_FAKE_MONOTONIC": "1",

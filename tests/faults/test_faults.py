@@ -179,7 +179,8 @@ def test_a_deploy_under_load_drains_in_time(tmp_path, kafka_address, redis_url):
 def test_a_clock_that_is_wrong_by_an_hour_changes_nothing(tmp_path, kafka_address, redis_url, off_s):
     """F11, T2: time is the log's, whatever one worker believes."""
     with deployment(tmp_path, kafka_address, redis_url, users=USERS) as one:
-        wrong, right, dispatch = one.start("worker", **clock_off_by(off_s)), one.start("worker"), one.start("dispatch")
+        wrong = one.start("worker", **clock_off_by(off_s, tmp_path))
+        right, dispatch = one.start("worker"), one.start("dispatch")
         ready(wrong, right)
         feed = one.feed(400, waves(random.Random(7), 100, 20))
         time.sleep(8)
