@@ -57,7 +57,8 @@ _SHORTER_S = 10.0
 _FOR_EVER_S = 1e9
 _NO_ANSWER = Reason.STORE_UNAVAILABLE.value
 _WAIT_MS = 20
-_GATHER_MS = 4
+_GATHER_MS = 8
+"""Four is as quick on an idle machine; eight costs a worker a quarter less, and so is quicker on a busy one."""
 
 
 @dataclass(slots=True)
