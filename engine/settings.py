@@ -180,9 +180,9 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         settings = Settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
-        wrong = error.errors(include_input=False)
-        lines = [f"{'.'.join(map(str, one['loc']))}: {_wanted(one['type'], one['loc'], one['msg'])}" for one in wrong]
-        faults = [_fault(one["type"], one["loc"], one["msg"], one.get("ctx", {})) for one in wrong]
+        wrong = [(_as_written(one["loc"]), one) for one in error.errors(include_input=False)]
+        lines = [f"{'.'.join(map(str, at))}: {_wanted(one['type'], at, one['msg'])}" for at, one in wrong]
+        faults = [_fault(one["type"], at, one["msg"], one.get("ctx", {})) for at, one in wrong]
         raise SettingsError("settings (opportune.toml or OPPORTUNE_*):\n  " + "\n  ".join(lines), faults) from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         fault = Fault(FILE, "$", "what is not TOML", "TOML in UTF-8", str(error))
@@ -234,13 +234,18 @@ def _fault(kind: str, place: tuple[int | str, ...], message: str, context: dict[
     return Fault(file, path, "a value that does not fit", message.removeprefix("Input should be "))
 
 
+def _as_written(place: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Drop what pydantic puts between a gateway and its field: the kind, which stands nowhere in the file."""
+    return place[:2] + place[3:] if place[:1] == ("gateways",) else place
+
+
 def _variable(place: tuple[int | str, ...]) -> str | None:
     """Return the environment variable that holds the setting at `place`, or what it is part of; None: the file does."""
-    untagged = [str(step) for step in (place[:2] + place[3:] if place[:1] == ("gateways",) else place)]
+    steps = list(map(str, place))
     written = {variable.upper(): variable for variable in os.environ}
-    names = (PREFIX + "__".join(untagged[:length]).upper() for length in range(len(untagged), 0, -1))
-    within = PREFIX + "__".join([*untagged, ""]).upper()
-    whole = (variable for variable in sorted(written) if len(untagged) > 1 and variable.startswith(within))
+    names = (PREFIX + "__".join(steps[:length]).upper() for length in range(len(steps), 0, -1))
+    within = PREFIX + "__".join([*steps, ""]).upper()
+    whole = (variable for variable in sorted(written) if len(steps) > 1 and variable.startswith(within))
     return next((written[name] for name in (*names, *whole) if name in written), None)
 
 

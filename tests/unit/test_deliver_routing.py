@@ -429,7 +429,7 @@ def test_check_exits_with_every_fault_of_the_settings_or_of_the_gateways(
     assert [one.path.split(".")[-1] for one in refused.value.faults] == ["signature", "0", "weight"]
     told = CliRunner().invoke(app, ["check"])
     assert told.exit_code == 1
-    assert told.output.count("gateways.a.sandbox.") == 3
+    assert told.output.count("error: opportune.toml: gateways.a.") == 3
     toml.write_text('[gateways.a]\nkind = "webhook"\nchannel = "sms"\n\n[gateways.b]\nkind = "webhook"\n')
     told = CliRunner().invoke(app, ["check"])
     assert told.exit_code == 1

@@ -150,7 +150,7 @@ def test_retry_after_is_passed_on() -> None:
 
 def test_no_answer_in_time_is_unknown() -> None:
     with pytest.raises(GatewayUnknown):
-        submit(Receiver(http("200 OK"), wait_s=1.0), timeout_s=0.1)
+        submit(Receiver(http("200 OK"), wait_s=1.0), timeout_s=0.5)
 
 
 def test_a_refused_connection_may_be_repeated() -> None:

@@ -59,7 +59,7 @@ def test_a_setting_that_cannot_work_is_named_with_what_to_do(folder: Path, toml:
         ('port = "x"', "opportune.toml: port: found a value that does not fit, expected a valid integer, unable to"),
         ("[gateways.sms\n", "opportune.toml: $: found what is not TOML, expected TOML in UTF-8 (Expected ']'"),
         ('[gateways.sms]\nkind = "webhok"', "gateways.sms: found kind 'webhok', expected one of 'sandbox', 'webhook'"),
-        ('[gateways.sms]\nkind = "smpp"\nhost = "h"', "gateways.sms.smpp.login: found nothing, expected a value"),
+        ('[gateways.sms]\nkind = "smpp"\nhost = "h"', "gateways.sms.login: found nothing, expected a value"),
         ("[feeds.dpi]\nreorder_s = -1", "found a value that does not fit, expected one that does (-1 s is neither 0"),
     ],
 )
