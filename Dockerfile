@@ -21,8 +21,6 @@ COPY geofences geofences
 COPY scenarios scenarios
 USER opportune
 ENV OPPORTUNE_NO_COMPILE=1 OPPORTUNE_STATE=/var/lib/opportune OPPORTUNE_HOST=0.0.0.0
-# Faust makes a folder of its own where a worker starts; here only root could.
-ENV APP_DATADIR=/var/lib/opportune/faust
 VOLUME /var/lib/opportune
 EXPOSE 8080
 HEALTHCHECK CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8080/healthz', timeout=2)"]

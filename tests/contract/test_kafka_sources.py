@@ -59,6 +59,17 @@ def test_a_member_that_comes_back_goes_on_behind_what_was_committed(kafka_addres
     again.close()
 
 
+def test_a_member_leaves_nothing_in_the_folder_it_was_started_in(kafka_address, tmp_path, monkeypatch):
+    """Faust makes folders for tables there; the image's user may not, and there are no tables."""
+    monkeypatch.chdir(tmp_path)
+    topic = KafkaTopic(kafka_address, 1)
+    topic.send(0, [b"x"])
+    source = topic.open("faust")
+    collect([source], 1)
+    source.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_nothing_is_lost_or_doubled_when_a_second_member_joins_and_leaves(kafka_address, kind):
     """F3, DESIGN: what is done is committed from the handler of the revocation, before bookkeeping is dropped."""

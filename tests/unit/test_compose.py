@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import faust
 import pytest
 import typer
 import yaml
@@ -40,16 +39,6 @@ def test_images_are_pinned_by_version_and_kafkas_is_the_one_that_is_tested(compo
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
     assert {compose["services"][name]["image"] for name in OURS} == {f"opportune:{version[1]}"}
-
-
-def test_a_worker_makes_its_folders_where_the_images_user_may(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = re.findall(r"^ENV (.*)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-    variables = dict(re.findall(r"(\w+)=(\S+)", " ".join(lines)))
-    where = Path(variables["APP_DATADIR"])
-    assert where.parent == Path(variables["OPPORTUNE_STATE"])
-    monkeypatch.setenv("APP_DATADIR", str(where))
-    app = faust.App("worker", store="memory://")
-    assert app.conf.tabledir.is_relative_to(where)
 
 
 def test_every_service_that_stays_is_watched(compose: dict[str, Any]) -> None:

@@ -28,6 +28,7 @@ PRIVATE_NAMES = {
     driver.Consumer: ("_new_consumer_thread", "on_partitions_revoked", "on_partitions_assigned"),
     driver.AIOKafkaConsumerThread: ("_create_worker_consumer", "_ensure_consumer", "call_thread", "getmany"),
     driver.Transport: ("Consumer",),
+    faust.App: ("_create_directories",),
 }
 
 
@@ -85,6 +86,13 @@ class BatchTransport(driver.Transport):  # type: ignore[misc]
     Consumer = BatchConsumer
 
 
+class _App(faust.App):  # type: ignore[misc]
+    """Keeps nothing on disk, so it makes no folders in whatever folder it was started in."""
+
+    def _create_directories(self) -> None:
+        return None
+
+
 class FaustSource(GroupSource):
     """Read a topic by a Faust application."""
 
@@ -94,7 +102,7 @@ class FaustSource(GroupSource):
         session_timeout_s = session_timeout_ms / 1000
         for name in ("faust", "mode", "aiokafka"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        app = faust.App(
+        app = _App(
             group,
             broker=[f"kafka://{one}" for one in address.split(",")],
             store="memory://",
