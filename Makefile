@@ -20,7 +20,7 @@ bounds: setup       ## property and unit tests with every array access of the ke
 	NUMBA_BOUNDSCHECK=1 $(BIN)/opportune warm
 	NUMBA_BOUNDSCHECK=1 $(BIN)/python -m pytest -q $(TWO) tests/property tests/unit
 
-faults: setup       ## every fault of docs/faults-cluster.md on real servers, some 25 minutes
+faults: setup       ## every fault of docs/faults-cluster.md on real servers, some 30 minutes
 	$(BIN)/opportune warm
 	$(BIN)/python -m pytest -q --long --durations=0 tests/faults
 
