@@ -179,6 +179,8 @@ def test_a_demo_that_is_stopped_takes_its_service_along(tmp_path: Path, number: 
         children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children")
         until(lambda: children.read_text().strip() != "")
         (service,) = map(int, children.read_text().split())
+        until(lambda: b"serve" in Path(f"/proc/{service}/cmdline").read_bytes())
+        time.sleep(0.3)  # the demo itself is still about to learn that its child has begun
         demo.send_signal(number)
         assert demo.wait(30) == 128 + number
     assert not Path(f"/proc/{service}").exists()
