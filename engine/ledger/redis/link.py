@@ -51,7 +51,9 @@ class Meanwhile(Protocol):
         """Do some of it."""
 
 
-class _NothingElse:
+class NothingElse:
+    """A thread that has one thing to do."""
+
     def reply(self, socket: Any) -> bool:
         return False
 
@@ -59,7 +61,7 @@ class _NothingElse:
         return False
 
 
-NOTHING_ELSE = _NothingElse()
+NOTHING_ELSE = NothingElse()
 
 
 class RedisLink:

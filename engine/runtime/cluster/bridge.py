@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -16,6 +17,9 @@ from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 
 T = TypeVar("T")
+CLIENT_LOG = logging.getLogger("opportune.kafka")
+"""Where librdkafka writes; what passes by itself is not worth a line."""
+CLIENT_LOG.setLevel(logging.ERROR)
 _LOOK_S = 0.5
 
 

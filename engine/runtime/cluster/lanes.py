@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from greenlet import getcurrent, greenlet
 
 from engine.clock import monotonic_s
+from engine.ledger.redis.link import NothingElse
 
 _NAP_MS = 1
 _MOST_S = 0.5
@@ -141,7 +142,7 @@ class Lanes:
             self._ready.extend(one.lane for one in there)
 
 
-class OneByOne:
+class OneByOne(NothingElse):
     """The same without lanes: each work is done as it begins. For whoever must have the same order every time."""
 
     are_busy = False
@@ -154,11 +155,5 @@ class OneByOne:
 
     finish = close = go_on
 
-    def reply(self, socket: Any) -> bool:
-        return False
-
     def until(self, is_there: Callable[[], object], look: Callable[[float], object], most_s: float) -> bool:
-        return False
-
-    def give_way(self) -> bool:
         return False

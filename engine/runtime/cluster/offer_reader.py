@@ -6,7 +6,6 @@ come from within `step`, so everything here runs in the thread that reads.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 from engine.model import Offer
+from engine.runtime.cluster.bridge import CLIENT_LOG
 from engine.settings import ClusterSettings
 
 log = structlog.get_logger("opportune.dispatch")
@@ -60,8 +60,6 @@ def open_consumer(cluster: ClusterSettings, on_commit: Callable[[Any, Any], None
     Raises StoreUnavailable where the settings cannot work.
     """
     session_ms = int(cluster.session_timeout_s * 1000)
-    client_log = logging.getLogger("opportune.kafka")
-    client_log.setLevel(logging.ERROR)
     settings = {
         "bootstrap.servers": cluster.kafka,
         "group.id": f"{cluster.prefix}dispatch",
@@ -81,7 +79,7 @@ def open_consumer(cluster: ClusterSettings, on_commit: Callable[[Any, Any], None
         "on_commit": on_commit,
     }
     try:
-        return Consumer(settings, logger=client_log)
+        return Consumer(settings, logger=CLIENT_LOG)
     except KafkaException as error:
         raise StoreUnavailable(f"offers cannot be read ({error.args[0].str()})") from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from engine.clock import monotonic_s
 from engine.errors import StoreUnavailable
 from engine.model import RecordKind
 from engine.runtime.cluster.blocks import kind_headers
-from engine.runtime.cluster.bridge import Loop, unreachable
+from engine.runtime.cluster.bridge import CLIENT_LOG, Loop, unreachable
 from engine.runtime.cluster.lanes import Lanes, OneByOne
 from engine.settings import ClusterSettings
 
@@ -28,9 +27,6 @@ _MOST_BYTES = 8 << 20
 _LATER = ("decisions", "dead-letters")
 _LINGER_MS = 20
 """How long what nobody waits for may be gathered into one request."""
-
-_client_log = logging.getLogger("opportune.kafka")
-_client_log.setLevel(logging.ERROR)
 
 
 class Outputs:
@@ -125,7 +121,7 @@ class _Producer:
 
     def __init__(self, settings: dict[str, Any], is_stopped: Callable[[], bool], lanes: Lanes | OneByOne) -> None:
         self._lanes = lanes
-        self._kafka = Producer(settings, logger=_client_log)
+        self._kafka = Producer(settings, logger=CLIENT_LOG)
         self._is_stopped = is_stopped
         self._failed: KafkaError | None = None
         self._failed_topic = ""
