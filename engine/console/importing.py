@@ -73,7 +73,8 @@ async def import_rows(
         tally.done_before, tally.rows, tally.refused = progress.rows, progress.rows, progress.refused
     lines: list[bytes] = []
     bite_rows = bite_bytes = seen = 0
-    started = saved_s = monotonic_s()
+    started = monotonic_s()
+    saved_s = started - _SAVE_EVERY_S  # the first bite is kept at once: however early the cut, the next run goes on
 
     async def send(done: int) -> None:
         nonlocal lines, bite_rows, bite_bytes, saved_s
@@ -86,7 +87,7 @@ async def import_rows(
             await asyncio.sleep(min(took, engine.bite_s) * engine.rest)
         tally.rows, tally.events = seen, tally.events + len(lines)
         lines, bite_rows, bite_bytes = [], 0, 0
-        if progress is not None and monotonic_s() - saved_s > _SAVE_EVERY_S:
+        if progress is not None and monotonic_s() - saved_s >= _SAVE_EVERY_S:
             progress.rows, progress.refused = seen, tally.refused
             progress.save()
             saved_s = monotonic_s()

@@ -112,6 +112,14 @@ def test_a_cut_import_goes_on_where_it_stopped_and_a_changed_file_begins_anew(tm
     assert Progress(TableFile(path), "here").rows == 0
 
 
+def test_an_import_cut_off_in_its_first_instant_goes_on_after_its_first_bite(tmp_path):
+    path = write(tmp_path / "users.csv", *(f"u{number},a,{number},,," for number in range(500)))
+    first = ListEngine(breaks_at=1)
+    with pytest.raises(StoreUnavailable):
+        bring(path, first, Progress(TableFile(path), "here"))
+    assert 0 < Progress(TableFile(path), "here").rows == len(first.users)
+
+
 def test_too_many_faults_stop_the_import(tmp_path):
     path = write(tmp_path / "users.csv", *(",a,1,,," for _ in range(20)))
     with pytest.raises(TooManyFaults, match=r"more than 3 rows.*row 5"):
