@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import structlog
@@ -44,8 +45,9 @@ from engine.model import DispatchState, Offer, Option, ReserveAnswer, ReserveReq
 
 log = structlog.get_logger("opportune.ledger")
 
-BATCH = 128
-"""Requests in one call, about a millisecond of Redis; others are answered between calls."""
+FIRST, BATCH = 32, 128
+"""Requests in the first call, so that Redis begins soon, and in each other: about a millisecond of Redis. Others are
+answered between calls."""
 
 _STOCK_EVERY = 1000
 """Commits after which the log says anew what a shard has given, for logs that forget."""
@@ -91,18 +93,7 @@ class RedisLedger(HealingShard, HandOffShard):
             asked += not (options[0].shadow and all(option.shadow for option in options))
         self._asked = asked
         self._number_marks(requests)
-        if not self._refused:
-            return self._ask(requests, numbers)
-        local: dict[int, ReserveAnswer] = {}
-        remote: set[str] = set()
-        for row, request in enumerate(requests):
-            packed = self._refused.get(request.subject)
-            if packed is not None and request.subject not in remote:
-                answer = judge_refused(request, numbers[row], read_grants(packed), self._marks, self.shard)
-                if answer is not None:
-                    local[row] = answer
-                    continue
-            remote.add(request.subject)
+        local = self._judge_known(requests, numbers)
         if not local:
             return self._ask(requests, numbers)
         rest = [row for row in range(len(requests)) if row not in local]
@@ -110,16 +101,32 @@ class RedisLedger(HealingShard, HandOffShard):
         local.update(zip(rest, answers, strict=True))
         return [local[row] for row in range(len(requests))]
 
+    def _judge_known(self, requests: Sequence[ReserveRequest], numbers: Sequence[int]) -> dict[int, ReserveAnswer]:
+        """Refuse what a copy of the subject's grants refuses, by row; once Redis is asked of one, it is of the rest."""
+        refused = self._refused
+        rows = [row for row, request in enumerate(requests) if request.subject in refused] if refused else ()
+        local: dict[int, ReserveAnswer] = {}
+        remote: set[str] = set()
+        for row in rows:
+            request = requests[row]
+            if request.subject not in remote:
+                grants = read_grants(refused[request.subject])
+                answer = judge_refused(request, numbers[row], grants, self._marks, self.shard)
+                if answer is not None:
+                    local[row] = answer
+                    continue
+                remote.add(request.subject)
+        return local
+
     def _ask(self, requests: Sequence[ReserveRequest], numbers: Sequence[int]) -> list[ReserveAnswer]:
         """Ask Redis, batch after batch; others are packed, and read, while Redis works on one. Marks are numbered."""
         while True:
             if self._needs_heal:
                 self.recover()
                 self._number_marks(requests)
-            batches = [
-                _Batch(requests[first : first + BATCH], numbers[first : first + BATCH])
-                for first in range(0, len(requests), BATCH)
-            ]
+            first_edge = FIRST if len(requests) > BATCH else BATCH
+            edges = [0, *range(first_edge, len(requests), BATCH), len(requests)]
+            batches = [_Batch(requests[first:last], numbers[first:last]) for first, last in pairwise(edges)]
             calls = (self._packed(batch) for batch in batches)
             answers = self._link.scripts("reserve", calls, partial(_read, batches))
             if b"others" in answers:
@@ -130,8 +137,14 @@ class RedisLedger(HealingShard, HandOffShard):
             if not any(self._is_behind(answer) for answer in answers):
                 break
         told: list[ReserveAnswer] = []
-        for batch, answer in zip(batches, answers, strict=True):
-            told += self._take_answers(batch, answer)
+        for some, grants, subjects, refused in answers:
+            told += some
+            self._remember(refused)
+            self._made += grants
+            self._subjects.update(subjects)
+            if self._refused:
+                for subject, _ in subjects.values():
+                    self._refused.pop(subject, None)
         return told
 
     def _packed(self, batch: _Batch) -> tuple[list[bytes], Callable[[], Sequence[Any]]]:
@@ -159,43 +172,9 @@ class RedisLedger(HealingShard, HandOffShard):
             takes,
             self.shards if shared else 0,
             self._kept,
+            int(packed.keeps),
         )
         return [self._meta, self._open, *batch.keys], lambda: (*self._claimed(), *fixed, *packed.arguments, *of_stock)
-
-    def _take_answers(self, batch: _Batch, answer: tuple[list[ReserveAnswer], dict[str, bytes]]) -> list[ReserveAnswer]:
-        answers, refused = answer
-        self._remember(refused)
-        for request, one, number in zip(batch.requests, answers, batch.numbers, strict=True):
-            if one.granted >= 0 and not one.duplicate:
-                won = request.options[one.granted]
-                if not won.shadow:
-                    self._note(request, won, one.code, number, batch.keeps)
-        return answers
-
-    def _note(self, request: ReserveRequest, won: Option, code: str | None, number: int, keeps: bool) -> None:
-        """Remember a grant for the log, and forget what was remembered of its subject."""
-        flags = (COUNTS if won.counts else 0) | (WITHHELD if won.withheld else 0)
-        if keeps and any(rule.since_ms <= 0 for rule in won.rules):
-            flags |= KEEP
-        subject, user = request.subject, request.user_id
-        self._refused.pop(subject, None)
-        self._subjects[won.offer_id] = (subject, user)
-        self._made.append(
-            GrantRow(
-                won.offer_id,
-                subject,
-                user,
-                won.scenario,
-                won.category,
-                won.partner,
-                won.channel,
-                flags,
-                request.now_ms,
-                number,
-                code,
-                _taken(won),
-            )
-        )
 
     def _remember(self, refused: dict[str, bytes]) -> None:
         """Keep the grants of subjects that were refused, so that the next refusal needs no call."""
@@ -404,23 +383,59 @@ class RedisLedger(HealingShard, HandOffShard):
         self.close_links()
 
 
-def _taken(won: Option) -> tuple[int, list[str | int | bool]] | None:
-    if won.take is None or won.withheld:
-        return None
-    lines = [value for line in won.take.lines for value in (line.benefit, line.cost_fen, line.counts_users)]
-    return won.take.day_ms, lines
-
-
 def _read(batches: Sequence[_Batch], row: int, answer: Any) -> Any:
-    """Return the answers of a batch, and the grants of the subjects refused by key; a word of Redis stays one."""
+    """Return the answers of a batch, what they grant, to whom by offer id, and the grants of subjects refused by key.
+
+    A word of Redis stays one.
+    """
     if isinstance(answer, bytes):
         return answer
     batch = batches[row]
     packed, values = answer
     out, codes, refused, sizes, lacks = decode(packed)
-    grants: dict[str, bytes] = {}
+    known: dict[str, bytes] = {}
     at = 0
     for key, size in zip(refused, sizes, strict=True):
-        grants[batch.keys[key - 1].decode()] = values[at : at + size]
+        known[batch.keys[key - 1].decode()] = values[at : at + size]
         at += size
-    return read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)), lacks), grants
+    answers = read_answers(batch.requests, out, dict(zip(codes[::2], codes[1::2], strict=True)), lacks)
+    made = _granted(batch, answers)
+    return answers, made, {row.offer_id: (row.subject, row.user) for row in made}, known
+
+
+def _granted(batch: _Batch, answers: Sequence[ReserveAnswer]) -> list[GrantRow]:
+    """List what a batch's answers grant anew, for the log."""
+    grants = []
+    for request, one, number in zip(batch.requests, answers, batch.numbers, strict=True):
+        if one.granted < 0 or one.duplicate:
+            continue
+        won = request.options[one.granted]
+        if won.shadow:
+            continue
+        flags = (COUNTS if won.counts else 0) | (WITHHELD if won.withheld else 0)
+        if batch.keeps and any(rule.since_ms <= 0 for rule in won.rules):
+            flags |= KEEP
+        grants.append(
+            GrantRow(
+                won.offer_id,
+                request.subject,
+                request.user_id,
+                won.scenario,
+                won.category,
+                won.partner,
+                won.channel,
+                flags,
+                request.now_ms,
+                number,
+                one.code,
+                _taken(won),
+            )
+        )
+    return grants
+
+
+def _taken(won: Option) -> tuple[int, list[str | int | bool]] | None:
+    if won.take is None or won.withheld:
+        return None
+    lines = [value for line in won.take.lines for value in (line.benefit, line.cost_fen, line.counts_users)]
+    return won.take.day_ms, lines

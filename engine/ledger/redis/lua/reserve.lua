@@ -8,7 +8,7 @@
 -- below), 10 offer ids of 16 bytes, 11-13 a byte per option: counts, withheld, shadow; 14 a byte per rule: its scope, and
 -- 15 whether uncounted grants are seen too; 16 prefix of the shard, 17 of the tenant, 18 packed {per option: its take or
 -- 0, takes {pool or false, day, lines}} or '', 19 how many shards share what is asked about, 0 none does, 20 requests
--- committed
+-- committed, 21 whether a rule has no window
 -- Answer: packed {per request: granted or -1, is a duplicate, per option tried before: its rule, -3 granted before, -4 no
 -- stock, -5 no money} and
 -- {request, code ...}, subjects of cacheable requests that were refused, how many bytes of the second answer are the
@@ -40,6 +40,10 @@ for first = 1, subjects, 4000 do
   for k = 1, #found do values[first + k - 1] = found[k] end
 end
 local states, changed, opened, sent, adding = {}, {}, {}, {}, {}
+local opened_n = 0
+-- As a text once: Redis writes a number with 17 digits at every call.
+local kept_for = whole(keep_ms + horizon_ms)
+local asks_everybody, has_endless = scopes:find('\5', 1, true) ~= nil, ARGV[21] == '1'
 
 local function load(subject)
   local state, value = {}, values[subject]
@@ -170,10 +174,10 @@ local function grant(subject, grants, later, now_ms, number, id, mark, keep)
     later[3], later[2] = number, now_ms
   else
     grants[#grants + 1] = {id, now_ms, number, me, 0, scenario, marks[mark + 1], marks[mark + 2], marks[mark + 3], flags}
-    opened[#opened + 1] = KEYS[subject + 2]
-    opened[#opened + 1] = id
-    opened[#opened + 1] = is_withheld and -1 or scenario
-    opened[#opened + 1] = now_ms
+    local m = opened_n
+    opened[m + 1], opened[m + 2], opened[m + 3], opened[m + 4] =
+      KEYS[subject + 2], id, is_withheld and -1 or scenario, now_ms
+    opened_n = m + 4
     if not is_withheld then
       local minute = floor(now_ms / MINUTE_MS)
       local added = adding[scenario]
@@ -234,9 +238,10 @@ for row = 1, #subject_of do
             note_lack(number, k, short, line, limit, used)
           end
         end
-        for rule = 0, rules - 1 do
+        local has_to_look = #grants > 0 or asks_everybody or has_endless
+        for rule = 0, has_to_look and rules - 1 or -1 do
           if since_of[r + rule] <= 0 then keep = KEEP end
-          if failed < 0 and (#grants > 0 or scopes:byte(r + rule) == 5)
+          if failed < 0 and (#grants > 0 or (asks_everybody and scopes:byte(r + rule) == 5))
             and refuses(grants, number, now_ms, r + rule, mark_of[o], withheld) then
             failed = rule
           end
@@ -260,7 +265,7 @@ for row = 1, #subject_of do
             else
               take_of_stock(row - 1, subject_names[row], id)
             end
-            grant(subject, grants, later, now_ms, number, ids:sub(o * 16 - 15, o * 16), mark_of[o], keep)
+            grant(subject, grants, later, now_ms, number, id, mark_of[o], keep)
           end
         end
       end
@@ -289,14 +294,14 @@ for subject in pairs(changed) do
   if kept then
     redis.call('SET', KEYS[subject + 2], table.concat(parts))
   else
-    redis.call('SET', KEYS[subject + 2], table.concat(parts), 'PX', keep_ms + horizon_ms)
+    redis.call('SET', KEYS[subject + 2], table.concat(parts), 'PX', kept_for)
   end
 end
 if lacked then
   redis.call('ZREMRANGEBYRANK', lacks_key, 0, -LACKS_KEPT - 1)
   redis.call('PEXPIRE', lacks_key, horizon_ms)
 end
-if #opened > 0 then redis.call('RPUSH', KEYS[2], cmsgpack.pack(opened)) end
+if opened_n > 0 then redis.call('RPUSH', KEYS[2], cmsgpack.pack(opened)) end
 local subjects_kept, kept_bytes, parts = {}, {}, {}
 for _, subject in ipairs(refused) do
   if not changed[subject] then
