@@ -80,7 +80,7 @@ def host_worker(
             held = set(worker.partitions)
             for number in range(settings.cluster.partitions):
                 done[1 + number] = number in held
-        stop.wait(0.01)
+        stop.wait(0.05)
     stopping.set()
     thread.join(120)
     stamps.write_bytes(orjson.dumps(noted))
@@ -134,7 +134,7 @@ def host_dispatch(settings: Settings, fences: int, stamps: Path, ready: StopEven
         while not stop.is_set() and host.failure is None:
             if len(host.store.shards) == settings.cluster.partitions:
                 ready.set()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.05)
         await host.stop()
         assert host.failure is None, host.failure
 

@@ -76,7 +76,7 @@ def servers(bench: str) -> Iterator[Rig | None]:
     given = os.environ.get("OPPORTUNE_KAFKA")
     with tempfile.TemporaryDirectory(prefix="opportune-bench-") as name:
         folder = Path(name)
-        kafka, redis = KafkaServer(folder / "kafka"), RedisServer(folder / "redis")
+        kafka, redis = KafkaServer(folder / "kafka", swift=False), RedisServer(folder / "redis")
         try:
             redis.start()
             if not given:

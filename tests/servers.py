@@ -148,17 +148,32 @@ class Sentinel:
             self._process = None
 
 
+_SWIFT = ("-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1")
+_SHIPPED = (  # bin/kafka-server-start.sh and bin/kafka-run-class.sh
+    "-Xmx1G",
+    "-Xms1G",
+    "-XX:+UseG1GC",
+    "-XX:MaxGCPauseMillis=20",
+    "-XX:InitiatingHeapOccupancyPercent=35",
+    "-XX:+ExplicitGCInvokesConcurrent",
+)
+
+
 class KafkaServer:
     """One broker (KRaft) of our own; its folder is kept, so that it can be killed and started again.
 
     voters  of a cluster: node id and controller port of each; None: one node alone
+    swift   starts soon and takes little; else with the heap, collector, compiler and threads that Kafka ships with
     """
 
-    def __init__(self, folder: Path, *, node: int = 1, voters: dict[int, int] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, node: int = 1, voters: dict[int, int] | None = None, swift: bool = True
+    ) -> None:
         self.port = free_port()
         self.address = f"127.0.0.1:{self.port}"
         self.node = node
         self._voters = voters
+        self._swift = swift
         self._folder = folder
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -166,8 +181,7 @@ class KafkaServer:
         java = need("java", "openjdk-17-jre-headless")
         libraries = kafka_libraries()
         settings = self._folder / "server.properties"
-        command = [java, "-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-        command += ["-cp", f"{self._folder}{os.pathsep}{libraries}/*"]
+        command = [java, *(_SWIFT if self._swift else _SHIPPED), "-cp", f"{self._folder}{os.pathsep}{libraries}/*"]
         if not settings.exists():
             self._folder.mkdir(parents=True, exist_ok=True)
             settings.write_text(self._settings())
@@ -220,8 +234,7 @@ class KafkaServer:
                 "group.min.session.timeout.ms": 1000,
                 "broker.session.timeout.ms": 6000,
                 "auto.create.topics.enable": "false",
-                "num.network.threads": 2,
-                "num.io.threads": 2,
+                **({"num.network.threads": 2, "num.io.threads": 2} if self._swift else {}),
                 "log.cleaner.dedupe.buffer.size": 2 << 20,
             }.items()
         )
