@@ -147,9 +147,11 @@ class _Producer:
                 self._produce(topic, value, partition, keys[row] if keys else None, kind, self._told)
             return
         # At once: one by one each wakes the thread that sends, and the first goes out alone. Has no headers.
-        records = [{"value": value, "key": keys[row] if keys else None} for row, value in enumerate(values)]
-        where = {} if partition is None else {"partition": partition}
-        self._kafka.produce_batch(topic, records, on_delivery=self._told, **where)
+        records: list[dict[str, Any]] = [
+            {"value": value, "key": keys[row] if keys else None} for row, value in enumerate(values)
+        ]
+        where = -1 if partition is None else partition
+        self._kafka.produce_batch(topic, records, partition=where, on_delivery=self._told)
         for record in records:
             if (error := record.get("_error")) is not None:
                 raise _refused(error, topic)
