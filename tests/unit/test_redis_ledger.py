@@ -14,6 +14,7 @@ import redis
 
 from engine.errors import SettingsError, StoreCorrupt, StoreFenced, StoreUnavailable
 from engine.ledger.embedded import EmbeddedLedger
+from engine.ledger.redis.deployment import Deployment
 from engine.ledger.redis.ledger import RedisLedger
 from engine.ledger.redis.log import MemoryLog, read_commits
 from engine.ledger.redis.packing import decode
@@ -500,6 +501,13 @@ def test_a_deployment_limit_holds_over_shards_under_concurrency(redis_url):
 def test_an_address_that_nobody_answers_at_is_named():
     with pytest.raises(StoreUnavailable, match=r"redis://127\.0\.0\.1:1 does not answer"):
         RedisLedger("redis://:secret@127.0.0.1:1/0", patience_s=0.1)
+
+
+def test_a_deployment_whose_redis_is_not_there_says_what_to_do():
+    with pytest.raises(StoreUnavailable) as caught:
+        Deployment("redis://:secret@127.0.0.1:1/0", "default", patience_s=0.1)
+    assert "start it, or name another with OPPORTUNE_CLUSTER__REDIS=" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("entry", range(3))

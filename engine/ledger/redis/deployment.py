@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from engine.errors import StoreUnavailable
 from engine.ledger.redis.link import RedisLink
 
 
@@ -16,7 +17,12 @@ class Deployment:
     def __init__(self, url: str, tenant: str, *, patience_s: float = 3.0) -> None:
         self._home = f"{{{tenant}}}"
         self._link = RedisLink(url, patience_s=patience_s, home=self._home)
-        self.ping()
+        try:
+            self.ping()
+        except StoreUnavailable as error:
+            raise StoreUnavailable(
+                f"{error}: start it, or name another with OPPORTUNE_CLUSTER__REDIS=redis://host:port/database"
+            ) from None
 
     def ping(self) -> None:
         self._link.command("PING")

@@ -323,7 +323,7 @@ def _may_pass(error: ResponseError) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200] or type(error).__name__
+    return str(error).partition("\n")[0][:200].rstrip(".") or type(error).__name__
 
 
 def _facts(text: bytes) -> dict[str, str]:
