@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -55,8 +56,15 @@ class Reports:
     def reconciliation(
         self, partner: str, claims: list[tuple[int, str, int | None]], from_ms: int, until_ms: int
     ) -> Sheet:
-        """Compare claims of a partner: line, offer id or code, amount in fen."""
+        """Compare claims of a partner: line, offer id or code, amount in fen.
+
+        Raises OpportuneError where no offer is of such a partner, and the name is a slip of one that has some.
+        """
         grants, terms_of, credited, unexplained = self._credited(from_ms, until_ms)
+        partners = {name for terms in terms_of.values() for name, *_ in terms.owed(None)}
+        near = difflib.get_close_matches(partner, partners, 1) if partner not in partners else []
+        if near:
+            raise OpportuneError(f"no offer of this time is of a partner {partner!r}; did you mean {near[0]!r}?")
         made = {one.offer_id: one for one in grants if not one.withheld}
         by_code = self._by_code(set(made))
         known = [

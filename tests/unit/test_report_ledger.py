@@ -102,6 +102,8 @@ def test_a_partner_who_agrees_leaves_nothing_and_one_who_does_not_is_told_by_lin
     partner = str(reports.settlement(FROM_MS, UNTIL_MS).rows[0][0])
     good = [(n + 2, offer_id(n).upper(), None) for n in range(12)]
     assert reports.reconciliation(partner, good, FROM_MS, UNTIL_MS).rows == []
+    with pytest.raises(OpportuneError, match=f"no offer of this time is of a partner .*; did you mean '{partner}'"):
+        reports.reconciliation(f"{partner}s", good, FROM_MS, UNTIL_MS)
     reports.close()
     file = state / "theirs.csv"
     file.write_text("offer_id\n" + "".join(f"{offer_id(n)}\n" for n in range(1, 14)))
