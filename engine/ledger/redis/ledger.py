@@ -61,6 +61,8 @@ class _Batch:
 
     requests: Sequence[ReserveRequest]
     numbers: Sequence[int]
+    name: str = ""  # of the call; "" where none follows it
+    follows: str = ""  # the call before it
     keys: list[bytes] = field(default_factory=list)
     keeps: bool = False  # whether a rule has no window
 
@@ -127,11 +129,16 @@ class RedisLedger(HealingShard, HandOffShard):
             first_edge = FIRST if len(requests) > BATCH else BATCH
             edges = [0, *range(first_edge, len(requests), BATCH), len(requests)]
             batches = [_Batch(requests[first:last], numbers[first:last]) for first, last in pairwise(edges)]
+            for batch, later in pairwise(batches):
+                self._calls_made += 1
+                batch.name = later.follows = f"{self._engine_epoch}:{self._calls_made}"
             calls = (self._packed(batch) for batch in batches)
             answers = self._link.scripts("reserve", calls, partial(_read, batches))
             if b"others" in answers:
                 self._await_others()
                 self._number_marks(requests)
+                continue
+            if b"early" in answers:
                 continue
             # After a rebuild all are asked again: names may have other numbers by then.
             if not any(self._is_behind(answer) for answer in answers):
@@ -173,6 +180,8 @@ class RedisLedger(HealingShard, HandOffShard):
             self.shards if shared else 0,
             self._kept,
             int(packed.keeps),
+            batch.name,
+            batch.follows,
         )
         return [self._meta, self._open, *batch.keys], lambda: (*self._claimed(), *fixed, *packed.arguments, *of_stock)
 

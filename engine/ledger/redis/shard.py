@@ -119,6 +119,7 @@ class RedisShard(ABC):
         self._log = reservations
         self._names: dict[str, int] = {}
         self._marks: dict[tuple[str, str, str, str], tuple[int, int, int, int]] = {}
+        self._calls_made = 0
         self._made: list[GrantRow] = []
         self._released: list[ReleaseRow] = []
         self._arrived: list[ReleaseRow] = []

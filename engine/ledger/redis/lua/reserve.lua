@@ -8,7 +8,8 @@
 -- below), 10 offer ids of 16 bytes, 11-13 a byte per option: counts, withheld, shadow; 14 a byte per rule: its scope, and
 -- 15 whether uncounted grants are seen too; 16 prefix of the shard, 17 of the tenant, 18 packed {per option: its take or
 -- 0, takes {pool or false, day, lines}} or '', 19 how many shards share what is asked about, 0 none does, 20 requests
--- committed, 21 whether a rule has no window
+-- committed, 21 whether a rule has no window, 22 name of this call, and 23 of the one that must have come before, '' where
+-- there is none
 -- Answer: packed {per request: granted or -1, is a duplicate, per option tried before: its rule, -3 granted before, -4 no
 -- stock, -5 no money} and
 -- {request, code ...}, subjects of cacheable requests that were refused, how many bytes of the second answer are the
@@ -21,6 +22,9 @@ if ARGV[19] ~= '0' then
   if redis.call('HGET', ARGV[17] .. 'r', 'run') ~= ARGV[3] then return 'others' end
   if redis.call('HLEN', ARGV[17] .. 'r') <= tonumber(ARGV[19]) then return 'others' end
 end
+-- Calls are sent together, and one of them may have been refused that is not any more (a script that was not there yet, a
+-- replica that was away): what comes behind it would not see its grants, and grants too much.
+if ARGV[23] ~= '' and redis.call('HGET', KEYS[1], 'call') ~= ARGV[23] then return 'early' end
 local me, keep_ms, horizon_ms = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
 local q = cmsgpack.unpack(ARGV[9])
 -- per request: subject, now_ms, number, whether it may be remembered, options; per option: row of the marks, rules, code
@@ -301,6 +305,7 @@ if lacked then
   redis.call('ZREMRANGEBYRANK', lacks_key, 0, -LACKS_KEPT - 1)
   redis.call('PEXPIRE', lacks_key, horizon_ms)
 end
+if ARGV[22] ~= '' then redis.call('HSET', KEYS[1], 'call', ARGV[22]) end
 if opened_n > 0 then redis.call('RPUSH', KEYS[2], cmsgpack.pack(opened)) end
 local subjects_kept, kept_bytes, parts = {}, {}, {}
 for _, subject in ipairs(refused) do
