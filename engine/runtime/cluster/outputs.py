@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ class Outputs:
     reservations log, which the engine waits for; for offers, which users wait for; and for what nobody waits for.
 
     A broker that does not answer is waited for: two minutes, or until `is_stopped`, and some seconds more.
+
+    is_replayed  whoever writes does it again from a checkpoint, so that once a record is lost nothing may be saved any
+                 more: every call says so. Else threads that have sent something, and not flushed since, are told once.
     """
 
     def __init__(
@@ -44,8 +48,10 @@ class Outputs:
         *,
         is_stopped: Callable[[], bool] = lambda: False,
         lanes: Lanes | OneByOne | None = None,
+        is_replayed: bool = False,
     ) -> None:
         self._cluster = cluster
+        self._is_replayed = is_replayed
         self._lanes = lanes or OneByOne()
         self._is_stopped = is_stopped
         self._log, self._now, self._later = (self._make(linger_ms) for linger_ms in (0, 0, _LINGER_MS))
@@ -66,7 +72,7 @@ class Outputs:
             "queue.buffering.max.messages": 0,  # we count ourselves
             "queue.buffering.max.kbytes": (1 << 31) - 1,
         }
-        return _Producer(settings, self._is_stopped, self._lanes)
+        return _Producer(settings, self._is_stopped, self._lanes, is_replayed=self._is_replayed)
 
     @property
     def _producers(self) -> tuple[_Producer, ...]:
@@ -119,12 +125,16 @@ class Outputs:
 class _Producer:
     """A producer of librdkafka, whose threads need no interpreter; may be used by several threads."""
 
-    def __init__(self, settings: dict[str, Any], is_stopped: Callable[[], bool], lanes: Lanes | OneByOne) -> None:
+    def __init__(
+        self, settings: dict[str, Any], is_stopped: Callable[[], bool], lanes: Lanes | OneByOne, *, is_replayed: bool
+    ) -> None:
         self._lanes = lanes
         self._kafka = Producer(settings, logger=CLIENT_LOG)
         self._is_stopped = is_stopped
-        self._failed: KafkaError | None = None
-        self._failed_topic = ""
+        self._is_replayed = is_replayed
+        self._lost = 0  # records, ever
+        self._last_loss: StoreUnavailable | None = None
+        self._mine = threading.local()  # `before`: what was lost before this thread sent what it has not flushed
 
     def reach(self) -> None:
         """Raise KafkaException where no broker answers."""
@@ -159,6 +169,7 @@ class _Producer:
     def append(self, topic: str, partition: int, value: bytes, kind: RecordKind = RecordKind.EVENTS) -> int:
         """Write a record; return its position once it is durable."""
         positions: list[int] = []
+        self._must_work()
 
         def told(error: KafkaError | None, record: Message) -> None:
             self._told(error, record)
@@ -170,7 +181,10 @@ class _Producer:
         return positions[0]
 
     def flush(self) -> None:
-        self._wait(lambda: len(self._kafka) == 0)
+        try:
+            self._wait(lambda: len(self._kafka) == 0)
+        finally:
+            self._mine.__dict__.clear()
 
     def _produce(
         self, topic: str, value: bytes, partition: int | None, key: bytes | None, kind: RecordKind, told: Any
@@ -185,23 +199,32 @@ class _Producer:
     def _wait(self, is_done: Callable[[], object]) -> None:
         give_up_s = monotonic_s() + PATIENCE_MS / 1000 + 10
         is_told = False
+        before = self._lost_before()
         while not is_done():
-            if not self._lanes.until(lambda: is_done() or self._failed, self._kafka.poll, _LOOK_S):
+            if not self._lanes.until(lambda: is_done() or self._lost > before, self._kafka.poll, _LOOK_S):
                 self._kafka.poll(_LOOK_S)
             self._must_work()
             if not is_told and self._is_stopped():
                 is_told, give_up_s = True, min(give_up_s, monotonic_s() + _LAST_WAIT_S)
             if monotonic_s() >= give_up_s:
                 raise StoreUnavailable("kafka does not answer in time")
+        self._must_work()  # whoever else polls may have heard of it
 
     def _told(self, error: KafkaError | None, record: Message) -> None:
         if error is not None:
-            self._failed, self._failed_topic = error, record.topic() or ""
+            self._last_loss = _refused(error, record.topic() or "")
+            self._lost += 1
+
+    def _lost_before(self) -> int:
+        if self._is_replayed:
+            return 0
+        before: int = self._mine.__dict__.setdefault("before", self._lost)
+        return before
 
     def _must_work(self) -> None:
-        failed, self._failed = self._failed, None
-        if failed is not None:
-            raise _refused(failed, self._failed_topic)
+        if self._lost > self._lost_before() and self._last_loss is not None:
+            self._mine.__dict__.clear()
+            raise StoreUnavailable(*self._last_loss.args)
 
 
 def _refused(error: KafkaError, topic: str) -> StoreUnavailable:

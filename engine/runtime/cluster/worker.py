@@ -85,7 +85,7 @@ def connect(settings: Settings, is_stopped: Callable[[], bool], control: Content
     cluster = settings.cluster
     ensure_topics(cluster)
     lanes = Lanes()
-    outputs = Outputs(cluster, is_stopped=is_stopped, lanes=lanes)
+    outputs = Outputs(cluster, is_stopped=is_stopped, lanes=lanes, is_replayed=True)
     control = control or ControlTopic(cluster, ContentArchive(settings.state / "content"))
     control.load_live()
     must_serve(cluster.redis, settings.tenant)
