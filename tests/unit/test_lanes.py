@@ -154,6 +154,38 @@ def test_whoever_began_the_lanes_lets_them_go_on_while_one_has_its_turn():
     assert order == ["lane", "engine"]
 
 
+@pytest.mark.parametrize("by", ["reply", "until"])
+def test_a_reply_reaches_the_lane_that_has_a_turn_while_others_wait_for_the_turn(by):
+    """F8: shards heal one another; one that waits for another's turn must not keep it from its answer."""
+    lanes, order, there = Lanes(), [], []
+    turn = Turn(lanes)
+    here, redis = socket.socketpair()
+
+    def first() -> None:
+        with turn:
+            if by == "reply":
+                lanes.reply(here)
+            else:
+                assert lanes.until(lambda: there, time.sleep, 5)
+            order.append("first")
+
+    def second() -> None:
+        with turn:
+            order.append("second")
+
+    for work in (first, second):
+        lanes.begin(work)
+    lanes.go_on()
+    redis.send(b"+OK")
+    there.append(True)
+    give_up_s = time.monotonic() + 5
+    while lanes.are_busy and time.monotonic() < give_up_s:
+        lanes.go_on()
+    assert order == ["first", "second"]
+    here.close()
+    redis.close()
+
+
 def test_a_turn_is_one_threads_at_a_time():
     turn, count = Turn(OneByOne()), [0]
 

@@ -37,6 +37,7 @@ class Lanes:
     def __init__(self) -> None:
         self._owner: object = None
         self._ready: deque[greenlet] = deque()
+        self._aside: list[greenlet] = []  # gave way
         self._asking: dict[int, tuple[greenlet, float]] = {}
         self._sockets = select.poll()
         self._waiting: list[_Waiting] = []
@@ -51,7 +52,7 @@ class Lanes:
 
     @property
     def are_busy(self) -> bool:
-        return bool(self._ready or self._asking or self._waiting)
+        return bool(self._ready or self._aside or self._asking or self._waiting)
 
     def go_on(self) -> None:
         """Let every lane go as far as it comes; where all wait, wait a millisecond with them."""
@@ -59,6 +60,9 @@ class Lanes:
             self._wake(0)
         if not self._ready:
             self._wake(_NAP_MS)
+        # Only now: who waits for another's turn is ready all the time, and the other may wait for a reply.
+        self._ready.extend(self._aside)
+        self._aside.clear()
         for _ in range(len(self._ready)):
             try:
                 self._ready.popleft().switch()
@@ -80,8 +84,14 @@ class Lanes:
 
     def close(self) -> None:
         """Give up what is under way."""
-        left = [*self._ready, *(lane for lane, _ in self._asking.values()), *(one.lane for one in self._waiting)]
+        left = [
+            *self._ready,
+            *self._aside,
+            *(lane for lane, _ in self._asking.values()),
+            *(one.lane for one in self._waiting),
+        ]
         self._ready.clear()
+        self._aside.clear()
         self._asking.clear()
         self._waiting.clear()
         for lane in left:
@@ -117,7 +127,7 @@ class Lanes:
                 return False
             self.go_on()
             return True
-        self._ready.append(lane)
+        self._aside.append(lane)
         lane.parent.switch()
         return True
 
