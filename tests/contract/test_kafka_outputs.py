@@ -65,10 +65,15 @@ def test_once_a_record_of_a_worker_is_lost_nothing_after_it_may_be_saved(cluster
         outputs.send("offers", [b"x"], partition=0)
 
 
-def test_a_lost_record_is_told_to_whoever_sent_it_though_another_thread_heard_of_it_first(cluster):
+@pytest.mark.parametrize("waits", [False, True], ids=["few are on their way", "many are"])
+def test_a_lost_record_is_told_to_whoever_sent_it_though_another_thread_heard_of_it_first(cluster, monkeypatch, waits):
     """Both may have lost it; who sends afterwards has not."""
     outputs = Outputs(cluster)
+    if waits:
+        monkeypatch.setattr(outputs_module, "MOST_UNACKNOWLEDGED", 0)
+        outputs.send("offers", [b"small"], partition=0)
     outputs.send("offers", [LARGE], partition=0)
+    monkeypatch.undo()
 
     def other() -> None:
         outputs.send("offers", [b"small"], partition=0)

@@ -151,7 +151,7 @@ class _Producer:
         self._kafka.poll(0)
         self._must_work()
         if len(self._kafka) > MOST_UNACKNOWLEDGED:
-            self.flush()
+            self._wait(lambda: len(self._kafka) == 0)
         if kind != RecordKind.EVENTS:
             for row, value in enumerate(values):
                 self._produce(topic, value, partition, keys[row] if keys else None, kind, self._told)
