@@ -9,13 +9,16 @@ from uuid import uuid4
 import pytest
 
 from engine.errors import StoreUnavailable
+from engine.ledger.redis.log import GrantRow, LoggedCommit, write_commit
 from engine.runtime.cluster import outputs as outputs_module
 from engine.runtime.cluster.outputs import Outputs, read_records
 from engine.runtime.cluster.topics import ensure_topics
+from engine.runtime.cluster.worker import MOST_EVENTS
 from engine.settings import ClusterSettings
 
 pytestmark = pytest.mark.integration
 LARGE = b"x" * (2 << 20)
+T0 = 1_767_323_045_000
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +47,21 @@ def test_a_record_that_is_too_large_is_named_and_what_is_around_it_keeps_its_ord
         send(*values[:20], b"x" * size, *values[20:])
     send(*values)
     assert written(cluster, "offers", 1)[-50:] == values
+    outputs.close()
+
+
+def test_the_log_takes_a_commit_of_the_largest_block_in_which_every_event_got_a_code(cluster):
+    """F7: a worker that could not write it would fail on that block at every start."""
+    name = "n" * 128
+    rows = [
+        GrantRow(f"{number:032x}", name, name, name, name, name, "sms", 3, T0, number, name)
+        for number in range(MOST_EVENTS)
+    ]
+    entry = write_commit(LoggedCommit("default", 1, 1, MOST_EVENTS, T0, MOST_EVENTS, 0, rows, []))
+    outputs = Outputs(cluster)
+    outputs.append(1, entry)
+    outputs.append(1, b"after")
+    assert [*outputs.read(1, 0)] == [entry, b"after"]
     outputs.close()
 
 

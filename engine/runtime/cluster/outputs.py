@@ -16,6 +16,7 @@ from engine.model import RecordKind
 from engine.runtime.cluster.blocks import kind_headers
 from engine.runtime.cluster.bridge import CLIENT_LOG, Loop, unreachable
 from engine.runtime.cluster.lanes import Lanes, OneByOne
+from engine.runtime.cluster.topics import LARGEST_BYTES, LARGEST_COMMIT_BYTES
 from engine.settings import ClusterSettings
 
 PATIENCE_MS = 120_000
@@ -24,7 +25,6 @@ _LOOK_S = 0.5
 _REACH_S = 5.0
 MOST_UNACKNOWLEDGED = 100_000
 """Records that are sent and not acknowledged yet; whoever sends more waits for all of them."""
-_MOST_BYTES = 8 << 20
 _LATER = ("decisions", "dead-letters")
 _LINGER_MS = 20
 """How long what nobody waits for may be gathered into one request."""
@@ -54,20 +54,21 @@ class Outputs:
         self._is_replayed = is_replayed
         self._lanes = lanes or OneByOne()
         self._is_stopped = is_stopped
-        self._log, self._now, self._later = (self._make(linger_ms) for linger_ms in (0, 0, _LINGER_MS))
+        self._log = self._make(0, LARGEST_COMMIT_BYTES)
+        self._now, self._later = (self._make(linger_ms, LARGEST_BYTES) for linger_ms in (0, _LINGER_MS))
         try:
             self._log.reach()
         except KafkaException as error:
             raise unreachable(cluster.kafka, error) from None
 
-    def _make(self, linger_ms: int) -> _Producer:
+    def _make(self, linger_ms: int, largest_bytes: int) -> _Producer:
         settings = {
             "bootstrap.servers": self._cluster.kafka,
             "acks": "all",
             "enable.idempotence": True,
             "message.timeout.ms": PATIENCE_MS,
             "linger.ms": linger_ms,
-            "message.max.bytes": _MOST_BYTES,
+            "message.max.bytes": largest_bytes,
             "partitioner": "murmur2_random",
             "queue.buffering.max.messages": 0,  # we count ourselves
             "queue.buffering.max.kbytes": (1 << 31) - 1,

@@ -18,6 +18,9 @@ from engine.settings import ClusterSettings
 log = structlog.get_logger("opportune.kafka")
 
 STAMPS = "message.timestamp.type"
+LARGEST_BYTES = 8 << 20
+LARGEST_COMMIT_BYTES = 32 << 20
+"""Of the reservations log: a block of a backlog is one commit, and each of its events may be granted something."""
 _DAY_MS = 86_400_000
 
 
@@ -34,14 +37,15 @@ def topics(cluster: ClusterSettings) -> dict[str, Topic]:
     hours = {"retention.ms": str(72 * 3_600_000)}
     kept = {"retention.ms": str(cluster.reservation_days * _DAY_MS)}
     compacted = {"cleanup.policy": "compact"}
-    large = {"max.message.bytes": str(8 << 20)}
+    large = {"max.message.bytes": str(LARGEST_BYTES)}
+    largest = {"max.message.bytes": str(LARGEST_COMMIT_BYTES)}
     many = cluster.partitions
     return {
         "events": Topic(cluster.topic("events"), many, stamped | hours | large),
         "control": Topic(cluster.topic("control"), 1, stamped | compacted | large),
         "offers": Topic(cluster.topic("offers"), many, stamped | hours),
         "decisions": Topic(cluster.topic("decisions"), many, stamped | kept),
-        "reservations": Topic(cluster.topic("reservations"), many, stamped | kept | large),
+        "reservations": Topic(cluster.topic("reservations"), many, stamped | kept | largest),
         "dead-letters": Topic(cluster.topic("dead-letters"), 1, stamped | kept),
     }
 
