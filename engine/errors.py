@@ -63,12 +63,17 @@ class SettingsError(OpportuneError):
         self.faults = tuple(faults)
 
 
+def slip_of(word: str, known: Iterable[str]) -> str:
+    """Ask, to be put behind a message, whether a known word near this one was meant; '' where none is near."""
+    near = difflib.get_close_matches(word, sorted(known), 1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 class UnknownScenario(OpportuneError):
     """No scenario has the id that was asked about."""
 
     def __init__(self, scenario: str, known: Iterable[str]) -> None:
-        near = difflib.get_close_matches(scenario, sorted(known), 1)
-        super().__init__(f"no scenario has the id {scenario!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        super().__init__(f"no scenario has the id {scenario!r}{slip_of(scenario, known)}")
 
 
 class EventError(OpportuneError):

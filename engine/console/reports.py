@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +11,7 @@ import structlog
 
 from engine.console.seen import read_seen
 from engine.definitions import Content
-from engine.errors import OpportuneError, StoreError
+from engine.errors import OpportuneError, StoreError, slip_of
 from engine.ledger.codes import CodeStore
 from engine.ledger.reading import Granted, LedgerReader
 from engine.report.credit import Credited, Terms, TermsOf, Use, credit
@@ -62,9 +61,8 @@ class Reports:
         """
         grants, terms_of, credited, unexplained = self._credited(from_ms, until_ms)
         partners = {name for terms in terms_of.values() for name, *_ in terms.owed(None)}
-        near = difflib.get_close_matches(partner, partners, 1) if partner not in partners else []
-        if near:
-            raise OpportuneError(f"no offer of this time is of a partner {partner!r}; did you mean {near[0]!r}?")
+        if partner not in partners and (slip := slip_of(partner, partners)):
+            raise OpportuneError(f"no offer of this time is of a partner {partner!r}{slip}")
         made = {one.offer_id: one for one in grants if not one.withheld}
         by_code = self._by_code(set(made))
         known = [

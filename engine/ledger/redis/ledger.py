@@ -126,12 +126,7 @@ class RedisLedger(HealingShard, HandOffShard):
             if self._needs_heal:
                 self.recover()
                 self._number_marks(requests)
-            first_edge = FIRST if len(requests) > BATCH else BATCH
-            edges = [0, *range(first_edge, len(requests), BATCH), len(requests)]
-            batches = [_Batch(requests[first:last], numbers[first:last]) for first, last in pairwise(edges)]
-            for batch, later in pairwise(batches):
-                self._calls_made += 1
-                batch.name = later.follows = f"{self._engine_epoch}:{self._calls_made}"
+            batches = self._cut(requests, numbers)
             calls = (self._packed(batch) for batch in batches)
             answers = self._link.scripts("reserve", calls, partial(_read, batches))
             if b"others" in answers:
@@ -153,6 +148,16 @@ class RedisLedger(HealingShard, HandOffShard):
                 for subject, _ in subjects.values():
                     self._refused.pop(subject, None)
         return told
+
+    def _cut(self, requests: Sequence[ReserveRequest], numbers: Sequence[int]) -> list[_Batch]:
+        """Cut requests into calls, each naming the one before it."""
+        first_edge = FIRST if len(requests) > BATCH else BATCH
+        edges = [0, *range(first_edge, len(requests), BATCH), len(requests)]
+        batches = [_Batch(requests[first:last], numbers[first:last]) for first, last in pairwise(edges)]
+        for batch, later in pairwise(batches):
+            self._calls_made += 1
+            batch.name = later.follows = f"{self._engine_epoch}:{self._calls_made}"
+        return batches
 
     def _packed(self, batch: _Batch) -> tuple[list[bytes], Callable[[], Sequence[Any]]]:
         own, persons = f"{self._prefix}u:".encode(), self._persons.encode()

@@ -35,7 +35,7 @@ from engine.runtime.cluster.bridge import Loop, unreachable
 from engine.runtime.cluster.outputs import Outputs
 from engine.runtime.cluster.profile_events import profile_events
 from engine.runtime.cluster.routing import events_of, partition_of
-from engine.runtime.cluster.topics import ensure_topics
+from engine.runtime.cluster.topics import LARGEST_BYTES, ensure_topics
 from engine.settings import ClusterSettings, Settings
 
 log = structlog.get_logger("opportune.rekey")
@@ -136,7 +136,7 @@ async def _copy_events(old: Settings, new: ClusterSettings, users: Mapping[str, 
     cluster = old.cluster
     # One batch a record would be slow, one in flight too: order within a partition is kept by idempotence.
     producer = AIOKafkaProducer(
-        bootstrap_servers=new.kafka, acks="all", enable_idempotence=True, linger_ms=20, max_request_size=8 << 20
+        bootstrap_servers=new.kafka, acks="all", enable_idempotence=True, linger_ms=20, max_request_size=LARGEST_BYTES
     )
     consumer = AIOKafkaConsumer(bootstrap_servers=cluster.kafka, enable_auto_commit=False, fetch_max_wait_ms=50)
     topic = new.topic("events")
